@@ -1,0 +1,3 @@
+//! Incremental checkpoint and restart of running, unmodified Linux jobs.
+//!
+//! The three stories are [`checkpoint`], [`restore`] and [`supervise`]; everything else serves them.

@@ -1,0 +1,2 @@
+//! The command `cr`.
+fn main() {}
