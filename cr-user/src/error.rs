@@ -1,0 +1,120 @@
+//! What can go wrong, in words that say what, where, why, and what to do about it.
+
+use std::fmt;
+use std::io;
+
+use serde::Serialize;
+
+use crate::fault::Injected;
+// IMG use crate::{image, store};
+
+/// The result of everything that touches a job.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why `cr` could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such process.
+    #[error("no process has pid {pid}; look for the job's pid with `ps`")]
+    NoSuchJob {
+        /// The pid asked for.
+        pid: i32,
+    },
+    /// The process is there but is not one that may be checkpointed by this caller.
+    #[error("cannot checkpoint pid {pid}: {why}; {todo}")]
+    NotAllowed {
+        /// The pid asked for.
+        pid: i32,
+        /// Why not.
+        why: String,
+        /// What to do.
+        todo: String,
+    },
+    /// The job holds objects that could not be restored. Nothing was changed.
+    #[error("{}", list(.0))]
+    Refused(Vec<Refusal>),
+    /// The job ended while it was being looked at.
+    #[error("pid {pid} ended during {during}; nothing was published, the older checkpoints are intact")]
+    JobGone {
+        /// The job's pid.
+        pid: i32,
+        /// The step.
+        during: &'static str,
+    },
+    /// A system call failed.
+    #[error("{what} failed: {source}")]
+    System {
+        /// What was done to what.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The checkpoint cannot be restored on this machine, now.
+    #[error("cannot restore: {what}: {why}; {todo}")]
+    NotHere {
+        /// The object.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What to do.
+        todo: String,
+    },
+    /// A resident controller answered with an error of its own.
+    #[error("{message}")]
+    Controller {
+        /// Its exit code for this.
+        code: u8,
+        /// Its sentence.
+        message: String,
+    },
+    /// A step was made to fail by a test.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+impl Error {
+    /// A failed system call on an object.
+    pub fn system(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::System { what: what.into(), source: source.into() }
+    }
+
+    /// The documented exit code of `cr` for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 120,
+            Self::NoSuchJob { .. } | Self::NotAllowed { .. } | Self::JobGone { .. } => 121,
+            Self::NotHere { .. } => 123,
+            Self::System { source, .. } if is_disk_full(source) => 124,
+            Self::System { .. } | Self::Injected(_) => 125,
+            Self::Controller { code, .. } => *code,
+        }
+    }
+}
+
+fn is_disk_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EIO))
+}
+
+/// One object of a job that could not be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// The process (or thread) that has it.
+    pub pid: i32,
+    /// Where: `fd 7`, `0x7f12…`, `thread 812`.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// Why it cannot be restored.
+    pub why: String,
+    /// What to do about it.
+    pub todo: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot checkpoint pid {}: {} {}; {}", self.pid, self.place, self.why, self.todo)
+    }
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

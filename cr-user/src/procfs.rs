@@ -1,0 +1,259 @@
+//! What `/proc` says of a process, parsed. Layouts are those of `Documentation/filesystems/proc.rst`.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Vma {
+    /// First byte.
+    pub start: u64,
+    /// Past the last byte.
+    pub end: u64,
+    /// `PROT_READ`, `PROT_WRITE`, `PROT_EXEC` as bits.
+    pub prot: i32,
+    /// `MAP_SHARED` rather than `MAP_PRIVATE`.
+    pub shared: bool,
+    /// Offset into the file in bytes.
+    pub offset: u64,
+    /// Device of the file (major, minor).
+    pub dev: (u32, u32),
+    /// Inode of the file; 0 for anonymous memory.
+    pub inode: u64,
+    /// Path or bracketed name, unescaped; empty for none.
+    pub name: String,
+    /// The two-letter `VmFlags` of smaps; empty when only `maps` was read.
+    pub flags: Vec<[u8; 2]>,
+    /// Bytes of a page of this mapping (2 MiB and up for hugetlb); 0 when only `maps` was read.
+    pub page_size: u64,
+}
+
+impl Vma {
+    /// Whether smaps shows the two-letter flag.
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|f| f == flag.as_bytes())
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Never true: a mapping has at least one page.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+/// All mappings from `/proc/PID/maps` (cheap: no page tables are walked).
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().filter_map(parse_map_line).collect())
+}
+
+/// All mappings with their flags from `/proc/PID/smaps` (walks every page table).
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn smaps(pid: i32) -> io::Result<Vec<Vma>> {
+    let mut vmas: Vec<Vma> = Vec::new();
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if let Some(vma) = vmas.last_mut() {
+                vma.flags = flags.split_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
+            }
+        } else if let Some(size) = line.strip_prefix("KernelPageSize:") {
+            if let Some(vma) = vmas.last_mut() {
+                vma.page_size = kib(size);
+            }
+        } else if line.as_bytes().first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
+            vmas.extend(parse_map_line(line));
+        }
+    }
+    Ok(vmas)
+}
+
+fn kib(text: &str) -> u64 {
+    text.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+fn parse_map_line(line: &str) -> Option<Vma> {
+    let mut rest = line;
+    let mut field = || {
+        let trimmed = rest.trim_start_matches(' ');
+        let (word, tail) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+        rest = tail;
+        word
+    };
+    let (start, end) = field().split_once('-')?;
+    let perms = field().as_bytes().to_vec();
+    let offset = u64::from_str_radix(field(), 16).ok()?;
+    let (major, minor) = field().split_once(':')?;
+    let inode = field().parse().ok()?;
+    let name = unescape(rest.trim_start_matches(' '));
+    let bit = |at: usize, set: u8, value: i32| if perms.get(at) == Some(&set) { value } else { 0 };
+    Some(Vma {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        prot: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
+        shared: perms.get(3) == Some(&b's'),
+        offset,
+        dev: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+        inode,
+        name,
+        flags: Vec::new(),
+        page_size: 0,
+    })
+}
+
+/// `/proc` writes newlines in names as `\012`.
+fn unescape(name: &str) -> String {
+    name.replace("\\012", "\n")
+}
+
+/// The threads of a process, ascending.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
+    let mut tids: Vec<i32> = fs::read_dir(format!("/proc/{pid}/task"))?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    tids.sort_unstable();
+    if tids.is_empty() { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(tids) }
+}
+
+/// Children of every thread of a process.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn children(pid: i32) -> io::Result<Vec<i32>> {
+    let mut all = Vec::new();
+    for tid in threads(pid)? {
+        match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+            Ok(text) => all.extend(text.split_whitespace().filter_map(|w| w.parse::<i32>().ok())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// The lines `Key:\tvalue` of `/proc/PID/task/TID/status`.
+#[derive(Clone, Debug)]
+pub struct Status(String);
+
+impl Status {
+    /// Reads the status of one thread.
+    ///
+    /// # Errors
+    /// `ENOENT`/`ESRCH` when the thread is gone.
+    pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
+        fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map(Self)
+    }
+
+    /// The value behind `key`, trimmed; empty when the kernel does not print it.
+    pub fn get(&self, key: &str) -> &str {
+        self.0
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))
+            .map_or("", str::trim)
+    }
+
+    /// The decimal numbers behind `key`.
+    pub fn numbers(&self, key: &str) -> Vec<u32> {
+        self.get(key).split_whitespace().filter_map(|w| w.parse().ok()).collect()
+    }
+
+    /// The hexadecimal mask behind `key`.
+    pub fn mask(&self, key: &str) -> u64 {
+        u64::from_str_radix(self.get(key), 16).unwrap_or(0)
+    }
+}
+
+/// The fields of `/proc/PID/stat` behind the command's name: index 0 is the state.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn stat(pid: i32) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let tail = text.rsplit_once(')').map_or("", |(_, t)| t);
+    Ok(tail.split_whitespace().map(str::to_owned).collect())
+}
+
+/// When the process started, in clock ticks since boot: with the pid it names one process for good.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    // Field 22 of proc(5); the state is field 3.
+    stat(pid)?.get(19).and_then(|v| v.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The descriptors of a process, ascending.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
+    let mut fds: Vec<i32> = fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    fds.sort_unstable();
+    Ok(fds)
+}
+
+/// What `/proc/PID/NAME` links to.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when the process is gone.
+pub fn link(pid: i32, name: &str) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/{name}"))
+}
+
+/// A value behind `key:` in `/proc/PID/fdinfo/FD`.
+///
+/// # Errors
+/// `ENOENT` when the descriptor is gone.
+pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
+    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
+    Ok(FdInfo {
+        position: value("pos:").parse().unwrap_or(0),
+        flags: i32::from_str_radix(value("flags:"), 8).unwrap_or(0),
+        locked: text.lines().any(|l| l.starts_with("lock:")),
+    })
+}
+
+/// What `/proc/PID/fdinfo/FD` says of every kind of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdInfo {
+    /// File offset in bytes.
+    pub position: i64,
+    /// Open flags, with `O_CLOEXEC` for the descriptor's own flag.
+    pub flags: i32,
+    /// Whether a lock is held on it.
+    pub locked: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_maps_is_parsed_with_spaces_in_its_path() {
+        let vma = parse_map_line("7f0000000000-7f0000003000 rw-s 00001000 fe:02 42      /tmp/a b\\012c (deleted)").unwrap();
+        assert_eq!((vma.start, vma.end, vma.offset), (0x7f00_0000_0000, 0x7f00_0000_3000, 0x1000));
+        assert_eq!((vma.prot, vma.shared, vma.dev, vma.inode), (3, true, (0xfe, 2), 42));
+        assert_eq!(vma.name, "/tmp/a b\nc (deleted)");
+    }
+
+    #[test]
+    fn own_mappings_have_flags() {
+        let me = std::process::id() as i32;
+        assert!(smaps(me).unwrap().iter().any(|v| v.name == "[stack]" && v.has("gd") && v.page_size == 4096));
+        assert_eq!(threads(me).unwrap().first(), Some(&me));
+    }
+}

@@ -1,0 +1,93 @@
+//! Descriptors of other processes, and closing what a new process inherited.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::sys::check;
+
+/// `pidfd_open(2)`.
+///
+/// # Errors
+/// `ESRCH` when there is no such process, `EINVAL` for a thread that is not a group leader.
+pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: no memory is passed; the descriptor returned is new and ours.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// `pidfd_getfd(2)`: a duplicate of descriptor `fd` of the process behind `pidfd`.
+///
+/// # Errors
+/// `EBADF` when the process has no such descriptor, `EPERM` when it may not be traced.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: no memory is passed; the descriptor returned is new and ours.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// `pidfd_send_signal(2)` without siginfo: a signal that cannot hit another process that took over the pid.
+///
+/// # Errors
+/// `ESRCH` when the process is gone.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    // SAFETY: a null siginfo is allowed and no other memory is passed.
+    unsafe {
+        check(libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0))?;
+    }
+    Ok(())
+}
+
+/// What `kcmp(2)` compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kcmp {
+    /// Open file descriptions behind two descriptors.
+    File,
+}
+
+/// Whether descriptor `fd1` of `pid1` and `fd2` of `pid2` are one open file description.
+///
+/// # Errors
+/// `EPERM`, `ESRCH` or `EBADF`.
+pub fn same_description(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix::Result<bool> {
+    const KCMP_FILE: i32 = 0;
+    // SAFETY: no memory is passed.
+    let order = unsafe {
+        check(libc::syscall(libc::SYS_kcmp, pid1, pid2, KCMP_FILE, libc::c_long::from(fd1), libc::c_long::from(fd2)))?
+    };
+    Ok(order == 0)
+}
+
+/// `fcntl(F_DUPFD_CLOEXEC)`-like duplicate at or above `min`, without close-on-exec.
+///
+/// # Errors
+/// `EMFILE` or `EINVAL` when `min` is beyond the limit of open files.
+pub fn dup_above(fd: BorrowedFd<'_>, min: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: no memory is passed; the descriptor returned is new and ours.
+    unsafe {
+        let fd = check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, min)))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// `fcntl(2)` commands that take and return plain integers (`F_GETPIPE_SZ`, `F_SETPIPE_SZ`, `F_GETFL`, `F_SETFL`, …).
+///
+/// # Errors
+/// What the command says.
+pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: libc::c_long) -> nix::Result<i32> {
+    // SAFETY: callers pass commands with integer arguments; the kernel treats `arg` as such and touches no memory.
+    unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), command, arg))).map(|v| v as i32) }
+}
+
+/// `FIONREAD`: bytes that can be read at once.
+///
+/// # Errors
+/// What the driver says.
+pub fn readable_bytes(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut n: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    unsafe { check(libc::c_long::from(libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n)))? };
+    Ok(n as usize)
+}

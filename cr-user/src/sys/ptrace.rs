@@ -1,0 +1,200 @@
+//! ptrace requests that `nix` lacks or words differently. All come from the thread that seized the tracee.
+
+use nix::errno::Errno;
+
+use crate::sys::check;
+
+/// General registers, as `PTRACE_GETREGS` gives them.
+pub type Regs = libc::user_regs_struct;
+
+/// `PTRACE_EVENT_STOP`: the stop of `PTRACE_INTERRUPT`, of a group stop, and of a new thread.
+pub const EVENT_STOP: i32 = 128;
+
+/// The stop's signal at the entry to and the exit from a system call, under `PTRACE_O_TRACESYSGOOD`.
+pub const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+const NT_X86_XSTATE: usize = 0x202;
+const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const PEEKSIGINFO_SHARED: u32 = 1;
+
+fn request(request: libc::c_uint, tid: i32, addr: usize, data: usize) -> nix::Result<libc::c_long> {
+    Errno::clear();
+    // SAFETY: every caller in this file passes, for its request, either integers or pointers to live objects of the size
+    // that the request reads or writes.
+    check(unsafe { libc::ptrace(request, tid, addr, data) })
+}
+
+/// Attaches without stopping, with `options` (`PTRACE_O_*`).
+///
+/// # Errors
+/// `EPERM` for a task that may not be traced or has a tracer, `ESRCH`.
+pub fn seize(tid: i32, options: i32) -> nix::Result<()> {
+    request(libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+}
+
+/// Asks a seized task to stop.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn interrupt(tid: i32) -> nix::Result<()> {
+    request(libc::PTRACE_INTERRUPT, tid, 0, 0).map(drop)
+}
+
+/// Lets a stopped task run, delivering `signal` (0: none).
+///
+/// # Errors
+/// `ESRCH`.
+pub fn cont(tid: i32, signal: i32) -> nix::Result<()> {
+    request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Lets a stopped task run to the next entry to, or exit from, a system call.
+///
+/// Single steps are no choice where the tracer may die: the trap flag outlives it and kills the task.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn syscall(tid: i32) -> nix::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+}
+
+/// Lets go of a stopped task, delivering `signal` (0: none).
+///
+/// # Errors
+/// `ESRCH`.
+pub fn detach(tid: i32, signal: i32) -> nix::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+}
+
+/// The number of the child behind a fork or clone event.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn event_message(tid: i32) -> nix::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message as usize)?;
+    Ok(message)
+}
+
+/// General registers.
+///
+/// # Errors
+/// `ESRCH` when the task is not stopped.
+pub fn regs(tid: i32) -> nix::Result<Regs> {
+    // SAFETY: all-zero registers are valid.
+    let mut regs: Regs = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETREGS, tid, 0, &raw mut regs as usize)?;
+    Ok(regs)
+}
+
+/// Replaces the general registers.
+///
+/// # Errors
+/// `EIO` for values that no program could have, `ESRCH`.
+pub fn set_regs(tid: i32, regs: &Regs) -> nix::Result<()> {
+    request(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(regs) as usize).map(drop)
+}
+
+/// The extended state (x87, SSE, AVX, …) in the standard XSAVE format.
+///
+/// # Errors
+/// `ENODEV` without XSAVE, `ESRCH`.
+pub fn xstate(tid: i32) -> nix::Result<Vec<u8>> {
+    let mut buf = vec![0u8; 16 * 1024];
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
+    buf.truncate(iov.iov_len);
+    Ok(buf)
+}
+
+/// Replaces the extended state.
+///
+/// # Errors
+/// `EINVAL`/`EFAULT` for a layout or feature that this CPU lacks, `ESRCH`.
+pub fn set_xstate(tid: i32, xstate: &[u8]) -> nix::Result<()> {
+    let mut iov = libc::iovec { iov_base: xstate.as_ptr().cast_mut().cast(), iov_len: xstate.len() };
+    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize).map(drop)
+}
+
+/// The mask of blocked signals, bit `n - 1` for signal `n`.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn sigmask(tid: i32) -> nix::Result<u64> {
+    let mut mask = 0u64;
+    request(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// Replaces the mask of blocked signals.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn set_sigmask(tid: i32, mask: u64) -> nix::Result<()> {
+    request(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as usize).map(drop)
+}
+
+/// A queued signal's information: the kernel's 128 bytes.
+pub type SigInfo = [u8; 128];
+
+/// The information of the signal that the task is about to take.
+///
+/// # Errors
+/// `EINVAL` when the stop is not for a signal.
+pub fn siginfo(tid: i32) -> nix::Result<SigInfo> {
+    let mut info = [0u8; 128];
+    request(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr() as usize)?;
+    Ok(info)
+}
+
+#[repr(C)]
+struct PeekSigInfo {
+    off: u64,
+    flags: u32,
+    nr: i32,
+}
+
+/// Signals queued for the thread (`shared == false`) or for its whole process, oldest first. Nothing is consumed.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn queued_signals(tid: i32, shared: bool) -> nix::Result<Vec<SigInfo>> {
+    const BATCH: usize = 32;
+    let mut all = Vec::new();
+    loop {
+        let args =
+            PeekSigInfo { off: all.len() as u64, flags: if shared { PEEKSIGINFO_SHARED } else { 0 }, nr: BATCH as i32 };
+        let mut batch = [[0u8; 128]; BATCH];
+        let n = request(libc::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, batch.as_mut_ptr() as usize)? as usize;
+        all.extend_from_slice(&batch[..n]);
+        if n < BATCH {
+            return Ok(all);
+        }
+    }
+}
+
+/// A thread's registration for restartable sequences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rseq {
+    /// Address of the thread's `struct rseq`; 0 when there is none.
+    pub address: u64,
+    /// Its size in bytes.
+    pub size: u32,
+    /// The signature before abort handlers.
+    pub signature: u32,
+    /// Flags (0 today).
+    pub flags: u32,
+    pad: u32,
+}
+const _: () = assert!(size_of::<Rseq>() == 24);
+
+/// The thread's registration for restartable sequences (5.13 and later).
+///
+/// # Errors
+/// `EIO` on older kernels.
+pub fn rseq(tid: i32) -> nix::Result<Rseq> {
+    let mut rseq = Rseq::default();
+    request(GET_RSEQ_CONFIGURATION, tid, size_of::<Rseq>(), &raw mut rseq as usize)?;
+    Ok(rseq)
+}
