@@ -1,0 +1,194 @@
+//! Mappings: the record, its capture, and the calls that make them again.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Refusal, Result};
+use crate::image::RecordKind;
+use crate::object::memory::advice;
+use crate::object::memory::backing::{self, Backing, ObjectKind, Source};
+use crate::object::spaces::Spaces;
+use crate::procfs::Vma;
+use crate::remote::Call;
+
+/// The record of a process's mappings.
+pub const KIND: RecordKind = RecordKind { id: 3, version: 1, name: "mappings" };
+
+/// Every mapping of one process, ascending.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Mappings {
+    /// The process.
+    pub pid: i32,
+    /// Its mappings, ascending and disjoint.
+    pub all: Vec<Mapping>,
+}
+
+/// One mapping.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Mapping {
+    /// First byte.
+    pub start: u64,
+    /// Past the last byte.
+    pub end: u64,
+    /// `PROT_*`.
+    pub prot: i32,
+    /// `MAP_SHARED`.
+    pub shared: bool,
+    /// Offset into what backs it, in bytes.
+    pub offset: u64,
+    /// What backs it.
+    pub backing: Backing,
+    /// Properties and advice: the bits of [`advice`].
+    pub advice: u32,
+    /// Bytes of its pages (4096, or a huge page's).
+    pub page_size: u64,
+    /// The name given by `PR_SET_VMA_ANON_NAME`.
+    pub name: Option<String>,
+    /// Guard pages (`MADV_GUARD_INSTALL`): first byte and bytes.
+    pub guards: Vec<(u64, u64)>,
+}
+
+impl Mapping {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Never true: a mapping has at least one page.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether the process has content of its own in it: everything but shared mappings and the kernel's pages.
+    pub fn has_own_content(&self) -> bool {
+        !self.shared && !matches!(self.backing, Backing::Kernel(_))
+    }
+
+    /// Whether untouched pages of it read as zero.
+    pub fn is_anonymous(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous)
+    }
+
+    /// Whether anything was said of it by `mseal`, `mlock` or `madvise`; see [`advice`].
+    pub fn has(&self, bit: u32) -> bool {
+        self.advice & bit != 0
+    }
+}
+
+/// Describes mappings: records, the stored objects behind them, and what cannot be restored.
+pub fn describe(pid: i32, vmas: &[Vma], spaces: &mut Spaces) -> (Vec<Mapping>, Vec<Source>, Vec<Refusal>) {
+    let (mut mappings, mut sources, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+    for vma in vmas.iter().filter(|v| v.name != "[vsyscall]") {
+        match backing::identify(pid, vma, spaces) {
+            Ok((backing, source)) => {
+                mappings.push(record(vma, backing));
+                sources.extend(source);
+            }
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    (mappings, sources, refusals)
+}
+
+fn record(vma: &Vma, backing: Backing) -> Mapping {
+    let given = vma.name.strip_prefix("[anon:").or_else(|| vma.name.strip_prefix("[anon_shmem:"));
+    Mapping {
+        start: vma.start,
+        end: vma.end,
+        prot: vma.prot,
+        shared: vma.shared,
+        offset: vma.offset,
+        backing,
+        advice: advice::of(vma),
+        page_size: vma.page_size.max(4096),
+        name: given.map(|n| n.trim_end_matches(']').to_owned()),
+        guards: Vec::new(),
+    }
+}
+
+/// Before anything is restored: every file that is not stored must be the one that was mapped.
+///
+/// # Errors
+/// [`Error::NotHere`] that names the file.
+pub fn check(mappings: &[Mapping]) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for mapping in mappings {
+        if let Backing::File(stamp) = &mapping.backing
+            && seen.insert(stamp.path.clone())
+        {
+            stamp.check("the mapped file")?;
+        }
+    }
+    Ok(())
+}
+
+/// Descriptors of backing files in the process to be made, by what they are.
+#[derive(Debug, Default)]
+pub struct BackingFds {
+    /// Files that are not stored, by path.
+    pub files: HashMap<String, i32>,
+    /// Stored objects, by content space.
+    pub objects: HashMap<u64, i32>,
+}
+
+/// Calls that make the mapping, writable so that it can be filled.
+///
+/// # Errors
+/// [`Error::NotHere`] when its backing was not opened.
+pub fn make(mapping: &Mapping, fds: &BackingFds) -> Result<Option<Call>> {
+    let missing = |what: &str| Error::NotHere {
+        what: format!("the mapping at {:#x}", mapping.start),
+        why: format!("{what} is not in the image"),
+        todo: "restore an older checkpoint with --id".to_owned(),
+    };
+    let (mut flags, fd) = match &mapping.backing {
+        Backing::Kernel(_) => return Ok(None),
+        Backing::Anonymous => (libc::MAP_ANONYMOUS, -1),
+        Backing::File(stamp) => (0, *fds.files.get(&stamp.path).ok_or_else(|| missing(&stamp.path))?),
+        Backing::Object { space, .. } => (0, *fds.objects.get(space).ok_or_else(|| missing("its object"))?),
+    };
+    flags |= libc::MAP_FIXED_NOREPLACE | if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    if mapping.has(advice::GROWS_DOWN) {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if mapping.has(advice::NO_RESERVE) {
+        flags |= libc::MAP_NORESERVE;
+    }
+    if mapping.has(advice::HUGETLB) {
+        flags |= libc::MAP_HUGETLB | (mapping.page_size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT;
+    }
+    // Shared mappings are filled through their object; the others are filled in place.
+    let prot = if mapping.shared { mapping.prot } else { libc::PROT_READ | libc::PROT_WRITE };
+    let offset = if fd == -1 { 0 } else { mapping.offset };
+    let args = [mapping.start, mapping.len(), prot as u64, flags as u64, fd as u64, offset];
+    Ok(Some(Call::new(libc::SYS_mmap, &args)))
+}
+
+/// Calls that give a filled mapping its guards, advice, name, seal and protection. `name_at` is where its name lies in the
+/// process, terminated by a zero byte.
+pub fn finish(mapping: &Mapping, name_at: Option<u64>) -> Vec<Call> {
+    const MADV_GUARD_INSTALL: u64 = 102;
+    const PR_SET_VMA: u64 = 0x5356_4d41;
+    const SYS_MSEAL: i64 = 462;
+    if matches!(mapping.backing, Backing::Kernel(_)) {
+        return Vec::new();
+    }
+    let mut calls = advice::calls(mapping.start, mapping.len(), mapping.advice);
+    for &(start, len) in &mapping.guards {
+        calls.push(Call::new(libc::SYS_madvise, &[start, len, MADV_GUARD_INSTALL]));
+    }
+    if let Some(name) = name_at {
+        calls.push(Call::new(libc::SYS_prctl, &[PR_SET_VMA, 0, mapping.start, mapping.len(), name]));
+    }
+    if !mapping.shared && mapping.prot != libc::PROT_READ | libc::PROT_WRITE {
+        calls.push(Call::new(libc::SYS_mprotect, &[mapping.start, mapping.len(), mapping.prot as u64]));
+    }
+    if mapping.has(advice::SEALED) {
+        calls.push(Call::new(SYS_MSEAL, &[mapping.start, mapping.len(), 0]));
+    }
+    calls
+}
+
+/// How a stored object is opened so that the mappings of it get their rights.
+pub fn is_writable_object(kind: &ObjectKind) -> bool {
+    !matches!(kind, ObjectKind::Deleted(_))
+}

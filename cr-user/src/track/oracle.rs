@@ -1,0 +1,213 @@
+//! The oracle: the written-bit of the job's page tables.
+//!
+//! A userfaultfd with asynchronous write-protection is made inside the job and driven from outside; `PAGEMAP_SCAN` reads
+//! which pages were written, and protects them again in the same step. When the last copy of the descriptor is closed (we
+//! die, say) tracking ends and every page reads as written: it fails safe.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::ranges::RangeSet;
+use crate::remote::{Call, Puppet};
+use crate::sys::pagemap::{self, Query, Region};
+use crate::sys::{PAGE, fd, uffd};
+
+/// Features without which the oracle cannot answer.
+pub const FEATURES: u64 = uffd::FEATURE_WP_ASYNC | uffd::FEATURE_WP_UNPOPULATED | uffd::FEATURE_WP_HUGETLBFS_SHMEM;
+
+/// Regions fetched by one scan.
+const REGIONS: usize = 4096;
+
+/// Tracking of one address space.
+#[derive(Debug)]
+pub struct Oracle {
+    pid: i32,
+    uffd: OwnedFd,
+    pagemap: File,
+}
+
+/// What the oracle says of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// These pages (by number) were written, or may have been.
+    Pages(Vec<Range<u64>>),
+    /// The range is not tracked: anything in it may have been written.
+    Untracked,
+}
+
+impl Oracle {
+    /// Makes the userfaultfd in the job and takes it over; the job keeps no copy.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the job dies.
+    pub fn open(puppet: &mut Puppet, pid: i32, pidfd: BorrowedFd<'_>) -> Result<Self> {
+        let flags = u64::from(libc::O_CLOEXEC as u32) | uffd::USER_MODE_ONLY;
+        let mut open = [Call::new(libc::SYS_userfaultfd, &[flags])];
+        // Should we die while the job has the descriptor, it closes it by itself.
+        let close = Call::new(libc::SYS_close, &[0]);
+        puppet.batch(&mut open, &[close.clone().first_from(0)])?;
+        fault::point("remote.uffd-open")?;
+        let remote = open[0]
+            .outcome()
+            .map_err(|e| Error::system(format!("userfaultfd on behalf of pid {pid}"), e))?;
+        let ours = fd::pidfd_getfd(pidfd, remote as i32);
+        puppet.batch(&mut [Call { args: [remote, 0, 0, 0, 0, 0], ..close }], &[])?;
+        let ours = ours.map_err(|e| Error::system(format!("fetching the userfaultfd of pid {pid}"), e))?;
+        Self::adopt(pid, ours)
+    }
+
+    /// Takes over a fresh userfaultfd that was made in the address space of `pid`.
+    ///
+    /// # Errors
+    /// When the kernel lacks a feature.
+    pub fn adopt(pid: i32, uffd: OwnedFd) -> Result<Self> {
+        uffd::api(uffd.as_fd(), FEATURES)
+            .map_err(|e| Error::system("turning on asynchronous write-protection (Linux 6.7 and later)", e))?;
+        Ok(Self { pid, uffd, pagemap: pagemap_of(pid)? })
+    }
+
+    /// Puts a mapping under tracking. Whole mappings only.
+    ///
+    /// # Errors
+    /// `EBUSY` when the job tracks it by a userfaultfd of its own, `EINVAL` for what cannot be tracked, `ESRCH` when the
+    /// address space is gone (the job has called `execve`).
+    pub fn register(&self, start: u64, end: u64) -> nix::Result<()> {
+        uffd::register_wp(self.uffd.as_fd(), start, end - start)
+    }
+
+    /// Pages of `[start, end)` that were written since they were last protected; with `protect` they are protected again
+    /// in the same step, and **the caller owes them to the next checkpoint**.
+    ///
+    /// The question is asked in exactly this form (written, and only that) because only then do pages that were dropped
+    /// and came back read as written on every kernel.
+    ///
+    /// # Errors
+    /// When the scan fails, or the process is gone.
+    pub fn written(&self, start: u64, end: u64, protect: bool) -> Result<Written> {
+        let query = Query {
+            all: pagemap::IS_WRITTEN,
+            any: 0,
+            inverted: 0,
+            report: pagemap::IS_WRITTEN,
+            protect,
+            tracked_only: true,
+        };
+        let mut pages = Vec::new();
+        match each_region(&self.pagemap, start, end, query, |r| pages.push(r.start / PAGE..r.end / PAGE)) {
+            Ok(()) => Ok(Written::Pages(pages)),
+            Err(Errno::EPERM) => Ok(Written::Untracked),
+            Err(e) => Err(Error::system(format!("PAGEMAP_SCAN of pid {}", self.pid), e)),
+        }
+    }
+}
+
+/// `/proc/PID/pagemap`, for scans.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn pagemap_of(pid: i32) -> Result<File> {
+    let path = format!("/proc/{pid}/pagemap");
+    File::open(&path).map_err(|e| Error::system(format!("opening {path}"), e))
+}
+
+/// Pages of a range by what backs them.
+#[derive(Clone, Debug, Default)]
+pub struct Backing {
+    /// Pages of the process's own: anonymous, or private copies of file pages.
+    pub own: RangeSet,
+    /// Guard pages.
+    pub guards: RangeSet,
+}
+
+/// Finds the pages of `[start, end)` that have content of their own.
+///
+/// With `anonymous`, pages of zeroes that were only read do not count; of file mappings, only private copies do.
+///
+/// # Errors
+/// When the scan fails.
+pub fn backing(pagemap: &File, start: u64, end: u64, anonymous: bool) -> nix::Result<Backing> {
+    let any = pagemap::IS_PRESENT | pagemap::IS_SWAPPED;
+    let report = any | pagemap::IS_FILE | pagemap::IS_PFNZERO;
+    let query = Query { all: 0, any, inverted: 0, report, protect: false, tracked_only: false };
+    let (mut own, mut guards, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
+    each_region(pagemap, start, end, query, |r| {
+        let pages = r.start / PAGE..r.end / PAGE;
+        let has = |c: u64| r.categories & c != 0;
+        if has(pagemap::IS_PRESENT) {
+            if !(has(pagemap::IS_PFNZERO) || !anonymous && has(pagemap::IS_FILE)) {
+                own.push(pages);
+            }
+        } else {
+            swapped.push(pages);
+        }
+    })?;
+    for pages in swapped {
+        classify_swapped(pagemap, pages, &mut own, &mut guards)?;
+    }
+    Ok(Backing { own: RangeSet::from_unsorted(own), guards: RangeSet::from_unsorted(guards) })
+}
+
+/// Page-table entries that are neither a page nor empty: real swap, or one of the kernel's markers (a protected page that
+/// is not there yet, a guard page). Only `/proc/PID/pagemap` tells them apart; see `Documentation/admin-guide/mm/pagemap.rst`.
+fn classify_swapped(
+    pagemap: &File,
+    pages: Range<u64>,
+    own: &mut Vec<Range<u64>>,
+    guards: &mut Vec<Range<u64>>,
+) -> nix::Result<()> {
+    use std::os::unix::fs::FileExt;
+    const SWAPPED: u64 = 1 << 62;
+    const GUARD: u64 = 1 << 58;
+    /// Swap type of markers: the last one of five bits.
+    const MARKER: u64 = 31;
+    let mut buf = vec![0u8; 8 * (pages.end - pages.start).min(64 << 10) as usize];
+    let mut at = pages.start;
+    while at < pages.end {
+        let n = ((pages.end - at) as usize * 8).min(buf.len());
+        pagemap.read_exact_at(&mut buf[..n], at * 8).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        for entry in buf[..n].chunks_exact(8) {
+            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
+            let into = if entry & GUARD != 0 {
+                Some(&mut *guards)
+            } else if entry & SWAPPED != 0 && entry & 0x1f != MARKER {
+                Some(&mut *own)
+            } else {
+                None
+            };
+            if let Some(list) = into {
+                match list.last_mut() {
+                    Some(last) if last.end == at => last.end += 1,
+                    _ => list.push(at..at + 1),
+                }
+            }
+            at += 1;
+        }
+    }
+    Ok(())
+}
+
+fn each_region(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+    query: Query,
+    mut take: impl FnMut(&Region),
+) -> nix::Result<()> {
+    let mut regions = [Region::default(); REGIONS];
+    let mut at = start;
+    while at < end {
+        let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end, query, &mut regions)?;
+        regions[..n].iter().for_each(&mut take);
+        // A walk that got nowhere would never end.
+        if walked <= at {
+            return Err(Errno::EIO);
+        }
+        at = walked;
+    }
+    Ok(())
+}
