@@ -6,7 +6,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::fault::Injected;
-// IMG use crate::{image, store};
+use crate::{image, store};
 
 /// The result of everything that touches a job.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -59,6 +59,12 @@ pub enum Error {
         /// What to do.
         todo: String,
     },
+    /// The image is damaged, foreign or too new, or could not be written.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The store is damaged, foreign, or in use.
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// A resident controller answered with an error of its own.
     #[error("{message}")]
     Controller {
@@ -86,6 +92,8 @@ impl Error {
             Self::NotHere { .. } => 123,
             Self::System { source, .. } if is_disk_full(source) => 124,
             Self::System { .. } | Self::Injected(_) => 125,
+            Self::Image(e) => e.exit_code(),
+            Self::Store(e) => e.exit_code(),
             Self::Controller { code, .. } => *code,
         }
     }

@@ -4,6 +4,13 @@
 
 pub mod error;
 pub mod fault;
+pub mod image;
+pub mod object;
 pub mod procfs;
+pub mod ranges;
 pub mod remote;
+pub mod store;
 pub mod sys;
+pub mod track;
+
+pub use error::{Error, Refusal, Result};

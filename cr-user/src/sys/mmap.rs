@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Read-only file mappings.
 
 use std::fs::File;
@@ -14,3 +15,71 @@ pub fn map_readonly(file: &File) -> io::Result<Mmap> {
     // store directory is ours alone (0700). Whoever truncates an image under a reader gets SIGBUS, as documented.
     unsafe { Mmap::map(file) }
 }
+=======
+//! Read-only file mappings, and rkyv archives that are used in place inside them.
+//!
+//! Both lean on one rule: nobody changes a published image in place. Images are written under another name, renamed
+//! once, and from then on only read or removed (removal leaves the mapped bytes alone). Somebody who writes into an
+//! image while it is mapped can make readers see changed bytes, and somebody who truncates it makes them die of
+//! SIGBUS; image files are 0600 in a directory of mode 0700, so that is the owner or root.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use memmap2::Mmap;
+use rkyv::Portable;
+use rkyv::api::high::HighValidator;
+use rkyv::bytecheck::CheckBytes;
+use rkyv::rancor;
+
+/// Maps the whole of `file` for reading, shared, as `mmap(2)` does. An empty file gives an empty mapping.
+pub fn map_readonly(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the mapping is only ever read, as bytes, and the file is not changed or truncated in place while it is
+    // mapped (the rule above). Needed because no safe interface maps a file.
+    unsafe { Mmap::map(file) }
+}
+
+/// A mapped file with one rkyv archive of root type `T` in it, validated once, then used in place.
+pub struct MappedArchive<T> {
+    map: Mmap,
+    range: Range<usize>,
+    root: PhantomData<T>,
+}
+
+impl<T> MappedArchive<T>
+where
+    T: Portable + for<'a> CheckBytes<HighValidator<'a, rancor::Error>>,
+{
+    /// Validates the archive that fills `range` (bytes of `map`; the root object is at its end).
+    ///
+    /// Fails if the range is not inside the mapping, is not aligned as `T` needs, or does not hold a valid `T`.
+    pub fn new(map: Mmap, range: Range<usize>) -> Result<Self, rancor::Error> {
+        let bytes = map.get(range.clone()).unwrap_or_default();
+        rkyv::access::<T, rancor::Error>(bytes)?;
+        Ok(Self { map, range, root: PhantomData })
+    }
+
+    /// The archive's root.
+    pub fn get(&self) -> &T {
+        let bytes = &self.map[self.range.clone()];
+        // SAFETY: `new` has validated exactly these bytes as an archive of `T`; the mapping is private to this value,
+        // is never written, and lives as long as the reference. Needed because validation walks the whole archive,
+        // which each access cannot afford.
+        unsafe { rkyv::access_unchecked::<T>(bytes) }
+    }
+
+    /// The whole mapped file.
+    pub fn file_bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl<T> fmt::Debug for MappedArchive<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MappedArchive").field("map", &self.map).field("range", &self.range).finish()
+    }
+}
+>>>>>>> wt-c

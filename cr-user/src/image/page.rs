@@ -1,0 +1,23 @@
+//! What is done to single pages: recognise zero, checksum.
+
+use super::PAGE_SIZE;
+
+static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+/// Whether all bytes are zero. `page` is one page or less.
+///
+/// This is one `memcmp` with a page that stays in the first-level cache: it ends at the first byte that differs, and
+/// runs at vector speed in unoptimised builds too.
+pub fn is_zero_page(page: &[u8]) -> bool {
+    *page == ZERO_PAGE[..page.len()]
+}
+
+/// XXH3-64 (seed 0) of one page: finds damage, does not stop a forger.
+pub fn page_checksum(page: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(page)
+}
+
+/// The checksum of a page that was allocated and never written: the file has a hole there, which reads as zeros.
+pub(super) fn zero_page_checksum() -> u64 {
+    page_checksum(&ZERO_PAGE)
+}

@@ -1,0 +1,245 @@
+//! Reads an image in place, after checking all of it that is not pages.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::index::{ArchivedExtent, ArchivedIndex, Content, Parent, Statistics};
+use super::layout::{FOOTER_BYTES, Footer, HEADER_BYTES, Header};
+use super::validate::{check_index, find_stranger};
+use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use crate::sys::mmap::{MappedArchive, map_readonly};
+
+/// A published image, mapped and validated: everything except the pages themselves, which
+/// [`verify_pages`](Self::verify_pages) checks.
+///
+/// It keeps a mapping and no descriptor, so that a chain can be longer than the descriptor limit. As for every mapped
+/// file: if somebody truncates it now, reading it here ends the process with SIGBUS (see [`crate::sys::mmap`]).
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    /// Device and inode, to find the same file again.
+    identity: (u64, u64),
+    header: Header,
+    footer: Footer,
+    archive: MappedArchive<ArchivedIndex>,
+}
+
+/// What an image says about itself, in native types.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Number of the checkpoint within its store.
+    pub id: u64,
+    /// The job that it is of.
+    pub job: JobId,
+    /// The image's identity.
+    pub hash: MetadataHash,
+    /// The checkpoint that it is a delta on; none makes it a full one.
+    pub parent: Option<Parent>,
+    /// When the job was frozen: nanoseconds since 1970 (UTC).
+    pub taken_at: u64,
+    /// Figures about how it was taken.
+    pub statistics: Statistics,
+    /// Why more was asked of the oracle than the hints said.
+    pub widened: Vec<String>,
+    /// Size of the file.
+    pub file_bytes: u64,
+}
+
+impl Image {
+    /// Maps the file and validates header, footer, records' places, checksums' place and index: hashes, bounds, order.
+    ///
+    /// `known` lists the record kinds that the caller can read, in their newest versions. A record of another kind, or
+    /// of a newer version, is an error, since a restore that skipped it would not be the job any more.
+    pub fn open(path: &Path, known: &[RecordKind]) -> Result<Self> {
+        let file = open_regular(path)?;
+        let metadata = file.metadata().map_err(|source| Error::io(path, "read", source))?;
+        let map = map_readonly(&file).map_err(|source| Error::io(path, "map", source))?;
+        if (map.len() as u64) < HEADER_BYTES + FOOTER_BYTES {
+            let path = path.to_owned();
+            return Err(Error::NotAnImage { path, why: "it is shorter than the shortest one" });
+        }
+        let header = Header::decode(path, &map)?;
+        let footer = Footer::decode(path, &map)?;
+
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&map[..HEADER_BYTES as usize]);
+        hasher.update(&map[footer.records_offset as usize..map.len() - FOOTER_BYTES as usize]);
+        if hasher.finalize() != footer.hash {
+            return Err(Error::damaged(path, "its records, checksums or index do not match their hash"));
+        }
+        let range = footer.index_offset as usize..(footer.index_offset + footer.index_len) as usize;
+        let archive = MappedArchive::<ArchivedIndex>::new(map, range)
+            .map_err(|why| Error::damaged(path, format!("the index is not valid: {why}")))?;
+        check_index(archive.get(), &header, &footer).map_err(|what| Error::damaged(path, what))?;
+        if let Some(stranger) = find_stranger(archive.get(), known) {
+            let path = path.to_owned();
+            return Err(match stranger.known {
+                None => Error::UnknownRecord { path, id: stranger.id, version: stranger.version },
+                Some(RecordKind { name, version: known, .. }) => {
+                    Error::OtherRecordVersion { path, name, found: stranger.version, known }
+                }
+            });
+        }
+        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()), header, footer, archive })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of the checkpoint within its store.
+    pub fn id(&self) -> u64 {
+        self.header.id
+    }
+
+    /// The job that it is of.
+    pub fn job(&self) -> JobId {
+        self.header.job
+    }
+
+    /// The checkpoint that it is a delta on; none makes it a full one.
+    pub fn parent(&self) -> Option<Parent> {
+        self.footer.parent
+    }
+
+    /// What a delta on this image names as its parent.
+    pub fn as_parent(&self) -> Parent {
+        Parent { id: self.header.id, hash: self.footer.hash }
+    }
+
+    /// The index, in place.
+    pub fn index(&self) -> &ArchivedIndex {
+        self.archive.get()
+    }
+
+    /// What it says about itself, copied out.
+    pub fn summary(&self) -> Summary {
+        let index = self.index();
+        Summary {
+            id: self.id(),
+            job: self.job(),
+            hash: self.footer.hash,
+            parent: self.parent(),
+            taken_at: index.taken_at.to_native(),
+            statistics: index.statistics.native(),
+            widened: index.widened.iter().map(|reason| reason.to_string()).collect(),
+            file_bytes: self.footer.file_bytes,
+        }
+    }
+
+    /// The record of `kind` in exactly that version: its rkyv archive, 16-aligned, checked against its hash but not
+    /// yet as an archive (`rkyv::access` does that).
+    ///
+    /// For a record that may be of an older version, ask [`record_version`](Self::record_version) first.
+    pub fn record(&self, kind: RecordKind) -> Result<&[u8]> {
+        let entry = self.index().records.iter().find(|entry| entry.id.to_native() == kind.id);
+        let entry = entry.ok_or_else(|| Error::MissingRecord { path: self.path.clone(), name: kind.name })?;
+        let found = entry.version.to_native();
+        if found != kind.version {
+            let (path, name, known) = (self.path.clone(), kind.name, kind.version);
+            return Err(Error::OtherRecordVersion { path, name, found, known });
+        }
+        let start = entry.offset.to_native() as usize;
+        Ok(&self.archive.file_bytes()[start..start + entry.len.to_native() as usize])
+    }
+
+    /// The version of the record of that id, if the image holds one.
+    pub fn record_version(&self, id: u16) -> Option<u16> {
+        let entry = self.index().records.iter().find(|entry| entry.id.to_native() == id);
+        entry.map(|entry| entry.version.to_native())
+    }
+
+    /// Ids of the spaces that it speaks of, ascending.
+    pub fn space_ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.index().spaces.iter().map(|space| space.id.to_native())
+    }
+
+    /// What it says about the pages of one space: sorted, not overlapping. Empty if it does not speak of the space.
+    pub fn extents(&self, space: u64) -> &[ArchivedExtent] {
+        let spaces = &self.index().spaces;
+        match spaces.binary_search_by_key(&space, |space| space.id.to_native()) {
+            Ok(found) => &spaces[found].extents,
+            Err(_) => &[],
+        }
+    }
+
+    /// What this image alone says about one page; none if nothing.
+    pub fn lookup(&self, space: u64, page: u64) -> Option<Content> {
+        let extents = self.extents(space);
+        let after = extents.partition_point(|extent| extent.first_page.to_native() <= page);
+        let extent = extents[..after].last()?.native();
+        (page < extent.end_page()).then(|| extent.content_at(page))
+    }
+
+    /// How many page slots it has.
+    pub fn slots(&self) -> u64 {
+        self.footer.slots
+    }
+
+    /// Byte offset of a slot in the file.
+    pub fn slot_offset(slot: u64) -> u64 {
+        HEADER_BYTES + slot * PAGE_SIZE as u64
+    }
+
+    /// The bytes of `pages` slots from `slot` on, mapped. Panics if there are not so many slots; those that the
+    /// image's own extents name exist.
+    pub fn page_bytes(&self, slot: u64, pages: u64) -> &[u8] {
+        assert!(slot.checked_add(pages).is_some_and(|end| end <= self.footer.slots), "no such slots");
+        let start = Self::slot_offset(slot) as usize;
+        &self.archive.file_bytes()[start..start + pages as usize * PAGE_SIZE]
+    }
+
+    /// The checksum that the page in `slot` must have. Panics if there is no such slot.
+    pub fn checksum(&self, slot: u64) -> u64 {
+        assert!(slot < self.footer.slots, "no such slot");
+        let start = (self.footer.checksums_offset + 8 * slot) as usize;
+        let bytes = &self.archive.file_bytes()[start..start + 8];
+        u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
+    }
+
+    /// A descriptor for `preadv`: opens the file again, and makes sure that it is the one that was validated.
+    pub fn open_file(&self) -> Result<File> {
+        let file = open_regular(&self.path)?;
+        let metadata = file.metadata().map_err(|source| Error::io(&self.path, "read", source))?;
+        if (metadata.dev(), metadata.ino(), metadata.len())
+            != (self.identity.0, self.identity.1, self.footer.file_bytes)
+        {
+            return Err(Error::damaged(&self.path, "another file has taken its place since it was checked"));
+        }
+        Ok(file)
+    }
+
+    /// Checks every slot against its checksum, with up to `threads` threads (at least one).
+    pub fn verify_pages(&self, threads: usize) -> Result<()> {
+        let all = super::verify::Run { image: 0, slot: 0, pages: self.footer.slots };
+        super::verify::verify_runs(std::slice::from_ref(self), vec![all], threads)
+    }
+
+    /// Which page is in a slot, for messages.
+    pub(super) fn describe_slot(&self, slot: u64) -> String {
+        for space in self.index().spaces.iter() {
+            for extent in space.extents.iter().map(|extent| extent.native()) {
+                if let Content::Stored { slot: first } = extent.content
+                    && (first..first + extent.pages).contains(&slot)
+                {
+                    let page = extent.first_page + (slot - first);
+                    return format!("page {page:#x} of space {}", space.id);
+                }
+            }
+        }
+        "a slot that is not in use".into()
+    }
+}
+
+/// Opens a regular file for reading. Something else is refused, without waiting for the other end of a FIFO.
+fn open_regular(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(|source| Error::io(path, "open", source))?;
+    let metadata = file.metadata().map_err(|source| Error::io(path, "read", source))?;
+    if !metadata.is_file() {
+        return Err(Error::NotAnImage { path: path.to_owned(), why: "it is not a regular file" });
+    }
+    Ok(file)
+}

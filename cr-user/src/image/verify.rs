@@ -1,0 +1,101 @@
+//! Compares stored pages with their checksums, on several threads.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::page::page_checksum;
+use super::{Error, Image, PAGE_SIZE, Result};
+
+/// How many pages a thread reads at a time.
+const CHUNK_PAGES: u64 = 64;
+
+/// Consecutive slots of one of several images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Run {
+    /// Which of the images.
+    pub(crate) image: usize,
+    /// First slot.
+    pub(crate) slot: u64,
+    /// How many.
+    pub(crate) pages: u64,
+}
+
+/// The damaged pages found in one image.
+#[derive(Debug, Clone, Copy)]
+struct Bad {
+    pages: u64,
+    first_slot: u64,
+}
+
+/// Checks all pages of `runs`; the error is about the first image that has damaged ones.
+///
+/// Pages are read with `pread`, not through the mapping: a copy into a buffer in the cache is cheaper than the page
+/// faults, and a file that shrank is an error rather than a SIGBUS.
+pub(crate) fn verify_runs(images: &[Image], mut runs: Vec<Run>, threads: usize) -> Result<()> {
+    runs.sort_unstable();
+    let chunks: Vec<Run> = runs.into_iter().flat_map(chunks_of).collect();
+    let next = AtomicUsize::new(0);
+    let work = || verify_share(images, &chunks, &next);
+    let found = thread::scope(|scope| {
+        // A thread that cannot be had is done without.
+        let spawned: Vec<_> =
+            (1..threads).filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut results = vec![work()];
+        results.extend(spawned.into_iter().map(|thread| thread.join().expect("a checksum thread does not panic")));
+        results
+    });
+    let mut all = BTreeMap::new();
+    for share in found {
+        for (image, bad) in share? {
+            note(&mut all, image, bad);
+        }
+    }
+    match all.into_iter().next() {
+        None => Ok(()),
+        Some((image, bad)) => Err(Error::DamagedPages {
+            path: images[image].path().to_owned(),
+            bad: bad.pages,
+            offset: Image::slot_offset(bad.first_slot),
+            place: images[image].describe_slot(bad.first_slot),
+        }),
+    }
+}
+
+fn chunks_of(run: Run) -> impl Iterator<Item = Run> {
+    (0..run.pages).step_by(CHUNK_PAGES as usize).map(move |start| Run {
+        image: run.image,
+        slot: run.slot + start,
+        pages: CHUNK_PAGES.min(run.pages - start),
+    })
+}
+
+/// One thread's work: takes chunks until none is left.
+fn verify_share(images: &[Image], chunks: &[Run], next: &AtomicUsize) -> Result<BTreeMap<usize, Bad>> {
+    let mut found = BTreeMap::new();
+    let mut buffer = vec![0; CHUNK_PAGES as usize * PAGE_SIZE];
+    let mut current = None;
+    while let Some(&Run { image, slot, pages }) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+        let file = match current.take() {
+            Some((opened, file)) if opened == image => file,
+            _ => images[image].open_file()?,
+        };
+        let bytes = &mut buffer[..pages as usize * PAGE_SIZE];
+        file.read_exact_at(bytes, Image::slot_offset(slot))
+            .map_err(|source| Error::io(images[image].path(), "read", source))?;
+        for (slot, page) in (slot..).zip(bytes.chunks_exact(PAGE_SIZE)) {
+            if page_checksum(page) != images[image].checksum(slot) {
+                note(&mut found, image, Bad { pages: 1, first_slot: slot });
+            }
+        }
+        current = Some((image, file));
+    }
+    Ok(found)
+}
+
+fn note(found: &mut BTreeMap<usize, Bad>, image: usize, bad: Bad) {
+    let entry = found.entry(image).or_insert(Bad { pages: 0, first_slot: u64::MAX });
+    entry.pages += bad.pages;
+    entry.first_slot = entry.first_slot.min(bad.first_slot);
+}

@@ -1,0 +1,288 @@
+//! Writes an image: pages as they come, then records, checksums, index and footer.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rkyv::rancor;
+
+use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
+use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
+use super::page::{page_checksum, zero_page_checksum};
+use super::validate::{check_parent, check_spaces};
+use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+
+/// How many pages are checksummed and then written at a time: they should still be in the second-level cache when the
+/// kernel copies them.
+const BLOCK_PAGES: usize = 64;
+
+/// What an image's header says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeaderInfo {
+    /// Number of the checkpoint within its store.
+    pub id: u64,
+    /// The job that it is of.
+    pub job: JobId,
+}
+
+/// An image in the making, under a temporary name. Dropped before it is published, it removes its file.
+///
+/// It can be shared between threads: allocation is atomic, and writes to different slots may overlap in time.
+#[derive(Debug)]
+pub struct ImageWriter {
+    file: File,
+    temporary: Temporary,
+    header: Header,
+    pages: Mutex<Pages>,
+    records: Mutex<Vec<(RecordKind, Vec<u8>)>>,
+    /// Set by a failed write: what was to be stored is lost, so the image must not be finished.
+    failed: AtomicBool,
+}
+
+/// A complete, durable image that is not yet published; [`StoreWriter::publish`](crate::store::StoreWriter::publish)
+/// does that. Dropped before, it removes its file.
+#[derive(Debug)]
+#[must_use = "it is removed unless published"]
+pub struct Finished {
+    temporary: Temporary,
+    /// Number of the checkpoint within its store.
+    pub id: u64,
+    /// The image's identity.
+    pub hash: MetadataHash,
+    /// Size of the file.
+    pub file_bytes: u64,
+    /// Page counts by content, with the caller's other figures.
+    pub statistics: Statistics,
+}
+
+/// Checksums of all allocated slots.
+#[derive(Debug)]
+struct Pages {
+    /// Little-endian, as they are written.
+    checksums: Vec<u64>,
+    /// What a slot has until it is written.
+    unwritten: u64,
+}
+
+impl ImageWriter {
+    /// Creates the file, mode 0600, which must not exist yet, and writes the header.
+    pub fn create(path: &Path, info: HeaderInfo) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|source| Error::io(path, "create", source))?;
+        let temporary = Temporary(Some(path.to_owned()));
+        let header = Header { id: info.id, job: info.job };
+        file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
+        Ok(Self {
+            file,
+            temporary,
+            header,
+            pages: Mutex::new(Pages { checksums: Vec::new(), unwritten: zero_page_checksum().to_le() }),
+            records: Mutex::default(),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Number of the checkpoint within its store.
+    pub fn id(&self) -> u64 {
+        self.header.id
+    }
+
+    /// Reserves `pages` consecutive slots and returns the first. A slot that is never written reads as zeros and takes
+    /// no room on file systems with holes.
+    pub fn allocate(&self, pages: u64) -> u64 {
+        let mut state = self.pages();
+        let first = state.checksums.len();
+        let (len, unwritten) = (first + pages as usize, state.unwritten);
+        state.checksums.resize(len, unwritten);
+        first as u64
+    }
+
+    /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there.
+    ///
+    /// Two writes to one slot must not overlap in time. Panics if `pages` is not whole pages, or a slot not allocated.
+    pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
+        assert!(pages.len().is_multiple_of(PAGE_SIZE), "{} bytes are not whole pages", pages.len());
+        let mut slot = first_slot as usize;
+        for block in pages.chunks(BLOCK_PAGES * PAGE_SIZE) {
+            let mut checksums = [0; BLOCK_PAGES];
+            let count = block.len() / PAGE_SIZE;
+            for (checksum, page) in checksums.iter_mut().zip(block.chunks_exact(PAGE_SIZE)) {
+                *checksum = page_checksum(page).to_le();
+            }
+            self.pages().checksums[slot..slot + count].copy_from_slice(&checksums[..count]);
+            let written = self.file.write_all_at(block, HEADER_BYTES + (slot * PAGE_SIZE) as u64);
+            written.map_err(|source| self.fail(source))?;
+            slot += count;
+        }
+        Ok(())
+    }
+
+    /// Stores whole pages in new consecutive slots and returns the first.
+    pub fn put(&self, pages: &[u8]) -> Result<u64> {
+        let slot = self.allocate((pages.len() / PAGE_SIZE) as u64);
+        self.write_at(slot, pages)?;
+        Ok(slot)
+    }
+
+    /// Adds the record of one kind, an rkyv archive; it is kept in memory until [`finish`](Self::finish).
+    ///
+    /// A second record of one kind is an error.
+    pub fn record(&self, kind: RecordKind, archive: Vec<u8>) -> Result<()> {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        if records.iter().any(|(other, _)| other.id == kind.id) {
+            return Err(self.inconsistent(format!("two records have the id {} (`{}`)", kind.id, kind.name)));
+        }
+        records.push((kind, archive));
+        Ok(())
+    }
+
+    /// Writes everything but the pages, and makes the whole file durable (`fdatasync`).
+    ///
+    /// Fails if any earlier write has failed, or if `info` names slots that do not exist, extents that overlap or are
+    /// out of order, or a parent that is not older.
+    pub fn finish(mut self, mut info: IndexInfo) -> Result<Finished> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(self.inconsistent("an earlier write to it had failed"));
+        }
+        check_parent(self.header.id, info.parent).map_err(|what| self.inconsistent(what))?;
+        info.spaces.sort_by_key(|space| space.id);
+        let checksums = std::mem::take(&mut self.pages().checksums);
+        let spaces = info.spaces.iter().map(|space| (space.id, space.extents.iter().copied()));
+        let counts = check_spaces(spaces, checksums.len() as u64).map_err(|what| self.inconsistent(what))?;
+        let statistics = Statistics {
+            dirty_pages: info.dirty_pages,
+            stored_pages: counts.stored,
+            zero_pages: counts.zero,
+            absent_pages: counts.absent,
+            frozen_ns: info.frozen_ns,
+            total_ns: info.total_ns,
+        };
+        let (hash, file_bytes) = self.write_metadata(&checksums, info, statistics)?;
+        self.file.sync_data().map_err(|source| self.fail(source))?;
+        let temporary = Temporary(self.temporary.0.take());
+        Ok(Finished { temporary, id: self.header.id, hash, file_bytes, statistics })
+    }
+
+    fn write_metadata(
+        &self,
+        checksums: &[u64],
+        info: IndexInfo,
+        statistics: Statistics,
+    ) -> Result<(MetadataHash, u64)> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.header.encode());
+        let records_offset = HEADER_BYTES + size_of_val(checksums) as u64 / 8 * PAGE_SIZE as u64;
+        let mut tail = Tail { writer: self, offset: records_offset, hasher };
+
+        let mut records = std::mem::take(&mut *self.records.lock().unwrap_or_else(PoisonError::into_inner));
+        records.sort_by_key(|(kind, _)| kind.id);
+        let mut entries = Vec::with_capacity(records.len());
+        for (kind, archive) in records {
+            let offset = tail.append(&archive)?;
+            entries.push(RecordEntry { id: kind.id, version: kind.version, offset, len: archive.len() as u64 });
+        }
+        let checksums_offset = tail.append(bytemuck::cast_slice(checksums))?;
+        let index = Index {
+            id: self.header.id,
+            job: self.header.job.0,
+            parent: info.parent,
+            taken_at: info.taken_at,
+            statistics,
+            widened: info.widened,
+            records: entries,
+            spaces: info.spaces,
+        };
+        let index = rkyv::to_bytes::<rancor::Error>(&index).map_err(|why| self.inconsistent(why.to_string()))?;
+        let index_offset = tail.append(&index)?;
+        let footer = Footer {
+            id: self.header.id,
+            parent: info.parent,
+            slots: checksums.len() as u64,
+            records_offset,
+            checksums_offset,
+            index_offset,
+            index_len: index.len() as u64,
+            file_bytes: tail.offset + FOOTER_BYTES,
+            hash: *tail.hasher.finalize().as_bytes(),
+        };
+        tail.append(&footer.encode())?;
+        Ok((footer.hash, footer.file_bytes))
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, source: std::io::Error) -> Error {
+        self.failed.store(true, Ordering::Release);
+        Error::io(self.temporary.path(), "write", source)
+    }
+
+    fn inconsistent(&self, what: impl Into<String>) -> Error {
+        Error::Inconsistent { path: self.temporary.path().to_owned(), what: what.into() }
+    }
+}
+
+impl Finished {
+    /// The name under which the image waits to be published.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// What the next delta names as its parent.
+    pub fn as_parent(&self) -> Parent {
+        Parent { id: self.id, hash: self.hash }
+    }
+
+    /// The file now has another name: do not remove it.
+    pub(crate) fn keep(mut self) {
+        self.temporary.0 = None;
+    }
+}
+
+/// Writes one area after the other, each aligned, and hashes what it writes.
+struct Tail<'w> {
+    writer: &'w ImageWriter,
+    offset: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Tail<'_> {
+    /// Returns the offset at which `bytes` begin.
+    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
+        let start = self.offset;
+        self.put(bytes)?;
+        let padding = self.offset.next_multiple_of(ALIGNMENT) - self.offset;
+        self.put(&[0; ALIGNMENT as usize][..padding as usize])?;
+        Ok(start)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.writer.file.write_all_at(bytes, self.offset).map_err(|source| self.writer.fail(source))?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// A file that is removed unless it is published.
+#[derive(Debug)]
+struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(why) = std::fs::remove_file(path)
+        {
+            log::warn!("cannot remove {}: {why}; the next checkpoint will", path.display());
+        }
+    }
+}

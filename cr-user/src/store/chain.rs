@@ -1,0 +1,98 @@
+//! A checkpoint together with all that it builds on.
+
+use std::collections::BTreeSet;
+
+use super::{Error, Resolve, Resolved, Result, Source, Store};
+use crate::image::{self, Image};
+
+/// The images that make up one checkpoint, newest first, each validated.
+///
+/// What a page holds is what the newest image that names it says; a page that none names is absent. An image names
+/// pages by space and number only: whoever takes a delta must name, as absent or with new contents, the pages of
+/// ranges that were unmapped or mapped anew since the parent.
+#[derive(Debug)]
+pub struct Chain {
+    images: Vec<Image>,
+}
+
+impl Chain {
+    /// Opens checkpoint `id`, or the newest one, and its parents up to the full checkpoint at the root.
+    ///
+    /// Every image is validated but for its pages; see [`verify_pages`](Self::verify_pages).
+    pub fn open(store: &Store, id: Option<u64>) -> Result<Self> {
+        let newest = match id {
+            Some(id) => id,
+            None => store.newest_id()?.ok_or_else(|| Error::Empty { dir: store.dir().to_owned() })?,
+        };
+        let mut images = vec![store.open_image(newest)?];
+        while let Some(child) = images.last()
+            && let Some(parent) = child.parent()
+        {
+            let (dir, child) = (store.dir().to_owned(), child.id());
+            let image = match store.open_image(parent.id) {
+                Err(Error::NoCheckpoint { id: parent, .. }) => Err(Error::MissingParent { dir, child, parent }),
+                Ok(image) if image.as_parent() != parent => Err(Error::OtherParent { dir, child, parent: parent.id }),
+                other => other,
+            };
+            images.push(image?);
+        }
+        Ok(Self { images })
+    }
+
+    /// All images, newest first; [`Source::Stored`] counts in this order.
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
+    /// The checkpoint itself, whose records describe the job.
+    pub fn newest(&self) -> &Image {
+        &self.images[0]
+    }
+
+    /// Ids of all spaces that any image speaks of, ascending. The newest image's records say which still exist.
+    pub fn space_ids(&self) -> BTreeSet<u64> {
+        self.images.iter().flat_map(Image::space_ids).collect()
+    }
+
+    /// Where the contents of one page are.
+    pub fn lookup(&self, space: u64, page: u64) -> Source {
+        let contents = self.images.iter().enumerate().find_map(|(image, reader)| {
+            let content = reader.lookup(space, page)?;
+            Some(Source::new(image, content))
+        });
+        contents.unwrap_or(Source::Absent)
+    }
+
+    /// All runs of pages of a space that any image names, ascending and as long as can be. Pages between them are
+    /// absent, as are those in runs that say so.
+    pub fn resolve(&self, space: u64) -> Resolve<'_> {
+        Resolve::new(self.images.iter().map(|image| image.extents(space)))
+    }
+
+    /// Ranges of pages of a space that have contents, stored or zero: first page and how many, ascending, joined.
+    pub fn content_pages(&self, space: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let mut runs = self.resolve(space).filter(|run| run.source != Source::Absent).peekable();
+        std::iter::from_fn(move || {
+            let Resolved { first_page, mut pages, .. } = runs.next()?;
+            while let Some(next) = runs.next_if(|next| next.first_page == first_page + pages) {
+                pages += next.pages;
+            }
+            Some((first_page, pages))
+        })
+    }
+
+    /// Checks the pages that this checkpoint consists of (not those that newer images replaced) against their
+    /// checksums, with up to `threads` threads.
+    pub fn verify_pages(&self, threads: usize) -> Result<()> {
+        let mut runs = Vec::new();
+        for space in self.space_ids() {
+            for run in self.resolve(space) {
+                if let Source::Stored { image, offset } = run.source {
+                    let slot = (offset - image::HEADER_BYTES) / image::PAGE_SIZE as u64;
+                    runs.push(image::Run { image, slot, pages: run.pages });
+                }
+            }
+        }
+        Ok(image::verify_runs(&self.images, runs, threads)?)
+    }
+}

@@ -1,0 +1,108 @@
+//! The file that makes a directory a store, and the rules for making one.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+use crate::image::JobId;
+
+/// Name of the marker.
+pub const MARKER: &str = "cr-store.json";
+/// Under this name it is written; whoever holds the lock on it makes the store.
+const UNFINISHED: &str = "cr-store.json.tmp";
+/// The version of the directory's layout.
+const FORMAT: u64 = 1;
+
+/// The marker's contents.
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    format: u64,
+    job: String,
+}
+
+/// The marker's format alone, which must be readable whatever else a newer one holds.
+#[derive(Deserialize)]
+struct Format {
+    format: u64,
+}
+
+/// The job of the store in `dir`; none if there is no marker (or no directory).
+pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
+    let path = dir.join(MARKER);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(source) => return Err(Error::io(&path, "read", source)),
+    };
+    let bad = |what: String| Error::BadMarker { path: path.clone(), what };
+    let Format { format } = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
+    if format != FORMAT {
+        return Err(Error::OtherFormat { path, found: format, known: FORMAT });
+    }
+    let marker: Marker = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
+    Ok(Some(marker.job.parse().map_err(|why| bad(format!("{why}, not `{}`", marker.job)))?))
+}
+
+/// The job of the store in `dir`, which becomes a store if it is missing or empty.
+pub(super) fn create_or_read(dir: &Path) -> Result<JobId> {
+    if let Some(job) = read(dir)? {
+        return Ok(job);
+    }
+    create_dir(dir)?;
+    refuse_foreign(dir)?;
+    let unfinished = dir.join(UNFINISHED);
+    let failed = |source| Error::io(&unfinished, "write", source);
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&unfinished);
+    let mut file = file.map_err(failed)?;
+    // Two that make the same store: one gets the lock first, the other then finds the marker there.
+    file.lock().map_err(failed)?;
+    if let Some(job) = read(dir)? {
+        return Ok(job);
+    }
+    let job = random_job().map_err(|source| Error::io(Path::new(RANDOM), "read", source))?;
+    let text = serde_json::to_string(&Marker { format: FORMAT, job: job.to_string() }).expect("a plain structure");
+    file.set_len(0).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&unfinished, dir.join(MARKER)).map_err(failed)?;
+    super::writer::sync_dir(dir)?;
+    Ok(job)
+}
+
+/// Makes the directory and those above it, or makes an existing one private.
+fn create_dir(dir: &Path) -> Result<()> {
+    let failed = |source| Error::io(dir, "create", source);
+    if let Some(above) = dir.parent() {
+        fs::create_dir_all(above).map_err(failed)?;
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        other => other.map_err(failed),
+    }
+}
+
+/// Only an empty directory, or one in which the making of a store was cut short, may become a store.
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    let failed = |source| Error::io(dir, "list", source);
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        // The marker: somebody else has just made the store.
+        if name != UNFINISHED && name != MARKER {
+            return Err(Error::Foreign { dir: dir.to_owned(), found: name.to_string_lossy().into_owned() });
+        }
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700))
+        .map_err(|source| Error::io(dir, "make private (mode 0700)", source))
+}
+
+const RANDOM: &str = "/dev/urandom";
+
+fn random_job() -> io::Result<JobId> {
+    let mut bytes = [0; 16];
+    File::open(RANDOM)?.read_exact(&mut bytes)?;
+    Ok(JobId(bytes))
+}

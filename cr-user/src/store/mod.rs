@@ -1,0 +1,132 @@
+//! The chain of images of one job, in one directory.
+//!
+//! | name | what |
+//! |---|---|
+//! | `cr-store.json` | marks the directory as a store: `{"format":1,"job":"<32 hex digits>"}` |
+//! | `00000001.cr`, … | one published checkpoint each, named by its number |
+//! | `*.tmp` | not published; what a dead writer left is removed by the next one |
+//! | `lock` | locked (`flock`) by the writer, whose pid it holds |
+//!
+//! Readers ([`Store`], [`Chain`]) take no lock: a published image never changes. Writers hold the lock
+//! ([`StoreWriter`]). Other names belong to other parts of `cr` and are left alone.
+
+mod chain;
+mod error;
+mod marker;
+mod resolve;
+mod verify;
+mod writer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use chain::Chain;
+pub use error::{Error, Result};
+pub use marker::MARKER;
+pub use resolve::{Resolve, Resolved, Source};
+pub use verify::{Problem, Report};
+pub use writer::{LOCK, StoreWriter};
+
+use crate::image::{Image, JobId, RecordKind};
+
+/// What names of published images end in.
+const IMAGE_SUFFIX: &str = ".cr";
+/// What names of unpublished files end in.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// A store, for reading. [`lock`](Self::lock) makes it one for writing.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+    job: JobId,
+    known: &'static [RecordKind],
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes one there (mode 0700) if the directory is missing or empty.
+    ///
+    /// A directory that holds other things and no store is refused. `known` is passed to [`Image::open`].
+    pub fn create_or_open(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
+        let job = marker::create_or_read(dir)?;
+        Ok(Self { dir: dir.to_owned(), job, known })
+    }
+
+    /// Opens the store in `dir`, which must be one.
+    pub fn open_existing(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
+        let job = marker::read(dir)?.ok_or_else(|| Error::NoStore { dir: dir.to_owned() })?;
+        Ok(Self { dir: dir.to_owned(), job, known })
+    }
+
+    /// Takes the writer's lock and removes what an earlier writer left unpublished.
+    ///
+    /// Does not wait: if somebody holds the lock, the error names its pid.
+    pub fn lock(&self) -> Result<StoreWriter> {
+        StoreWriter::lock(self.clone())
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The job whose checkpoints these are.
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// Numbers of the published checkpoints, ascending.
+    pub fn ids(&self) -> Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        for name in self.names()? {
+            ids.extend(parse_image_name(&name));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Number of the newest checkpoint.
+    pub fn newest_id(&self) -> Result<Option<u64>> {
+        Ok(self.ids()?.last().copied())
+    }
+
+    /// Opens and validates one checkpoint: that it is whole (but for its pages), and that it belongs here.
+    pub fn open_image(&self, id: u64) -> Result<Image> {
+        let path = self.image_path(id);
+        if !path.try_exists().map_err(|source| Error::io(&path, "look at", source))? {
+            return Err(Error::NoCheckpoint { dir: self.dir.clone(), id });
+        }
+        let image = Image::open(&path, self.known)?;
+        if image.id() != id {
+            return Err(Error::Misnamed { path, id: image.id() });
+        }
+        if image.job() != self.job {
+            return Err(Error::OtherJob { path, found: image.job(), job: self.job });
+        }
+        Ok(image)
+    }
+
+    /// Where the checkpoint of that number is or would be.
+    pub fn image_path(&self, id: u64) -> PathBuf {
+        self.dir.join(image_name(id))
+    }
+
+    /// Names in the directory; such that are no UTF-8 are not ours.
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = |source| Error::io(&self.dir, "list", source);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            names.extend(entry.map_err(failed)?.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+fn image_name(id: u64) -> String {
+    format!("{id:08}{IMAGE_SUFFIX}")
+}
+
+/// The inverse of [`image_name`]; other spellings of a number are no image names, so that no id has two files.
+fn parse_image_name(name: &str) -> Option<u64> {
+    let id = name.strip_suffix(IMAGE_SUFFIX)?.parse().ok()?;
+    (image_name(id) == name).then_some(id)
+}

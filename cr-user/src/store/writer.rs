@@ -1,0 +1,110 @@
+//! Writing to a store: the lock, new images, publication.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::{Error, Result, Store, TEMPORARY_SUFFIX, image_name};
+use crate::image::{Finished, HeaderInfo, ImageWriter, Parent};
+
+/// Name of the lock file.
+pub const LOCK: &str = "lock";
+
+/// A store that this process alone may write to, as long as this value (and every copy of its descriptor) lives.
+///
+/// The descriptor is closed on `exec`. A child that is made by `fork` or `clone` and does not execute anything must
+/// close it, or it goes on holding the lock.
+#[derive(Debug)]
+pub struct StoreWriter {
+    store: Store,
+    lock: File,
+}
+
+impl StoreWriter {
+    pub(super) fn lock(store: Store) -> Result<Self> {
+        let path = store.dir.join(LOCK);
+        let failed = |source| Error::io(&path, "lock", source);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut lock = file.map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => (),
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // The pid is a courtesy: without it, the error is the same.
+                let _ = lock.read_to_string(&mut text);
+                return Err(Error::Locked { dir: store.dir, pid: text.trim().parse().ok() });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        // On a full disk the pid cannot be written, and the lock holds all the same.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0));
+        let writer = Self { store, lock };
+        writer.remove_leftovers()?;
+        Ok(writer)
+    }
+
+    /// The store, for reading.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Begins an image with the next free number.
+    pub fn begin(&self) -> Result<ImageWriter> {
+        let id = self.store.newest_id()?.unwrap_or(0) + 1;
+        let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
+        Ok(ImageWriter::create(&path, HeaderInfo { id, job: self.store.job })?)
+    }
+
+    /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.
+    ///
+    /// If either fails, the image is not in the store. Returns what the next delta names as its parent.
+    pub fn publish(&self, finished: Finished) -> Result<Parent> {
+        let path = self.store.image_path(finished.id);
+        // Nobody else publishes here while we hold the lock, so looking first is enough; and `RENAME_NOREPLACE` is
+        // not to be had on network file systems.
+        if path.try_exists().map_err(|source| Error::io(&path, "look at", source))? {
+            return Err(Error::Exists { path });
+        }
+        fs::rename(finished.path(), &path).map_err(|source| Error::io(&path, "publish", source))?;
+        let parent = finished.as_parent();
+        finished.keep();
+        if let Err(error) = sync_dir(&self.store.dir) {
+            // Whether the name would survive a crash is unknown, and the caller will take its pages to be not stored.
+            if let Err(why) = fs::remove_file(&path) {
+                log::warn!("cannot remove {}, which is not known to be durable: {why}", path.display());
+            }
+            return Err(error);
+        }
+        Ok(parent)
+    }
+
+    /// Removes what a writer that died left behind; with the lock held, nobody can be writing it.
+    fn remove_leftovers(&self) -> Result<()> {
+        for name in self.store.names()? {
+            if name.ends_with(TEMPORARY_SUFFIX) {
+                let path = self.store.dir.join(name);
+                log::info!("removing {}, which an earlier controller left unfinished", path.display());
+                fs::remove_file(&path).map_err(|source| Error::io(&path, "remove", source))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StoreWriter {
+    fn drop(&mut self) {
+        // Nobody holds it now; closing the file unlocks it.
+        let _ = self.lock.set_len(0);
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    match synced {
+        // Some network and FUSE file systems have no such operation and need none.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+        other => other.map_err(|source| Error::io(dir, "make durable the names in", source)),
+    }
+}
