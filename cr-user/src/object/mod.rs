@@ -1,10 +1,24 @@
 //! One file per kind of kernel object: its record in the image, how it is captured, how it is restored, and why it may be
 //! refused. Files here do not know each other; what several need is in `remote`, `image` or `sys`.
 
+pub mod credentials;
 pub mod memory;
+pub mod process;
+pub mod scheduling;
+pub mod signals;
 pub mod spaces;
+pub mod threads;
+pub mod timers;
 
 use crate::image::RecordKind;
 
 /// Every kind of record that this version of `cr` writes and reads. Whoever adds a kind of object adds a line.
-pub const KINDS: &[RecordKind] = &[memory::KIND];
+pub const KINDS: &[RecordKind] = &[
+    process::KIND,
+    threads::KIND,
+    memory::KIND,
+    signals::KIND,
+    timers::KIND,
+    credentials::KIND,
+    scheduling::KIND,
+];

@@ -9,11 +9,13 @@ pub mod frame;
 pub mod freeze;
 pub mod gadget;
 pub mod puppet;
+pub mod query;
 pub mod runner;
 
 pub use freeze::Frozen;
 pub use gadget::Gadgets;
 pub use puppet::Puppet;
+pub use query::{Answers, Questions};
 pub use runner::{Call, Runner, Scratch};
 
 /// The kernel's own results between `-4095` and `-1` are errors.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::procfs;
-use crate::remote::frame::{self, Context};
+use crate::remote::frame::Context;
 use crate::remote::gadget::Gadgets;
 use crate::remote::runner::{Call, Runner, Scratch};
 use crate::remote::{kernel_result, restart};
@@ -13,16 +13,45 @@ use crate::sys::vm;
 /// The System V ABI lets a leaf function use this much below its stack pointer.
 const RED_ZONE: u64 = 128;
 
-/// A borrowed thread. [`Puppet::end`] gives it back; dropping it without that (an error on the way) does too.
+/// Borrowed threads, one at a time. [`Puppet::end`] gives the last one back and takes our mapping out; dropping it without
+/// that (an error on the way) does too.
 #[derive(Debug)]
 pub struct Puppet {
-    runner: Runner,
-    own: Context,
     gadgets: Gadgets,
-    /// Registers to make single calls from: its stack pointer is at a frame when the calls are safe against our death.
+    /// The thread that maps and unmaps the scratch.
+    home: Borrowed,
+    /// Registers of `home` to make single calls from: its stack pointer is at a frame when the calls are safe against our
+    /// death.
     base: Regs,
+    /// Another thread in use, in place of `home`.
+    guest: Option<Borrowed>,
     scratch: Option<Scratch>,
     ended: bool,
+}
+
+#[derive(Debug)]
+struct Borrowed {
+    runner: Runner,
+    own: Context,
+}
+
+impl Borrowed {
+    fn new(pid: i32, tid: i32) -> Result<Self> {
+        let lost = |e| Error::system(format!("reading the registers of thread {tid}"), e);
+        let own = Context {
+            regs: ptrace::regs(tid).map_err(lost)?,
+            xstate: ptrace::xstate(tid).map_err(lost)?,
+            sigmask: ptrace::sigmask(tid).map_err(lost)?,
+        };
+        Ok(Self { runner: Runner::new(pid, tid)?, own })
+    }
+
+    /// The mask first: should we die in between, the frame still brings everything back.
+    fn give_back(&self) -> Result<()> {
+        ptrace::set_sigmask(self.runner.tid, self.own.sigmask)
+            .and_then(|()| ptrace::set_regs(self.runner.tid, &self.own.regs))
+            .map_err(|e| Error::system(format!("giving thread {} its registers back", self.runner.tid), e))
+    }
 }
 
 impl Puppet {
@@ -31,15 +60,9 @@ impl Puppet {
     /// # Errors
     /// When no thread can be used.
     pub fn begin(pid: i32, tids: &[i32], gadgets: Gadgets) -> Result<Self> {
-        let tid = Self::choose(tids)?;
-        let lost = |e| Error::system(format!("reading the registers of thread {tid}"), e);
-        let own = Context {
-            regs: ptrace::regs(tid).map_err(lost)?,
-            xstate: ptrace::xstate(tid).map_err(lost)?,
-            sigmask: ptrace::sigmask(tid).map_err(lost)?,
-        };
-        let runner = Runner::new(pid, tid)?;
-        let mut puppet = Self { base: own.regs, runner, own, gadgets, scratch: None, ended: false };
+        let home = Borrowed::new(pid, Self::choose(tids)?)?;
+        let base = home.own.regs;
+        let mut puppet = Self { gadgets, home, base, guest: None, scratch: None, ended: false };
         puppet.prepare_way_back()?;
         puppet.map_scratch()?;
         Ok(puppet)
@@ -62,20 +85,19 @@ impl Puppet {
     /// Puts a signal frame below the thread's stack, so that `syscall; ret` leads to `rt_sigreturn`.
     fn prepare_way_back(&mut self) -> Result<()> {
         let Some((_, restorer)) = self.gadgets.safe else { return Ok(()) };
-        let at = (self.own.regs.rsp - RED_ZONE - self.own.frame_len() as u64) & !63;
-        let vmas = procfs::maps(self.runner.pid)
-            .map_err(|e| Error::system(format!("reading the mappings of pid {}", self.runner.pid), e))?;
+        let (pid, own) = (self.home.runner.pid, &self.home.own);
+        let at = (own.regs.rsp - RED_ZONE - own.frame_len() as u64) & !63;
+        let vmas = procfs::maps(pid).map_err(|e| Error::system(format!("reading the mappings of pid {pid}"), e))?;
         let writable = libc::PROT_READ | libc::PROT_WRITE;
-        let roomy = vmas.iter().any(|v| {
-            v.start <= at && self.own.regs.rsp <= v.end && v.prot & writable == writable && !v.shared
-        });
+        let roomy =
+            vmas.iter().any(|v| v.start <= at && own.regs.rsp <= v.end && v.prot & writable == writable && !v.shared);
         if !roomy {
             // A stack too small for a signal: single calls are then made bare, a window of microseconds each.
             self.gadgets.safe = None;
             return Ok(());
         }
-        vm::write(self.runner.pid, at, &self.own.frame(at, restorer))
-            .map_err(|e| Error::system(format!("writing a frame to the stack of thread {}", self.runner.tid), e))?;
+        vm::write(pid, at, &own.frame(at, restorer))
+            .map_err(|e| Error::system(format!("writing a frame to the stack of thread {}", self.home.runner.tid), e))?;
         self.base.rsp = at;
         Ok(())
     }
@@ -90,15 +112,45 @@ impl Puppet {
         fault::point("remote.scratch")?;
         let rest = [base + Scratch::CODE_LEN, Scratch::LEN - Scratch::CODE_LEN, data];
         self.single(&Call::new(libc::SYS_mprotect, &rest), "mprotect")?;
-        self.runner.install(scratch)?;
-        // The stub's own end calls rt_sigreturn: this frame needs no restorer.
-        vm::write(self.runner.pid, scratch.frame(), &self.own.frame(scratch.frame(), 0))
-            .map_err(|e| Error::system(format!("writing to the scratch mapping of pid {}", self.runner.pid), e))
+        self.home.runner.install(scratch)?;
+        self.write_frame()
+    }
+
+    /// Puts the frame of the thread in use where the stub's end finds it. The stub calls `rt_sigreturn` by itself: this
+    /// frame needs no restorer.
+    fn write_frame(&self) -> Result<()> {
+        let scratch = self.scratch.expect("mapped by begin");
+        let thread = self.current();
+        vm::write(thread.runner.pid, scratch.frame(), &thread.own.frame(scratch.frame(), 0))
+            .map_err(|e| Error::system(format!("writing to the scratch mapping of pid {}", thread.runner.pid), e))
+    }
+
+    fn current(&self) -> &Borrowed {
+        self.guest.as_ref().unwrap_or(&self.home)
     }
 
     /// The thread in use.
     pub fn tid(&self) -> i32 {
-        self.runner.tid
+        self.current().runner.tid
+    }
+
+    /// What the thread in use goes back to.
+    pub fn context(&self) -> &Context {
+        &self.current().own
+    }
+
+    /// Gives the thread in use back and borrows `tid` instead.
+    ///
+    /// # Errors
+    /// When either thread died.
+    pub fn switch(&mut self, tid: i32) -> Result<()> {
+        if tid == self.tid() {
+            return Ok(());
+        }
+        self.requeue_strays()?;
+        self.current().give_back()?;
+        self.guest = if tid == self.home.runner.tid { None } else { Some(Borrowed::new(self.home.runner.pid, tid)?) };
+        self.write_frame()
     }
 
     /// Room for structures and results in the job's memory: address and bytes.
@@ -106,22 +158,23 @@ impl Puppet {
         (self.scratch.map_or(0, Scratch::data), Scratch::DATA_LEN)
     }
 
-    /// Runs a table of calls; `tail` is run by the job only if we die meanwhile.
+    /// Runs a table of calls on the thread in use; `tail` is run by the job only if we die meanwhile.
     ///
     /// # Errors
     /// When the thread dies. What single calls answer is in [`Call::outcome`].
     pub fn batch(&mut self, calls: &mut [Call], tail: &[Call]) -> Result<()> {
         let scratch = self.scratch.expect("mapped by begin");
-        self.runner.run(scratch, &self.own.regs, calls, tail)?;
+        let thread = self.guest.as_mut().unwrap_or(&mut self.home);
+        thread.runner.run(scratch, &thread.own.regs, calls, tail)?;
         fault::point("remote.batch")?;
         Ok(())
     }
 
-    /// Makes one call through the borrowed instructions.
+    /// Makes one call on the home thread through the borrowed instructions.
     fn single(&mut self, call: &Call, name: &str) -> Result<u64> {
         let at = self.gadgets.safe.map_or(self.gadgets.syscall, |(call, _)| call);
-        let result = self.runner.single(at, &self.base, call)?;
-        kernel_result(result).map_err(|e| Error::system(format!("{name} on behalf of pid {}", self.runner.pid), e))
+        let result = self.home.runner.single(at, &self.base, call)?;
+        kernel_result(result).map_err(|e| Error::system(format!("{name} on behalf of pid {}", self.home.runner.pid), e))
     }
 
     /// Takes our mapping out and gives the thread its own registers back.
@@ -139,31 +192,25 @@ impl Puppet {
         }
         self.ended = true;
         self.requeue_strays()?;
+        if let Some(guest) = self.guest.take() {
+            guest.give_back()?;
+        }
         if let Some(scratch) = self.scratch.take() {
             // Failing here leaves a mapping that nobody uses: no reason to touch the job any further.
             let _ = self.single(&Call::new(libc::SYS_munmap, &[scratch.base, Scratch::LEN]), "munmap");
         }
-        // The mask first: should we die in between, the frame still brings everything back.
-        ptrace::set_sigmask(self.runner.tid, self.own.sigmask)
-            .and_then(|()| ptrace::set_regs(self.runner.tid, &self.own.regs))
-            .map_err(|e| Error::system(format!("giving thread {} its registers back", self.runner.tid), e))
+        self.home.give_back()
     }
 
+    /// Signals that came under the marker's number go back to the thread's queue, blocked until it is itself again.
     fn requeue_strays(&mut self) -> Result<()> {
-        let strays = std::mem::take(&mut self.runner.strays);
         let Some(scratch) = self.scratch else { return Ok(()) };
-        for info in strays {
-            let signal = u64::from(u32::from_le_bytes(info[..4].try_into().expect("four bytes")));
-            vm::write(self.runner.pid, scratch.data(), &info)
-                .map_err(|e| Error::system(format!("writing to the scratch mapping of pid {}", self.runner.pid), e))?;
-            let status = procfs::Status::read(self.runner.pid, self.runner.tid)
-                .map_err(|e| Error::system(format!("reading the status of thread {}", self.runner.tid), e))?;
-            let ns = |key: &str| status.numbers(key).last().map_or(0, |v| u64::from(*v));
-            let args = [ns("NStgid"), ns("NSpid"), signal, scratch.data()];
-            // Blocked for the moment, so that it waits for the thread to be itself again.
-            ptrace::set_sigmask(self.runner.tid, u64::MAX)
-                .map_err(|e| Error::system(format!("blocking signals of thread {}", self.runner.tid), e))?;
-            self.single(&Call::new(libc::SYS_rt_tgsigqueueinfo, &args), "rt_tgsigqueueinfo")?;
+        let thread = self.guest.as_mut().unwrap_or(&mut self.home);
+        for info in std::mem::take(&mut thread.runner.strays) {
+            let failed = |e| Error::system(format!("queueing a signal of thread {} again", thread.runner.tid), e);
+            vm::write(thread.runner.pid, scratch.data(), &info).map_err(failed)?;
+            let requeue = thread.runner.queue_call(&info, scratch.data(), false);
+            thread.runner.run(scratch, &thread.own.regs, &mut [requeue], &[])?;
         }
         Ok(())
     }
@@ -172,12 +219,7 @@ impl Puppet {
 impl Drop for Puppet {
     fn drop(&mut self) {
         if let Err(e) = self.give_back() {
-            log::error!("thread {}: {e}", self.runner.tid);
+            log::error!("pid {}: {e}", self.home.runner.pid);
         }
     }
-}
-
-/// Registers with an interrupted system call set up to start again; see [`frame::resumed`].
-pub fn resumed(regs: &Regs) -> Regs {
-    frame::resumed(regs)
 }

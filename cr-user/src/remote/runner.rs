@@ -9,6 +9,10 @@ use crate::sys::ptrace::{self, Regs};
 use crate::sys::task::{self, Change};
 use crate::sys::{stub, vm};
 
+/// Signals that tell us that a table has run. All are ignored unless the job handles them: harmless should we die before we
+/// take the signal back.
+const MARKERS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
 /// One system call to be made by the tracee.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -109,8 +113,7 @@ impl Runner {
     pub fn new(pid: i32, tid: i32) -> Result<Self> {
         let status = Status::read(pid, tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
         let pending = status.mask("SigPnd") | status.mask("ShdPnd");
-        // All three are ignored unless the job handles them: harmless should we die before we take the marker back.
-        let marker = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD]
+        let marker = MARKERS
             .into_iter()
             .find(|s| pending >> (s - 1) & 1 == 0)
             .ok_or_else(|| Error::system(format!("finding a free marker signal for thread {tid}"), Errno::EBUSY))?;
@@ -128,6 +131,20 @@ impl Runner {
     /// Every signal but the marker: what the thread must block while it runs for us.
     pub fn mask(&self) -> u64 {
         !(1 << (self.marker - 1))
+    }
+
+    /// The call that queues a signal for the thread (`rt_tgsigqueueinfo`) or its process (`rt_sigqueueinfo`); its
+    /// information lies at `info_at` in the process. The marker is moved off that signal's number, so that it stays queued.
+    pub fn queue_call(&mut self, info: &ptrace::SigInfo, info_at: u64, shared: bool) -> Call {
+        let signal = i32::from_le_bytes(info[..4].try_into().expect("four bytes"));
+        if self.marker == signal {
+            self.marker = MARKERS[(MARKERS.iter().position(|m| *m == signal).unwrap_or(0) + 1) % MARKERS.len()];
+        }
+        if shared {
+            Call::new(libc::SYS_rt_sigqueueinfo, &[self.ns_pid, signal as u64, info_at])
+        } else {
+            Call::new(libc::SYS_rt_tgsigqueueinfo, &[self.ns_pid, self.ns_tid, signal as u64, info_at])
+        }
     }
 
     /// Writes the stub into the code page of a mapped scratch.

@@ -1,0 +1,248 @@
+//! Where copied pages go: into slots of the image under construction, each page once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::image::{self, Content, Extent, ImageWriter, Space};
+use crate::ranges::RangeSet;
+use crate::store::{Chain, Source};
+
+const PAGE: usize = image::PAGE_SIZE;
+
+/// An image under construction and what it holds of each page so far.
+#[derive(Debug)]
+pub struct Sink {
+    writer: ImageWriter,
+    /// By content space, by first page.
+    pages: HashMap<u64, BTreeMap<u64, Run>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    pages: u64,
+    content: Held,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Slot(u64),
+    Zero,
+    /// As in the older images.
+    Unchanged,
+}
+
+impl Held {
+    fn after(self, pages: u64) -> Self {
+        match self {
+            Self::Slot(slot) => Self::Slot(slot + pages),
+            other => other,
+        }
+    }
+}
+
+impl Sink {
+    /// A sink into `writer`.
+    pub fn new(writer: ImageWriter) -> Self {
+        Self { writer, pages: HashMap::new() }
+    }
+
+    /// The image under construction.
+    pub fn writer(&self) -> &ImageWriter {
+        &self.writer
+    }
+
+    /// Gives the image back, to be finished.
+    pub fn into_writer(self) -> ImageWriter {
+        self.writer
+    }
+
+    /// Takes in the pages of `ranges`, whose bytes follow each other in `bytes`. A page taken in before is replaced. With
+    /// `prior`, a page that is the same as in the older images takes no room.
+    ///
+    /// # Errors
+    /// When the image cannot be written.
+    pub fn absorb(&mut self, space: u64, ranges: &[Range<u64>], bytes: &[u8], prior: Option<&Prior>) -> Result<()> {
+        let mut at = 0;
+        for range in ranges {
+            let len = (range.end - range.start) as usize * PAGE;
+            self.absorb_range(space, range.start, &bytes[at..at + len], prior)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn absorb_range(&mut self, space: u64, first: u64, bytes: &[u8], prior: Option<&Prior>) -> Result<()> {
+        let mut cursor = prior.map(|p| p.cursor(space, first));
+        let kind = |n: usize, page: &[u8], cursor: &mut Option<Cursor<'_>>| {
+            let same = cursor.as_mut().is_some_and(|c| c.is_same(first + n as u64, page));
+            match (same, image::is_zero_page(page)) {
+                (true, _) => Some(Held::Unchanged),
+                (false, true) => Some(Held::Zero),
+                (false, false) => None,
+            }
+        };
+        let mut pages = bytes.chunks_exact(PAGE).enumerate().peekable();
+        while let Some((start, page)) = pages.next() {
+            let this = kind(start, page, &mut cursor);
+            let mut end = start + 1;
+            while let Some((n, page)) = pages.peek() {
+                let mut ahead = cursor.clone();
+                if kind(*n, page, &mut ahead) != this {
+                    break;
+                }
+                cursor = ahead;
+                end = n + 1;
+                pages.next();
+            }
+            let (run, count) = (first + start as u64, (end - start) as u64);
+            match this {
+                Some(held) => {
+                    self.forget(space, run..run + count);
+                    self.hold(space, run, Run { pages: count, content: held });
+                }
+                None => self.store(space, run, &bytes[start * PAGE..end * PAGE])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes pages, into the slots that they have already where they have any.
+    fn store(&mut self, space: u64, first: u64, bytes: &[u8]) -> Result<()> {
+        let end = first + (bytes.len() / PAGE) as u64;
+        let old = self.forget(space, first..end);
+        let mut at = first;
+        let slots = old.into_iter().filter_map(|(page, run)| match run.content {
+            Held::Slot(slot) => Some((page..page + run.pages, Some(slot))),
+            _ => None,
+        });
+        for (range, slot) in slots.chain([(end..end, None)]) {
+            self.store_piece(space, at..range.start, None, bytes, first)?;
+            self.store_piece(space, range.clone(), slot, bytes, first)?;
+            at = range.end;
+        }
+        Ok(())
+    }
+
+    fn store_piece(&mut self, space: u64, range: Range<u64>, slot: Option<u64>, bytes: &[u8], first: u64) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let pages = range.end - range.start;
+        let slot = slot.unwrap_or_else(|| self.writer.allocate(pages));
+        let from = (range.start - first) as usize * PAGE;
+        self.writer.write_at(slot, &bytes[from..from + pages as usize * PAGE])?;
+        self.hold(space, range.start, Run { pages, content: Held::Slot(slot) });
+        Ok(())
+    }
+
+    fn hold(&mut self, space: u64, first: u64, run: Run) {
+        self.pages.entry(space).or_default().insert(first, run);
+    }
+
+    /// Takes a range out, and returns what it held.
+    fn forget(&mut self, space: u64, range: Range<u64>) -> Vec<(u64, Run)> {
+        let map = self.pages.entry(space).or_default();
+        let from = map.range(..=range.start).next_back().map_or(range.start, |(first, _)| *first);
+        let touched: Vec<(u64, Run)> = map
+            .range(from..range.end)
+            .map(|(first, run)| (*first, *run))
+            .filter(|(first, run)| first + run.pages > range.start)
+            .collect();
+        let mut out = Vec::with_capacity(touched.len());
+        for (first, run) in touched {
+            map.remove(&first);
+            let end = first + run.pages;
+            let (inner, inner_end) = (first.max(range.start), end.min(range.end));
+            if first < inner {
+                map.insert(first, Run { pages: inner - first, ..run });
+            }
+            if inner_end < end {
+                map.insert(inner_end, Run { pages: end - inner_end, content: run.content.after(inner_end - first) });
+            }
+            out.push((inner, Run { pages: inner_end - inner, content: run.content.after(inner - first) }));
+        }
+        out
+    }
+
+    /// Pages of the space that were taken in.
+    pub fn held(&self, space: u64) -> RangeSet {
+        self.pages.get(&space).into_iter().flatten().map(|(first, run)| *first..first + run.pages).collect()
+    }
+
+    /// What the image says of the space: of pages taken in only those in `content` (which exist now), and that those in
+    /// `gone` are no more. Pages taken in that are as in the older images are not mentioned.
+    pub fn space(&self, space: u64, content: &RangeSet, gone: &RangeSet) -> Space {
+        let mut extents: Vec<Extent> = gone
+            .iter()
+            .map(|r| Extent { first_page: r.start, pages: r.end - r.start, content: Content::Absent })
+            .collect();
+        for (first, run) in self.pages.get(&space).into_iter().flatten() {
+            let whole = RangeSet::from_iter([*first..first + run.pages]);
+            for part in whole.intersection(content).iter() {
+                let content = match run.content.after(part.start - first) {
+                    Held::Slot(slot) => Content::Stored { slot },
+                    Held::Zero => Content::Zero,
+                    Held::Unchanged => continue,
+                };
+                extents.push(Extent { first_page: part.start, pages: part.end - part.start, content });
+            }
+        }
+        Space::from_unsorted(space, extents)
+    }
+}
+
+/// What the older images hold, for comparing.
+#[derive(Debug)]
+pub struct Prior {
+    chain: Chain,
+    runs: HashMap<u64, Vec<(Range<u64>, Source)>>,
+}
+
+impl Prior {
+    /// Prepares comparison with `chain`.
+    pub fn new(chain: Chain) -> Self {
+        let runs = chain
+            .space_ids()
+            .into_iter()
+            .map(|space| {
+                let runs = chain.resolve(space).map(|r| (r.first_page..r.first_page + r.pages, r.source)).collect();
+                (space, runs)
+            })
+            .collect();
+        Self { chain, runs }
+    }
+
+    fn cursor(&self, space: u64, page: u64) -> Cursor<'_> {
+        let runs = self.runs.get(&space).map_or(&[][..], Vec::as_slice);
+        let at = runs.partition_point(|(range, _)| range.end <= page);
+        Cursor { prior: self, runs: &runs[at..] }
+    }
+}
+
+/// A place in the older images, moving forward.
+#[derive(Clone, Debug)]
+struct Cursor<'p> {
+    prior: &'p Prior,
+    runs: &'p [(Range<u64>, Source)],
+}
+
+impl Cursor<'_> {
+    /// Whether the older images hold exactly this page. Checksums of 64 bits decide: the pages themselves are not read.
+    fn is_same(&mut self, page: u64, bytes: &[u8]) -> bool {
+        while self.runs.first().is_some_and(|(range, _)| range.end <= page) {
+            self.runs = &self.runs[1..];
+        }
+        match self.runs.first() {
+            Some((range, source)) if range.start <= page => match source.advanced(page - range.start) {
+                Source::Stored { image, offset } => {
+                    let slot = offset / PAGE as u64 - 1;
+                    self.prior.chain.images()[image].checksum(slot) == image::page_checksum(bytes)
+                }
+                Source::Zero => image::is_zero_page(bytes),
+                Source::Absent => false,
+            },
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The process itself: who it is, where its memory areas are, where it stands in the file system, and its knobs.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use crate::error::{Error, Refusal, Result};
+use crate::image::RecordKind;
+use crate::object::memory::backing::FileStamp;
+use crate::procfs::{self, Status};
+use crate::remote::{Answers, Call, Questions};
+use crate::sys::task;
+
+/// The record of a process.
+pub const KIND: RecordKind = RecordKind { id: 1, version: 1, name: "process" };
+
+/// Resources that have limits (`RLIM_NLIMITS`).
+const LIMITS: u32 = 16;
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Process {
+    /// Its pid, as the controller saw it.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// Its process group.
+    pub pgid: i32,
+    /// Its session.
+    pub sid: i32,
+    /// The arguments that it was started with, separated by zero bytes.
+    pub command_line: Vec<u8>,
+    /// Its executable.
+    pub exe: FileStamp,
+    /// Its working directory.
+    pub cwd: String,
+    /// Its file-creation mask.
+    pub umask: u32,
+    /// Areas of its memory.
+    pub layout: Layout,
+    /// The kernel's auxiliary vector.
+    pub auxv: Vec<u64>,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// `PR_GET_DUMPABLE`.
+    pub dumpable: u32,
+    /// `PR_GET_CHILD_SUBREAPER`.
+    pub child_subreaper: bool,
+    /// `PR_GET_THP_DISABLE`.
+    pub thp_disable: u32,
+    /// Features of the CPU's extended state that the process asked for (`ARCH_GET_XCOMP_PERM`).
+    pub xstate_permission: u64,
+    /// Soft and hard limits, by resource number.
+    pub limits: Vec<(u64, u64)>,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `/proc/PID/coredump_filter`.
+    pub coredump_filter: u32,
+    /// Whether job control had stopped it.
+    pub stopped: bool,
+    /// The system that it ran on.
+    pub host: Host,
+}
+
+/// Areas of a process's memory (`struct prctl_mm_map`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Layout {
+    /// Code.
+    pub code: (u64, u64),
+    /// Initialised data.
+    pub data: (u64, u64),
+    /// First byte of the heap, and its current end.
+    pub brk: (u64, u64),
+    /// Bottom of the main stack.
+    pub start_stack: u64,
+    /// Arguments.
+    pub arg: (u64, u64),
+    /// Environment.
+    pub env: (u64, u64),
+}
+
+/// What must be the same, or be known, where the job is restarted.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Host {
+    /// The boot that the clocks belong to.
+    pub boot_id: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// `CLOCK_MONOTONIC` at the checkpoint, in nanoseconds.
+    pub monotonic: u64,
+    /// When the process had started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// Where the answers to [`ask`] are.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    brk: usize,
+    dumpable: usize,
+    subreaper: u64,
+    thp_disable: usize,
+    xcomp: u64,
+}
+
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+
+/// Adds this file's questions for the process.
+pub fn ask(questions: &mut Questions) -> Asked {
+    let (subreaper, xcomp) = (questions.room(4), questions.room(8));
+    questions.ask(libc::SYS_prctl, &[libc::PR_GET_CHILD_SUBREAPER as u64, subreaper]);
+    questions.ask(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM, xcomp]);
+    Asked {
+        brk: questions.ask(libc::SYS_brk, &[0]),
+        dumpable: questions.ask(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64]),
+        subreaper,
+        thp_disable: questions.ask(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64]),
+        xcomp,
+    }
+}
+
+/// What cannot be restored about the process as a whole.
+///
+/// # Errors
+/// When the process is gone.
+pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
+    let gone = |e| Error::system(format!("examining pid {pid}"), e);
+    let mut refusals = Vec::new();
+    let mut refuse = |place: &str, why: String, todo: &str| {
+        refusals.push(Refusal { pid, place: place.to_owned(), why, todo: todo.to_owned() });
+    };
+    for child in procfs::children(pid).map_err(gone)? {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        let why = format!("is its child ({}); process trees are not supported yet", name.trim());
+        refuse(&format!("process {child}"), why, "wait until it has ended, or checkpoint the child alone");
+    }
+    for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"] {
+        let (theirs, ours) = (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));
+        if let (Ok(theirs), Ok(ours)) = (theirs, ours)
+            && theirs != ours
+        {
+            let why = format!("is in another {space} namespace than cr");
+            refuse("the process", why, "run cr inside the job's container (nsenter -t PID -a cr …)");
+        }
+    }
+    let root = procfs::link(pid, "root").map_err(gone)?;
+    if root != fs::read_link("/proc/self/root").unwrap_or_else(|_| "/".into()) {
+        let why = format!("has the root directory {}, which is not that of cr", root.display());
+        refuse("the process", why, "run cr in the same root (chroot)");
+    }
+    let cwd = procfs::link(pid, "cwd").map_err(gone)?;
+    let there = fs::metadata(format!("/proc/{pid}/cwd")).map(|m| (m.dev(), m.ino()));
+    let named = fs::metadata(&cwd).map(|m| (m.dev(), m.ino()));
+    if there.is_ok() && there.ok() != named.ok() {
+        let why = format!("has the working directory {}, which is no longer there", cwd.display());
+        refuse("the process", why, "make the job change to a directory that exists");
+    }
+    Ok(refusals)
+}
+
+/// Captures a stopped process. `stopped`: job control had stopped it before we did.
+///
+/// # Errors
+/// When the process is gone.
+pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Result<Process> {
+    let read = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        fs::read(&path).map_err(|e| Error::system(format!("reading {path}"), e))
+    };
+    let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).trim().to_owned());
+    let path = |name: &str| {
+        let link = procfs::link(pid, name).map_err(|e| Error::system(format!("reading /proc/{pid}/{name}"), e))?;
+        Ok::<_, Error>(String::from_utf8_lossy(link.as_os_str().as_bytes()).into_owned())
+    };
+    let stat = procfs::stat(pid).map_err(|e| Error::system(format!("reading /proc/{pid}/stat"), e))?;
+    // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
+    let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+    let status = Status::read(pid, pid).map_err(|e| Error::system(format!("reading the status of pid {pid}"), e))?;
+    let exe_meta = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
+    let limits = (0..LIMITS)
+        .map(|r| task::prlimit(pid, r, None))
+        .collect::<nix::Result<Vec<_>>>()
+        .map_err(|e| Error::system(format!("reading the limits of pid {pid}"), e))?;
+    Ok(Process {
+        pid,
+        ppid: field(4) as i32,
+        pgid: field(5) as i32,
+        sid: field(6) as i32,
+        command_line: read("cmdline")?,
+        exe: FileStamp::new(&path("exe")?, &exe_meta),
+        cwd: path("cwd")?,
+        umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
+        layout: Layout {
+            code: (field(26), field(27)),
+            data: (field(45), field(46)),
+            brk: (field(47), answers.outcome(asked.brk).unwrap_or(field(47))),
+            start_stack: field(28),
+            arg: (field(48), field(49)),
+            env: (field(50), field(51)),
+        },
+        auxv: read("auxv")?.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect(),
+        personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or(0),
+        dumpable: answers.outcome(asked.dumpable).unwrap_or(1) as u32,
+        child_subreaper: answers.int(asked.subreaper) != 0,
+        thp_disable: answers.outcome(asked.thp_disable).unwrap_or(0) as u32,
+        xstate_permission: answers.word(asked.xcomp),
+        limits,
+        oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
+        coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
+        stopped,
+        host: host(pid)?,
+    })
+}
+
+/// The system that we are on, and when `pid` started on it.
+///
+/// # Errors
+/// When the process is gone.
+pub fn host(pid: i32) -> Result<Host> {
+    let text = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_err(|e| Error::system("reading the clock", e))?;
+    Ok(Host {
+        boot_id: text("/proc/sys/kernel/random/boot_id"),
+        kernel: text("/proc/sys/kernel/osrelease"),
+        monotonic: now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
+        start_time: procfs::start_time(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?,
+    })
+}
+
+/// Calls that a restored process makes for itself once its memory is there, and the bytes that they read at `at`.
+/// `exe_fd` is its executable and `cwd_fd` its working directory in its own table.
+pub fn restore_calls(process: &Process, exe_fd: i32, cwd_fd: i32, at: u64) -> (Vec<Call>, Vec<u8>) {
+    const PR_SET_MM_MAP: u64 = 14;
+    let l = &process.layout;
+    let auxv_len = process.auxv.len() * 8;
+    // `struct prctl_mm_map`, then the auxiliary vector that it points to.
+    let map_len = 13 * 8;
+    let words = [
+        l.code.0, l.code.1, l.data.0, l.data.1, l.brk.0, l.brk.1, l.start_stack, l.arg.0, l.arg.1, l.env.0, l.env.1,
+        at + map_len, auxv_len as u64 | u64::from(exe_fd as u32) << 32,
+    ];
+    let bytes = words.iter().chain(&process.auxv).flat_map(|w| w.to_le_bytes()).collect();
+    let mut calls = vec![
+        Call::new(libc::SYS_fchdir, &[cwd_fd as u64]),
+        Call::new(libc::SYS_umask, &[u64::from(process.umask)]),
+        Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]),
+        Call::new(libc::SYS_personality, &[u64::from(process.personality)]),
+        Call::new(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(process.child_subreaper)]),
+    ];
+    if process.thp_disable != 0 {
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1]));
+    }
+    (calls, bytes)
+}
+
+/// Calls that come after the credentials, which reset what they set.
+pub fn late_calls(process: &Process) -> Vec<Call> {
+    // 2 (only root may read) can be had, but not asked for: the kernel gives it by itself on a change of user.
+    let dumpable = if process.dumpable == 1 { 1 } else { 0 };
+    vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable])]
+}
+
+/// Calls that ask for the CPU features that a program must ask for, before any thread's state is set.
+pub fn xstate_calls(process: &Process) -> Vec<Call> {
+    const TILE_DATA: u64 = 18;
+    if process.xstate_permission >> TILE_DATA & 1 == 0 {
+        return Vec::new();
+    }
+    vec![Call::new(libc::SYS_arch_prctl, &[ARCH_REQ_XCOMP_PERM, TILE_DATA])]
+}
+
+/// Sets from outside what can be set from outside. Limits above ours stay ours.
+///
+/// # Errors
+/// When the process is gone, or a knob is refused.
+pub fn restore_knobs(process: &Process) -> Result<()> {
+    let pid = process.pid;
+    for (resource, &(soft, hard)) in process.limits.iter().enumerate() {
+        let set = |soft, hard| task::prlimit(pid, resource as u32, Some((soft, hard)));
+        let refused = match set(soft, hard) {
+            Ok(_) => continue,
+            Err(e) => e,
+        };
+        let (_, have) = task::prlimit(pid, resource as u32, None).map_err(|e| Error::system("reading limits", e))?;
+        set(soft.min(have), hard.min(have)).map_err(|e| Error::system(format!("setting limit {resource} of pid {pid}"), e))?;
+        log::warn!("pid {pid}: limit {resource} is {have} here, not {hard} ({refused})");
+    }
+    let write = |name: &str, value: String| {
+        let path = format!("/proc/{pid}/{name}");
+        fs::write(&path, value).map_err(|e| Error::system(format!("writing {path}"), e))
+    };
+    write("coredump_filter", format!("{:#x}", process.coredump_filter))?;
+    if let Err(e) = write("oom_score_adj", process.oom_score_adj.to_string()) {
+        // Lowering it takes CAP_SYS_RESOURCE; it only matters once memory has run out.
+        log::warn!("pid {pid}: {e}");
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Threads: registers, extended state, and what the kernel keeps for each.
+
+use crate::error::{Error, Result};
+use crate::image::RecordKind;
+use crate::procfs::Status;
+use crate::remote::{Answers, Call, Questions, restart};
+use crate::sys::ptrace::{self, Regs};
+use crate::sys::{task, vm};
+
+/// The record of a process's threads.
+pub const KIND: RecordKind = RecordKind { id: 2, version: 1, name: "threads" };
+
+/// All threads of one process, the main one first.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Threads {
+    /// The process.
+    pub pid: i32,
+    /// Its threads.
+    pub all: Vec<Thread>,
+}
+
+/// One thread.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Thread {
+    /// Its number.
+    pub tid: i32,
+    /// Its name, at most 15 bytes.
+    pub name: Vec<u8>,
+    /// General registers, in the order of `struct user_regs_struct`.
+    pub regs: [u64; 27],
+    /// Extended state in the standard XSAVE format, without the zeroes at its end.
+    pub xstate: Vec<u8>,
+    /// Bytes of the extended state with them.
+    pub xstate_len: u32,
+    /// Restartable sequences: address, bytes, signature. Address 0: none.
+    pub rseq: (u64, u32, u32),
+    /// Robust futexes: head and length.
+    pub robust_list: (u64, u64),
+    /// Where the kernel writes 0 and wakes when the thread ends; 0 for nowhere.
+    pub clear_child_tid: u64,
+    /// Alternate signal stack: first byte, flags, bytes.
+    pub altstack: (u64, i32, u64),
+    /// What is left of an interrupted timed wait, in nanoseconds; none when the call restarts from its arguments.
+    pub time_left: Option<u64>,
+    /// `PR_SET_PDEATHSIG`.
+    pub parent_death_signal: i32,
+}
+
+const REGISTERS: usize = 27;
+const _: () = assert!(size_of::<Regs>() == REGISTERS * 8);
+
+impl Thread {
+    /// The general registers.
+    pub fn registers(&self) -> Regs {
+        let r = &self.regs;
+        Regs {
+            r15: r[0], r14: r[1], r13: r[2], r12: r[3], rbp: r[4], rbx: r[5], r11: r[6], r10: r[7], r9: r[8], r8: r[9],
+            rax: r[10], rcx: r[11], rdx: r[12], rsi: r[13], rdi: r[14], orig_rax: r[15], rip: r[16], cs: r[17],
+            eflags: r[18], rsp: r[19], ss: r[20], fs_base: r[21], gs_base: r[22], ds: r[23], es: r[24], fs: r[25],
+            gs: r[26],
+        }
+    }
+
+    /// The whole extended state.
+    pub fn extended_state(&self) -> Vec<u8> {
+        let mut all = self.xstate.clone();
+        all.resize(self.xstate_len as usize, 0);
+        all
+    }
+
+    /// The mask of extended-state features that the CPU must have (XCR0 at the checkpoint).
+    pub fn xstate_features(&self) -> u64 {
+        self.xstate.get(464..472).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
+    }
+
+    /// The mask of features that the thread really used.
+    pub fn xstate_in_use(&self) -> u64 {
+        self.xstate.get(512..520).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
+    }
+
+    /// Whether a call was interrupted that the kernel can only resume with what it remembers of it.
+    pub fn has_restart_block(&self) -> bool {
+        self.regs[15] as i64 >= 0 && self.regs[10] as i64 == restart::RESTARTBLOCK
+    }
+}
+
+fn words(r: &Regs) -> [u64; REGISTERS] {
+    [
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi, r.rdi,
+        r.orig_rax, r.rip, r.cs, r.eflags, r.rsp, r.ss, r.fs_base, r.gs_base, r.ds, r.es, r.fs, r.gs,
+    ]
+}
+
+/// Questions that only the thread itself may ask, and where their answers go.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    altstack: u64,
+    tid_address: u64,
+    death_signal: u64,
+}
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+/// Adds this file's questions for one thread.
+pub fn ask(questions: &mut Questions) -> Asked {
+    let (altstack, tid_address, death_signal) = (questions.room(24), questions.room(8), questions.room(4));
+    questions.ask(libc::SYS_sigaltstack, &[0, altstack]);
+    questions.ask(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, tid_address]);
+    questions.ask(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG as u64, death_signal]);
+    Asked { altstack, tid_address, death_signal }
+}
+
+/// Captures a stopped thread. `regs` and `xstate` are its own, not those of a call made on its behalf.
+///
+/// # Errors
+/// When the thread is gone.
+pub fn capture(
+    pid: i32,
+    tid: i32,
+    regs: &Regs,
+    mut xstate: Vec<u8>,
+    asked: Asked,
+    answers: &Answers,
+    time_left: Option<u64>,
+) -> Result<Thread> {
+    let failed = |what: &str, e: std::io::Error| Error::system(format!("reading {what} of thread {tid}"), e);
+    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).map_err(|e| failed("the name", e))?;
+    let rseq = ptrace::rseq(tid).unwrap_or_default();
+    let xstate_len = xstate.len() as u32;
+    let used = xstate.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+    xstate.truncate(used);
+    let mut regs = *regs;
+    leave_critical_section(pid, &mut regs, &rseq);
+    Ok(Thread {
+        tid,
+        name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(),
+        regs: words(&regs),
+        xstate,
+        xstate_len,
+        rseq: (rseq.address, rseq.size, rseq.signature),
+        robust_list: task::robust_list(tid).map_err(|e| failed("the robust list", e.into()))?,
+        clear_child_tid: answers.word(asked.tid_address),
+        altstack: (answers.word(asked.altstack), answers.int(asked.altstack + 8), answers.word(asked.altstack + 16)),
+        time_left,
+        parent_death_signal: answers.int(asked.death_signal),
+    })
+}
+
+/// A thread stopped inside a restartable sequence goes on at its abort handler, as after any preemption: the kernel forgets
+/// the section when the restored thread registers again. `struct rseq_cs` of `include/uapi/linux/rseq.h`.
+fn leave_critical_section(pid: i32, regs: &mut Regs, rseq: &ptrace::Rseq) {
+    let word = |at: u64| {
+        let mut buf = [0; 8];
+        let range = vm::Range { start: at, len: 8 };
+        vm::read(pid, &[range], &mut buf).is_ok_and(|n| n == 8).then(|| u64::from_le_bytes(buf))
+    };
+    if rseq.address == 0 {
+        return;
+    }
+    let Some(section) = word(rseq.address + 8).filter(|s| *s != 0) else { return };
+    if let (Some(start), Some(len), Some(abort)) = (word(section + 8), word(section + 16), word(section + 24))
+        && (start..start.wrapping_add(len)).contains(&regs.rip)
+    {
+        regs.rip = abort;
+    }
+}
+
+/// Calls that a restored thread makes for itself. Its alternate stack is read from `altstack_at`, where
+/// [`altstack_bytes`] lie.
+pub fn restore_calls(thread: &Thread, altstack_at: u64) -> Vec<Call> {
+    let mut calls = vec![
+        Call::new(libc::SYS_set_tid_address, &[thread.clear_child_tid]),
+        Call::new(libc::SYS_sigaltstack, &[altstack_at, 0]),
+        Call::new(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, thread.parent_death_signal as u64]),
+    ];
+    if thread.robust_list.0 != 0 {
+        calls.push(Call::new(libc::SYS_set_robust_list, &[thread.robust_list.0, thread.robust_list.1]));
+    }
+    let (address, len, signature) = thread.rseq;
+    if address != 0 {
+        calls.push(Call::new(libc::SYS_rseq, &[address, u64::from(len), 0, u64::from(signature)]));
+    }
+    calls
+}
+
+/// The thread's alternate stack as a `stack_t`. `SS_ONSTACK` only says where the thread was, and may not be set.
+pub fn altstack_bytes(thread: &Thread) -> [u8; 24] {
+    let (sp, flags, size) = thread.altstack;
+    let mut bytes = [0; 24];
+    bytes[..8].copy_from_slice(&sp.to_le_bytes());
+    bytes[8..12].copy_from_slice(&(flags & !libc::SS_ONSTACK).to_le_bytes());
+    bytes[16..].copy_from_slice(&size.to_le_bytes());
+    bytes
+}
+
+/// Whether the thread is one that the kernel will not let us reproduce.
+pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusal> {
+    let mut refusals = Vec::new();
+    let mut refuse = |why: &str, todo: &str| {
+        let place = format!("thread {tid}");
+        refusals.push(crate::error::Refusal { pid, place, why: why.to_owned(), todo: todo.to_owned() });
+    };
+    match status.get("Seccomp") {
+        "" | "0" => {}
+        "1" => refuse("runs under strict seccomp", "start the job without seccomp"),
+        _ => refuse("runs under a seccomp filter", "start the job without the filter"),
+    }
+    if status.get("x86_Thread_features").contains("shstk") {
+        refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+    }
+    refusals
+}
