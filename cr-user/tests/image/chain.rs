@@ -29,7 +29,7 @@ fn every_page_is_the_newest_one_that_was_written() {
         let mut model = BTreeMap::new();
         let mut history = Vec::new();
         let mut parent = None;
-        for _ in 0..1 + random.below(12) {
+        for _ in 0..=random.below(12) {
             let image = store.begin().expect("begin");
             let mut named = BTreeMap::new();
             let mut spaces = Vec::new();

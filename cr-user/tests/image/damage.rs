@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use cr::image::{Content, Error, Extent, Image, IndexInfo, PAGE_SIZE, Parent, Space};
+use cr::image::{ArchivedExtent, Content, Error, Extent, Image, IndexInfo, PAGE_SIZE, Parent, Space};
 use tempfile::TempDir;
 
 use crate::format::{FOOTER, field};
@@ -47,7 +47,7 @@ fn read_all(path: &Path) -> cr::image::Result<()> {
         let _ = image.record(*kind).map(<[u8]>::len);
     }
     for space in image.space_ids() {
-        for extent in image.extents(space).iter().map(|extent| extent.native()) {
+        for extent in image.extents(space).iter().map(ArchivedExtent::native) {
             assert_eq!(image.lookup(space, extent.first_page), Some(extent.content));
             if let Content::Stored { slot } = extent.content {
                 assert_eq!(image.page_bytes(slot, extent.pages).len() as u64, extent.pages * PAGE_SIZE as u64);
@@ -134,7 +134,7 @@ fn nonsense_with_right_hashes_never_panics() {
     // Several at once.
     for _ in 0..5000 {
         let mut forged = bytes.clone();
-        for _ in 0..1 + random.below(8) {
+        for _ in 0..=random.below(8) {
             let at = metadata[random.below(metadata.len() as u64) as usize];
             forged[at] = random.next() as u8;
         }

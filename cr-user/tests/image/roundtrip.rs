@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use cr::image::{
-    Content, Error, Extent, Finished, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, RecordKind,
-    Space, is_zero_page,
+    ArchivedExtent, Content, Error, Extent, Finished, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE,
+    Parent, RecordKind, Space, is_zero_page,
 };
 
 use crate::{FILES, KNOWN, Random, THREADS};
@@ -18,7 +18,7 @@ fn create(path: &Path) -> ImageWriter {
 }
 
 /// Publishes without a store.
-fn publish(finished: Finished, path: &Path) {
+fn publish(finished: &Finished, path: &Path) {
     fs::hard_link(finished.path(), path).expect("link");
 }
 
@@ -64,7 +64,8 @@ fn an_image_says_what_was_written() {
     };
     let finished = writer.finish(info).expect("finish");
     let (hash, file_bytes) = (finished.hash, finished.file_bytes);
-    publish(finished, &path);
+    publish(&finished, &path);
+    drop(finished);
 
     assert!(!dir.path().join("9.tmp").exists(), "an unpublished image is removed");
     let metadata = fs::metadata(&path).expect("metadata");
@@ -81,7 +82,7 @@ fn an_image_says_what_was_written() {
     assert_eq!((statistics.stored_pages, statistics.zero_pages, statistics.absent_pages), (104, 1, 1 << 40));
 
     assert_eq!(image.space_ids().collect::<Vec<_>>(), [2, 8]);
-    let extents = image.extents(2).iter().map(|extent| extent.native()).collect::<Vec<_>>();
+    let extents = image.extents(2).iter().map(ArchivedExtent::native).collect::<Vec<_>>();
     assert_eq!(extents[0], stored(0x1000, 103, first_slot), "runs that continue each other are joined");
     assert_eq!(extents.len(), 4);
     assert_eq!(image.lookup(2, 0xfff), None);
@@ -112,7 +113,7 @@ fn records_are_told_apart_by_kind_and_version() {
     let old = RecordKind { version: 1, ..THREADS };
     let writer = create(&dir.path().join("9.tmp"));
     writer.record(old, vec![5]).expect("record");
-    publish(writer.finish(IndexInfo::default()).expect("finish"), &path);
+    publish(&writer.finish(IndexInfo::default()).expect("finish"), &path);
 
     let image = Image::open(&path, KNOWN).expect("an older version is no reason not to open");
     assert_eq!((image.record_version(THREADS.id), image.record_version(FILES.id)), (Some(1), None));
@@ -184,7 +185,7 @@ fn threads_write_side_by_side() {
         threads.into_iter().flat_map(|thread| thread.join().expect("join")).collect::<Vec<_>>()
     });
     let spaces = vec![Space::from_unsorted(1, extents)];
-    publish(writer.finish(IndexInfo { spaces, ..IndexInfo::default() }).expect("finish"), &path);
+    publish(&writer.finish(IndexInfo { spaces, ..IndexInfo::default() }).expect("finish"), &path);
 
     let image = Image::open(&path, KNOWN).expect("open");
     image.verify_pages(2).expect("verify");

@@ -153,7 +153,7 @@ fn verify(store: &Store) -> (Vec<u64>, Option<u64>, String) {
     let report = store.verify(2).expect("verify");
     let quick = store.newest_intact(2).expect("search");
     assert_eq!(quick.newest_intact, report.newest_intact);
-    let text = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
+    let text = report.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     assert!(report.problems.iter().all(|problem| problem.error.exit_code() == 122), "{text}");
     (report.problems.iter().map(|problem| problem.id).collect(), report.newest_intact, text)
 }
