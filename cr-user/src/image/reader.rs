@@ -124,7 +124,7 @@ impl Image {
             parent: self.parent(),
             taken_at: index.taken_at.to_native(),
             statistics: index.statistics.native(),
-            widened: index.widened.iter().map(|reason| reason.to_string()).collect(),
+            widened: index.widened.iter().map(ToString::to_string).collect(),
             file_bytes: self.footer.file_bytes,
         }
     }
@@ -220,7 +220,7 @@ impl Image {
     /// Which page is in a slot, for messages.
     pub(super) fn describe_slot(&self, slot: u64) -> String {
         for space in self.index().spaces.iter() {
-            for extent in space.extents.iter().map(|extent| extent.native()) {
+            for extent in space.extents.iter().map(ArchivedExtent::native) {
                 if let Content::Stored { slot: first } = extent.content
                     && (first..first + extent.pages).contains(&slot)
                 {

@@ -1,6 +1,6 @@
 //! The rules that an index must obey, checked by the writer before it writes and by the reader before it believes.
 
-use super::index::{ArchivedIndex, Content, Extent, Statistics};
+use super::index::{ArchivedExtent, ArchivedIndex, ArchivedParent, Content, Extent, Statistics};
 use super::layout::{ALIGNMENT, Footer, Header};
 use super::{Parent, RecordKind};
 
@@ -32,14 +32,14 @@ pub(super) fn check_index(index: &ArchivedIndex, header: &Header, footer: &Foote
     if index.job != header.job.0 {
         return Err("index and header disagree on its job".into());
     }
-    let parent = index.parent.as_ref().map(|parent| parent.native());
+    let parent = index.parent.as_ref().map(ArchivedParent::native);
     if parent != footer.parent {
         return Err("index and footer disagree on its parent".into());
     }
     check_parent(id, parent)?;
     check_records(index, footer)?;
     let spaces = index.spaces.iter();
-    let spaces = spaces.map(|space| (space.id.to_native(), space.extents.iter().map(|extent| extent.native())));
+    let spaces = spaces.map(|space| (space.id.to_native(), space.extents.iter().map(ArchivedExtent::native)));
     let counts = check_spaces(spaces, footer.slots)?;
     let Statistics { stored_pages, zero_pages, absent_pages, .. } = index.statistics.native();
     if counts != (Counts { stored: stored_pages, zero: zero_pages, absent: absent_pages }) {

@@ -130,6 +130,7 @@ impl Source {
     }
 
     /// The source of the page that is `pages` further on in a run.
+    #[must_use]
     pub fn advanced(self, pages: u64) -> Self {
         match self {
             Self::Stored { image, offset } => Self::Stored { image, offset: offset + pages * PAGE_SIZE as u64 },
