@@ -2,6 +2,7 @@
 //!
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
+pub mod checkpoint;
 pub mod error;
 pub mod fault;
 pub mod image;

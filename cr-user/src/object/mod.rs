@@ -4,6 +4,7 @@
 pub mod credentials;
 pub mod memory;
 pub mod process;
+pub mod records;
 pub mod scheduling;
 pub mod signals;
 pub mod spaces;

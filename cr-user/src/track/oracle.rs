@@ -80,6 +80,12 @@ impl Oracle {
         uffd::register_wp(self.uffd.as_fd(), start, end - start)
     }
 
+    /// Whether the address space that it watches is still there.
+    pub fn is_alive(&self) -> bool {
+        // A range that nobody can have mapped: only a missing address space answers ESRCH.
+        !matches!(uffd::unregister(self.uffd.as_fd(), 0, PAGE), Err(Errno::ESRCH))
+    }
+
     /// Pages of `[start, end)` that were written since they were last protected; with `protect` they are protected again
     /// in the same step, and **the caller owes them to the next checkpoint**.
     ///
@@ -198,7 +204,7 @@ fn each_region(
     query: Query,
     mut take: impl FnMut(&Region),
 ) -> nix::Result<()> {
-    let mut regions = [Region::default(); REGIONS];
+    let mut regions = vec![Region::default(); REGIONS];
     let mut at = start;
     while at < end {
         let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end, query, &mut regions)?;

@@ -105,15 +105,15 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         let place = format!("{:#x}", vma.start);
         Refusal { pid, place, why, todo: todo.to_owned() }
     };
+    if matches!(vma.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]") {
+        return Ok((Backing::Kernel(vma.name.clone()), None));
+    }
     if vma.has("io") || vma.has("pf") {
         let why = format!("maps the device memory of {}", vma.name);
         return Err(refuse(why, "close the device before the checkpoint"));
     }
     if vma.has("ss") {
         return Err(refuse("is a shadow stack".to_owned(), "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
-    }
-    if matches!(vma.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]") {
-        return Ok((Backing::Kernel(vma.name.clone()), None));
     }
     if vma.inode == 0 {
         let own = vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");

@@ -1,0 +1,345 @@
+//! The story of a checkpoint, from top to bottom: preflight, arm, pre-copy, freeze, collect, re-arm, thaw, write, publish.
+//!
+//! What holds throughout: the job goes on, whatever happens to us. Every way out of the frozen window thaws ([`Frozen`] lets
+//! go when dropped, the kernel when we die), and pages whose written-bit was taken stay in [`Job`]'s debt until a checkpoint
+//! that holds them is durable.
+
+mod arena;
+mod collect;
+mod precopy;
+mod sink;
+mod survey;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Refusal, Result};
+use crate::fault;
+use crate::image::{IndexInfo, Parent};
+use crate::object::memory::read::Memory;
+use crate::object::spaces::Spaces;
+use crate::object::{memory, process, threads};
+use crate::procfs::{self, Status};
+use crate::ranges::RangeSet;
+use crate::remote::{Frozen, Gadgets, Puppet};
+use crate::store::{Chain, Store, StoreWriter};
+use crate::sys::{PAGE, fd};
+use crate::track::{Heat, Oracle};
+
+use arena::Arena;
+use collect::State;
+use precopy::precopy;
+use sink::{Prior, Sink};
+use survey::Survey;
+
+/// How checkpoints are taken.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most bytes of job memory held in our own at a time.
+    pub memory_limit: u64,
+    /// Take a full checkpoint even where a delta is possible.
+    pub full: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { memory_limit: 256 << 20, full: false }
+    }
+}
+
+/// What a checkpoint was.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Its number in the store.
+    pub id: u64,
+    /// The checkpoint that it is a delta on; none for a full one.
+    pub parent: Option<u64>,
+    /// When the job was frozen: nanoseconds since 1970.
+    pub taken_at: u64,
+    /// Pages that had, or may have, changed.
+    pub dirty_pages: u64,
+    /// Pages stored.
+    pub stored_pages: u64,
+    /// Bytes of its file.
+    pub stored_bytes: u64,
+    /// How long the job stood still.
+    pub frozen: Duration,
+    /// How long it all took, until it was durable.
+    pub total: Duration,
+    /// The job.
+    pub pid: i32,
+    /// Why more was read than the kernel said had changed.
+    pub widened: Vec<String>,
+}
+
+/// A process under our eyes.
+///
+/// Whatever stops it must be called from one and the same thread: ptrace is per thread.
+#[derive(Debug)]
+pub struct Job {
+    pid: i32,
+    pidfd: OwnedFd,
+    memory: Memory,
+    oracle: Option<Oracle>,
+    gadgets: Option<Gadgets>,
+    spaces: Spaces,
+    /// The newest durable checkpoint.
+    parent: Option<Parent>,
+    /// By content space, the pages that have content according to the chain.
+    content: HashMap<u64, RangeSet>,
+    /// Pages whose written-bit was taken, and that no durable checkpoint holds yet.
+    debt: RangeSet,
+    /// The chain was written by somebody else: every page is compared with it.
+    doubt: bool,
+    /// Of the debt, pages that pre-copy took but did not copy.
+    late: RangeSet,
+    heat: Heat,
+    arena: Arena,
+    /// What to say of the next checkpoint.
+    notes: Vec<String>,
+}
+
+impl Job {
+    /// Takes a process under our eyes. Nothing of it is stopped or changed.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
+    pub fn open(pid: i32) -> Result<Self> {
+        let not_allowed = |why: &str, todo: &str| Error::NotAllowed { pid, why: why.to_owned(), todo: todo.to_owned() };
+        if pid <= 0 {
+            return Err(Error::NoSuchJob { pid });
+        }
+        let status = Status::read(pid, pid).map_err(|_| Error::NoSuchJob { pid })?;
+        if status.get("Tgid") != pid.to_string() {
+            let todo = format!("give the pid of its process, {}", status.get("Tgid"));
+            return Err(not_allowed("it is a thread, not a process", &todo));
+        }
+        if pid as u32 == std::process::id() {
+            return Err(not_allowed("it is cr itself", "give the pid of the job"));
+        }
+        if pid == 1 {
+            return Err(not_allowed("it is init", "give the pid of the job"));
+        }
+        if status.get("Kthread") == "1" || status.get("VmSize").is_empty() && !status.get("State").starts_with('Z') {
+            return Err(not_allowed("it is a kernel thread", "give the pid of the job"));
+        }
+        if status.get("State").starts_with('Z') {
+            return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
+        }
+        let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
+        let memory = Memory::open(pid)
+            .map_err(|_| not_allowed("it belongs to another user", "run cr as root, or as the job's owner"))?;
+        Ok(Self {
+            pid,
+            pidfd,
+            memory,
+            oracle: None,
+            gadgets: None,
+            spaces: Spaces::default(),
+            parent: None,
+            content: HashMap::new(),
+            debt: RangeSet::new(),
+            doubt: false,
+            late: RangeSet::new(),
+            heat: Heat::default(),
+            notes: Vec::new(),
+            arena: Arena::default(),
+        })
+    }
+
+    /// A job that was just restored from `chain` and is tracked already.
+    pub(crate) fn restored(pid: i32, chain: &Chain, oracle: Option<Oracle>, spaces: Spaces) -> Result<Self> {
+        let mut job = Self::open(pid)?;
+        job.spaces = spaces;
+        job.doubt = oracle.is_none();
+        job.oracle = oracle;
+        job.learn(chain);
+        Ok(job)
+    }
+
+    /// The job's pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Becomes readable when the job has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Everything about the job that could not be restored. Changes nothing.
+    ///
+    /// # Errors
+    /// When the job ended, or may not be examined.
+    pub fn preflight(&self) -> Result<Vec<Refusal>> {
+        let mut all = process::refusals(self.pid)?;
+        for tid in procfs::threads(self.pid).map_err(|_| self.gone("the preflight"))? {
+            if let Ok(status) = Status::read(self.pid, tid) {
+                all.extend(threads::refusals(self.pid, tid, &status));
+            }
+        }
+        let vmas = procfs::smaps(self.pid).map_err(|_| self.gone("the preflight"))?;
+        let (_, _, refused) = memory::mapping::describe(self.pid, &vmas, &mut self.spaces.clone());
+        all.extend(refused);
+        Ok(all)
+    }
+
+    /// Goes on with a chain that another controller left: the next checkpoint is a delta, found by comparing contents.
+    ///
+    /// # Errors
+    /// When the chain is damaged, or of another job.
+    pub fn follow_chain(&mut self, store: &Store) -> Result<()> {
+        let chain = Chain::open(store, None)?;
+        collect::check_same_job(self.pid, &chain)?;
+        self.learn(&chain);
+        self.doubt = true;
+        Ok(())
+    }
+
+    fn learn(&mut self, chain: &Chain) {
+        for space in chain.space_ids() {
+            self.spaces.reserve(space);
+            let pages = chain.content_pages(space).map(|(first, pages)| first..first + pages).collect();
+            self.content.insert(space, pages);
+        }
+        self.parent = Some(chain.newest().as_parent());
+    }
+
+    /// Takes a checkpoint. The job goes on afterwards, also after an error.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
+    pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
+        let started = Instant::now();
+        fault::point("preflight")?;
+        refuse(self.preflight()?)?;
+        if options.full {
+            self.parent = None;
+            self.content.clear();
+        }
+        let prior = self.prior(writer.store());
+        let mut frozen_time = self.arm()?;
+        let mut sink = Sink::new(writer.begin()?);
+        fault::point("precopy")?;
+        precopy(self, &mut sink, prior.as_ref())?;
+        self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit)?;
+
+        fault::point("freeze")?;
+        let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
+        let frozen = Frozen::freeze(self.pid)?;
+        let state = State::collect(self, &frozen)?;
+        // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
+        fault::point("rearm")?;
+        let mut survey = Survey::take(self, state.vmas(), &sink)?;
+        survey.copy(self, &mut sink, prior.as_ref())?;
+        fault::point("thaw")?;
+        frozen.thaw()?;
+        frozen_time += freeze_started.elapsed();
+
+        self.arena.drain_into(&mut sink, prior.as_ref())?;
+        fault::point("write.segments")?;
+        let spaces = survey.spaces(self, &sink);
+        let image = sink.into_writer();
+        state.write(&mut survey, &image)?;
+        fault::point("write.metadata")?;
+        let finished = image.finish(IndexInfo {
+            parent: self.parent,
+            taken_at: taken_at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            dirty_pages: survey.dirty_pages(),
+            frozen_ns: frozen_time.as_nanos() as u64,
+            total_ns: started.elapsed().as_nanos() as u64,
+            widened: survey.widened.clone(),
+            spaces,
+        })?;
+        fault::point("publish")?;
+        let (stored_bytes, statistics) = (finished.file_bytes, finished.statistics);
+        let published = writer.publish(finished)?;
+        let parent = self.parent.replace(published).map(|p| p.id);
+        let widened = survey.widened.clone();
+        self.settle(survey);
+        fault::point("published")?;
+        Ok(Report {
+            id: published.id,
+            parent,
+            taken_at: taken_at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            dirty_pages: statistics.dirty_pages,
+            stored_pages: statistics.stored_pages,
+            stored_bytes,
+            frozen: frozen_time,
+            total: started.elapsed(),
+            pid: self.pid,
+            widened,
+        })
+    }
+
+    /// Makes sure that an oracle watches the address space, and says for how long the job stood still for that.
+    fn arm(&mut self) -> Result<Duration> {
+        if self.oracle.as_ref().is_some_and(|o| !o.is_alive()) {
+            // The job has called execve: the address space that was watched is gone, and all that it held with it.
+            self.oracle = None;
+            self.gadgets = None;
+        }
+        if self.oracle.is_some() {
+            fault::point("arm")?;
+            return Ok(Duration::ZERO);
+        }
+        let gadgets = Gadgets::find(self.pid)
+            .map_err(|e| Error::system(format!("looking through the code of pid {}", self.pid), e))?;
+        self.gadgets = Some(gadgets);
+        let started = Instant::now();
+        let frozen = Frozen::freeze(self.pid)?;
+        fault::point("attach.frozen")?;
+        let mut puppet = Puppet::begin(self.pid, &frozen.tids(), gadgets)?;
+        let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
+        puppet.end()?;
+        frozen.thaw()?;
+        // Without an oracle every page is dirty every time: slow, and still right.
+        match opened {
+            Ok(oracle) => self.oracle = Some(oracle),
+            Err(e) => self.notes.push(format!("no tracking of written pages ({e}): everything was read")),
+        }
+        fault::point("arm")?;
+        Ok(started.elapsed())
+    }
+
+    /// The older images, for comparing. When they are no longer what we wrote, the next checkpoint is a full one.
+    fn prior(&mut self, store: &Store) -> Option<Prior> {
+        let parent = self.parent?;
+        match Chain::open(store, Some(parent.id)) {
+            Ok(chain) if chain.newest().as_parent() == parent => return Some(Prior::new(chain)),
+            Ok(_) => self.notes.push(format!("checkpoint {} is not the one that we wrote: took a full one", parent.id)),
+            Err(e) => self.notes.push(format!("the older checkpoints cannot be used: took a full one ({e})")),
+        }
+        self.parent = None;
+        self.content.clear();
+        None
+    }
+
+    /// After the checkpoint is durable: what it holds is owed no longer.
+    fn settle(&mut self, survey: Survey) {
+        self.debt = RangeSet::new();
+        self.late = RangeSet::new();
+        self.doubt = self.oracle.is_none();
+        self.heat.learn(&survey.dirty);
+        for (space, pages) in survey.into_content(self.pid) {
+            self.content.insert(space, pages);
+        }
+    }
+
+    fn gone(&self, during: &'static str) -> Error {
+        Error::JobGone { pid: self.pid, during }
+    }
+
+    /// A page that could not be read in the frozen window.
+    fn unreadable(&self, page: u64) -> Error {
+        let what = format!("reading the memory of pid {} at {:#x}", self.pid, page * PAGE);
+        Error::system(what, Errno::EFAULT)
+    }
+}
+
+fn refuse(refusals: Vec<Refusal>) -> Result<()> {
+    if refusals.is_empty() { Ok(()) } else { Err(Error::Refused(refusals)) }
+}

@@ -1,0 +1,148 @@
+//! Bounded memory of ours for copied pages. Kept between checkpoints, because backing fresh memory costs more than copying.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use memmap2::{Advice, MmapMut};
+
+use crate::checkpoint::sink::{Prior, Sink};
+use crate::error::{Error, Result};
+use crate::sys::PAGE;
+
+/// Bytes of a chunk: one read fills at most one.
+pub const CHUNK: u64 = 8 << 20;
+/// Pages of a chunk.
+pub const CHUNK_PAGES: u64 = CHUNK / PAGE;
+
+/// Warm chunks beyond what is expected: the expectation is a little old, and the last chunk of each kind is half full.
+const SPARE: usize = 3;
+
+/// Chunks of memory, some filled.
+#[derive(Debug, Default)]
+pub struct Arena {
+    free: Vec<MmapMut>,
+    /// Oldest first.
+    filled: VecDeque<(Piece, MmapMut)>,
+    /// Most chunks there may be.
+    limit: usize,
+}
+
+/// Pages in a chunk.
+#[derive(Debug)]
+pub struct Piece {
+    /// Their content space.
+    pub space: u64,
+    /// Their numbers; their bytes follow each other from the chunk's beginning.
+    pub ranges: Vec<Range<u64>>,
+    /// They may be the same as in the older images.
+    pub compare: bool,
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        (self.ranges.iter().map(|r| r.end - r.start).sum::<u64>() * PAGE) as usize
+    }
+}
+
+impl Arena {
+    /// Makes ready for a frozen window in which about `expected` bytes are copied: warm chunks, but no more than `limit`
+    /// bytes, and none that is not needed.
+    ///
+    /// # Errors
+    /// When the machine has no memory for them.
+    pub fn prepare(&mut self, expected: u64, limit: u64) -> Result<()> {
+        self.free.extend(self.filled.drain(..).map(|(_, chunk)| chunk));
+        self.limit = (limit / CHUNK).max(2) as usize;
+        let warm = (expected.div_ceil(CHUNK) as usize + SPARE).min(self.limit);
+        self.free.truncate(warm);
+        while self.free.len() < warm {
+            self.free.push(new_chunk()?);
+        }
+        Ok(())
+    }
+
+    /// Fills the next chunk by `fill`. When the limit is reached, the oldest one is written out first.
+    ///
+    /// # Errors
+    /// Those of `fill`, and of writing.
+    pub fn fill(
+        &mut self,
+        piece: Piece,
+        sink: &mut Sink,
+        prior: Option<&Prior>,
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        if self.filled.len() >= self.limit {
+            self.drain_one(sink, prior)?;
+        }
+        let mut chunk = self.free.pop().map_or_else(new_chunk, Ok)?;
+        fill(&mut chunk[..piece.len()])?;
+        self.filled.push_back((piece, chunk));
+        Ok(())
+    }
+
+    /// Writes out what the chunks hold.
+    ///
+    /// # Errors
+    /// When the image cannot be written.
+    pub fn drain_into(&mut self, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+        while !self.filled.is_empty() {
+            self.drain_one(sink, prior)?;
+        }
+        Ok(())
+    }
+
+    fn drain_one(&mut self, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+        if let Some((piece, chunk)) = self.filled.pop_front() {
+            let prior = if piece.compare { prior } else { None };
+            let absorbed = sink.absorb(piece.space, &piece.ranges, &chunk[..piece.len()], prior);
+            self.free.push(chunk);
+            absorbed?;
+        }
+        Ok(())
+    }
+
+    /// Two chunks for copying while the job runs: one is filled while the other is written.
+    ///
+    /// # Errors
+    /// When the machine has no memory for them.
+    pub fn pair(&mut self) -> Result<Vec<MmapMut>> {
+        while self.free.len() < 2 {
+            self.free.push(new_chunk()?);
+        }
+        Ok(self.free.drain(..2).collect())
+    }
+
+    /// Takes chunks back.
+    pub fn give_back(&mut self, chunks: impl IntoIterator<Item = MmapMut>) {
+        self.free.extend(chunks);
+    }
+}
+
+fn new_chunk() -> Result<MmapMut> {
+    let failed = |e| Error::system("getting memory for copied pages", e);
+    let chunk = MmapMut::map_anon(CHUNK as usize).map_err(failed)?;
+    // Huge pages make it cheaper to back and to fill; without them it works as well.
+    let _ = chunk.advise(Advice::HugePage);
+    chunk.advise(Advice::PopulateWrite).map_err(failed)?;
+    Ok(chunk)
+}
+
+/// Cuts ranges into groups that fit into a chunk and into one system call.
+pub fn groups(ranges: impl Iterator<Item = Range<u64>>, max_pieces: usize) -> Vec<Vec<Range<u64>>> {
+    let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
+    let mut room = 0;
+    for mut range in ranges {
+        while !range.is_empty() {
+            if room == 0 || groups.last().is_none_or(|g| g.len() == max_pieces) {
+                groups.push(Vec::new());
+                room = CHUNK_PAGES;
+            }
+            let end = range.end.min(range.start + room);
+            room -= end - range.start;
+            groups.last_mut().expect("pushed above").push(range.start..end);
+            range.start = end;
+        }
+    }
+    groups
+}

@@ -1,0 +1,116 @@
+//! The state of a stopped job that is not memory, as records.
+
+use crate::checkpoint::Job;
+use crate::checkpoint::survey::Survey;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::image::ImageWriter;
+use crate::object::credentials::{self, Credentials};
+use crate::object::memory::{self, Mappings};
+use crate::object::process::{self, Process};
+use crate::object::records::{get, put};
+use crate::object::scheduling::{self, Scheduling};
+use crate::object::signals::{self, Signals};
+use crate::object::threads::{self, Threads};
+use crate::object::timers::{self, Timers};
+use crate::procfs::{self, Status, Vma};
+use crate::store::Chain;
+use crate::remote::{Frozen, Gadgets, Puppet, Questions};
+
+/// Everything about a stopped process but the content of its memory.
+#[derive(Debug)]
+pub struct State {
+    process: Process,
+    threads: Threads,
+    signals: Signals,
+    timers: Timers,
+    credentials: Credentials,
+    scheduling: Scheduling,
+    vmas: Vec<Vma>,
+}
+
+impl State {
+    /// Asks the kernel, and has each thread ask for what only it may ask.
+    ///
+    /// # Errors
+    /// When a thread is gone.
+    pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
+        let pid = job.pid;
+        let gadgets = match job.gadgets.filter(|g| g.still_there(pid)) {
+            Some(gadgets) => gadgets,
+            None => Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?,
+        };
+        job.gadgets = Some(gadgets);
+        let tids = frozen.tids();
+        let mut threads = Threads { pid, all: Vec::new() };
+        let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
+        let mut credentials = Credentials { pid, threads: Vec::new() };
+        let mut scheduling = Scheduling { pid, threads: Vec::new() };
+
+        let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
+        let mut questions = Questions::new(&puppet);
+        let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
+        let clocks = timers::ask(pid, &mut questions)?;
+        let answers = questions.put(&mut puppet)?;
+        signals.actions = signals::actions(actions, &answers);
+        let timers = timers::capture(pid, clocks, &answers);
+        fault::point("collect.process")?;
+        let process = process::capture(pid, frozen.was_stopped(), knobs, &answers)?;
+        for tid in tids {
+            puppet.switch(tid)?;
+            let mut questions = Questions::new(&puppet);
+            let (own, rights, turns) =
+                (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
+            let answers = questions.put(&mut puppet)?;
+            let status = Status::read(pid, tid).map_err(|_| job.gone("the collection of its state"))?;
+            let context = puppet.context();
+            let xstate = context.xstate.clone();
+            threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, None)?);
+            signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
+            credentials.threads.push(credentials::capture(tid, &status, rights, &answers));
+            scheduling.threads.push(scheduling::capture(tid, turns, &answers)?);
+            fault::point("collect.threads")?;
+        }
+        signals.queued = signals::queued_for_process(pid)?;
+        puppet.end()?;
+        let vmas = procfs::smaps(pid).map_err(|_| job.gone("the collection of its state"))?;
+        Ok(Self { process, threads, signals, timers, credentials, scheduling, vmas })
+    }
+
+    /// The mappings as they were after our own was taken out.
+    pub fn vmas(&self) -> &[Vma] {
+        &self.vmas
+    }
+
+    /// Puts the records into the image.
+    ///
+    /// # Errors
+    /// When the image cannot take them.
+    pub fn write(self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+        let mappings = Mappings { pid: self.process.pid, all: std::mem::take(&mut survey.mappings) };
+        put(image, process::KIND, &vec![self.process])?;
+        put(image, threads::KIND, &vec![self.threads])?;
+        put(image, memory::KIND, &vec![mappings])?;
+        put(image, signals::KIND, &vec![self.signals])?;
+        put(image, timers::KIND, &vec![self.timers])?;
+        put(image, credentials::KIND, &vec![self.credentials])?;
+        put(image, scheduling::KIND, &vec![self.scheduling])
+    }
+}
+
+/// A store holds the chain of one job: the process must be the one that the chain is of, or its restored self.
+///
+/// # Errors
+/// [`Error::NotAllowed`] when it is another.
+pub fn check_same_job(pid: i32, chain: &Chain) -> Result<()> {
+    let known: Vec<Process> = get(chain.newest(), process::KIND)?;
+    if known.iter().any(|p| p.pid == pid) {
+        return Ok(());
+    }
+    let owner = known.first().map_or(0, |p| p.pid);
+    Err(Error::NotAllowed {
+        pid,
+        why: format!("the store holds the chain of another job (pid {owner})"),
+        todo: "give each job a store of its own".to_owned(),
+    })
+}

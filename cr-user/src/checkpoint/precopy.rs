@@ -1,0 +1,107 @@
+//! Copying while the job runs: what is copied now and not written again need not be copied while it stands still.
+
+use std::sync::mpsc;
+
+use memmap2::MmapMut;
+
+use crate::checkpoint::arena::groups;
+use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::survey;
+use crate::checkpoint::Job;
+use crate::error::Result;
+use crate::object::memory::read::Memory;
+use crate::object::spaces::Spaces;
+use crate::procfs;
+use crate::ranges::RangeSet;
+use crate::sys::vm;
+
+/// Most rounds. Each takes what was written during the one before.
+const MAX_ROUNDS: usize = 6;
+/// A rest of this many pages is copied as fast in the frozen window as it takes to open that.
+const SMALL: u64 = 256;
+
+/// Takes and copies what was written, again and again, until what is left is little or does not shrink.
+///
+/// # Errors
+/// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
+pub fn precopy(job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+    if job.oracle.is_none() || !job.heat.precopy_pays() {
+        return Ok(());
+    }
+    let space = Spaces::of_process(job.pid);
+    let mut before = u64::MAX;
+    for round in 0..MAX_ROUNDS {
+        let vmas = procfs::maps(job.pid).map_err(|_| job.gone("the pre-copy"))?;
+        let seen = survey::take_running(job, &vmas)?;
+        let mut wanted = seen.taken.intersection(&seen.own);
+        if round == 0 {
+            let known = job.content.get(&space).cloned().unwrap_or_default();
+            wanted = job.debt.union(&seen.own.difference(&known)).intersection(&seen.own);
+        }
+        let count = wanted.count();
+        if round > 0 && (count <= SMALL || count > before / 10 * 7) {
+            // Taken, hence in debt: the frozen window copies it.
+            job.late = job.late.union(&wanted);
+            return Ok(());
+        }
+        before = count;
+        let chunks = job.arena.pair()?;
+        let (missed, chunks) = copy(&job.memory, space, &wanted, chunks, sink, prior.filter(|_| job.doubt));
+        job.arena.give_back(chunks);
+        job.late = job.late.difference(&wanted).union(&missed?);
+        if count <= SMALL {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Copies pages of a running job. One thread reads, another writes. Returns the pages that could not be read: gone
+/// meanwhile, or to be tried again in the frozen window.
+fn copy(
+    memory: &Memory,
+    space: u64,
+    wanted: &RangeSet,
+    chunks: Vec<MmapMut>,
+    sink: &mut Sink,
+    prior: Option<&Prior>,
+) -> (Result<RangeSet>, Vec<MmapMut>) {
+    let (full_in, full_out) = mpsc::channel::<(Vec<std::ops::Range<u64>>, RangeSet, MmapMut)>();
+    let (empty_in, empty_out) = mpsc::channel();
+    for chunk in chunks {
+        empty_in.send(chunk).expect("the receiver is below");
+    }
+    let result = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || -> Result<()> {
+            for (ranges, unread, chunk) in full_out {
+                let mut at = 0;
+                for range in ranges {
+                    let whole = RangeSet::from_iter([range.clone()]);
+                    for part in whole.difference(&unread).iter() {
+                        let from = at + (part.start - range.start) as usize * 4096;
+                        let to = from + (part.end - part.start) as usize * 4096;
+                        sink.absorb(space, &[part], &chunk[from..to], prior)?;
+                    }
+                    at += (range.end - range.start) as usize * 4096;
+                }
+                // The reader may have stopped.
+                let _ = empty_in.send(chunk);
+            }
+            Ok(())
+        });
+        let mut missed = RangeSet::new();
+        for ranges in groups(wanted.iter(), vm::MAX_PIECES) {
+            // No chunk comes back when the writer has failed.
+            let Ok(mut chunk) = empty_out.recv() else { break };
+            let len: u64 = ranges.iter().map(|r| (r.end - r.start) * 4096).sum();
+            let unread = memory.read(&ranges, &mut chunk[..len as usize]);
+            missed = missed.union(&unread);
+            if full_in.send((ranges, unread, chunk)).is_err() {
+                break;
+            }
+        }
+        drop(full_in);
+        writer.join().expect("the writing thread does not panic").map(|()| missed)
+    });
+    (result, empty_out.try_iter().collect())
+}

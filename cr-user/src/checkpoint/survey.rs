@@ -1,0 +1,279 @@
+//! Asking what there is and what was written, and protecting it again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use crate::checkpoint::arena::{Piece, groups};
+use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::{Job, refuse};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::image::Space;
+use crate::object::memory::backing::Source;
+use crate::object::memory::mapping::{self, Mapping};
+use crate::object::spaces::Spaces;
+use crate::procfs::{self, Vma};
+use crate::ranges::RangeSet;
+use crate::sys::{PAGE, vm};
+use crate::track::oracle::{self, Written};
+
+/// What was found in a running job.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Pages taken: written since they were last protected, and protected again now.
+    pub taken: RangeSet,
+    /// Pages of the process's own.
+    pub own: RangeSet,
+}
+
+/// Takes what was written from every private mapping, putting those under tracking that are not yet.
+///
+/// # Errors
+/// When the job is gone.
+pub fn take_running(job: &mut Job, vmas: &[Vma]) -> Result<Seen> {
+    let pagemap = oracle::pagemap_of(job.pid)?;
+    let (mut taken, mut own) = (Vec::new(), Vec::new());
+    for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v")) {
+        let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
+        let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, anonymous) else { continue };
+        let worthwhile = anonymous || vma.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
+        if let Some(pages) = take(job, vma.start, vma.end, worthwhile)? {
+            taken.extend(pages);
+            own.extend(backing.own.iter());
+        }
+    }
+    let taken = RangeSet::from_unsorted(taken);
+    job.debt = job.debt.union(&taken);
+    Ok(Seen { taken, own: RangeSet::from_unsorted(own) })
+}
+
+/// About how many pages the frozen window will have to copy.
+///
+/// # Errors
+/// When the job is gone.
+pub fn estimate(job: &Job) -> Result<u64> {
+    let vmas = procfs::maps(job.pid).map_err(|_| job.gone("the pre-copy"))?;
+    let pagemap = oracle::pagemap_of(job.pid)?;
+    let mut count = job.late.count();
+    for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
+        let written = job.oracle.as_ref().map_or(Ok(Written::Untracked), |o| o.written(vma.start, vma.end, false))?;
+        let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
+        count += match written {
+            Written::Pages(pages) => RangeSet::from_unsorted(pages).intersection(&backing.own).count(),
+            Written::Untracked => backing.own.count(),
+        };
+    }
+    Ok(count)
+}
+
+/// Takes what was written in one mapping; hot pages are only looked at. `None`: it is not tracked and cannot be, or is not
+/// worth it.
+fn take(job: &Job, start: u64, end: u64, worthwhile: bool) -> Result<Option<Vec<std::ops::Range<u64>>>> {
+    let Some(oracle) = &job.oracle else { return Ok(None) };
+    let mut pages = Vec::new();
+    for (part, hot) in job.heat.split(start / PAGE..end / PAGE) {
+        let (from, to) = (part.start * PAGE, part.end * PAGE);
+        let mut written = oracle.written(from, to, !hot)?;
+        if written == Written::Untracked {
+            if !worthwhile || oracle.register(start, end).is_err() {
+                return Ok(None);
+            }
+            written = oracle.written(from, to, !hot)?;
+        }
+        match written {
+            Written::Pages(found) => pages.extend(found),
+            Written::Untracked => return Ok(None),
+        }
+    }
+    Ok(Some(pages))
+}
+
+/// What a stopped job's memory is, and what of it must be copied.
+#[derive(Debug)]
+pub struct Survey {
+    /// Every mapping.
+    pub mappings: Vec<Mapping>,
+    /// Private pages with content.
+    own: RangeSet,
+    /// Of these, the ones that were or may have been written since the last checkpoint.
+    pub dirty: RangeSet,
+    /// Of the dirty ones, those that must be copied now.
+    copy: RangeSet,
+    /// Pages that may be the same as in the older images.
+    doubtful: RangeSet,
+    /// Stored objects: by space, the file and the pages that the image must hold.
+    objects: BTreeMap<u64, (File, RangeSet)>,
+    object_pages: u64,
+    /// Why more is read than the oracle said.
+    pub widened: Vec<String>,
+}
+
+impl Survey {
+    /// Looks at a stopped job, and protects its pages again.
+    ///
+    /// # Errors
+    /// When the job holds what could not be restored, or is gone.
+    pub fn take(job: &mut Job, vmas: &[Vma], sink: &Sink) -> Result<Self> {
+        let (mut mappings, sources, refused) = mapping::describe(job.pid, vmas, &mut job.spaces);
+        refuse(refused)?;
+        let pagemap = oracle::pagemap_of(job.pid)?;
+        let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut untracked_mappings = 0;
+        for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
+            let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
+                .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", job.pid), e))?;
+            let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
+            mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            match take(job, mapping.start, mapping.end, worthwhile)? {
+                Some(pages) => taken.extend(pages),
+                None if !backing.own.is_empty() => {
+                    untracked_mappings += 1;
+                    untracked.extend(backing.own.iter());
+                }
+                None => {}
+            }
+            own.extend(backing.own.iter());
+        }
+        let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
+        let untracked = RangeSet::from_unsorted(untracked);
+        job.debt = job.debt.union(&taken);
+
+        let space = Spaces::of_process(job.pid);
+        let known = job.content.get(&space).cloned().unwrap_or_default();
+        let dirty = job.debt.union(&untracked).union(&own.difference(&known)).intersection(&own);
+        // Copied already, and neither written again nor of unknown history.
+        let copied = sink.held(space).difference(&taken).difference(&untracked).difference(&job.late);
+        let mut widened = std::mem::take(&mut job.notes);
+        if untracked_mappings > 0 {
+            widened.push(format!("{untracked_mappings} mappings are not tracked: {} pages read", untracked.count()));
+        }
+        job.heat.judge_precopy(sink.held(space).intersection(&taken).count(), sink.held(space).count());
+        let doubtful = if job.doubt { own.clone() } else { untracked.union(job.heat.hot()) };
+        let mut survey = Self {
+            mappings,
+            copy: dirty.difference(&copied),
+            own,
+            dirty,
+            doubtful,
+            objects: BTreeMap::new(),
+            object_pages: 0,
+            widened,
+        };
+        survey.add_objects(sources)?;
+        Ok(survey)
+    }
+
+    /// Finds the parts of stored objects that are there. Objects can be written through any mapping and by `write(2)`: they
+    /// are read whole and compared.
+    fn add_objects(&mut self, sources: Vec<Source>) -> Result<()> {
+        for source in sources {
+            let data = data_pages(&source.file, source.range)
+                .map_err(|e| Error::system("reading a shared memory object", e))?;
+            let entry = self.objects.entry(source.space).or_insert((source.file, RangeSet::new()));
+            entry.1 = entry.1.union(&data);
+        }
+        self.object_pages = self.objects.values().map(|(_, pages)| pages.count()).sum();
+        if self.object_pages > 0 {
+            let pages = self.object_pages;
+            self.widened.push(format!("{} shared objects are compared by content: {pages} pages read", self.objects.len()));
+        }
+        Ok(())
+    }
+
+    /// Copies what must not change any more.
+    ///
+    /// # Errors
+    /// When a page cannot be read, or (only beyond the memory limit) the image cannot be written.
+    pub fn copy(&self, job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+        fault::point("collect.memory")?;
+        let space = Spaces::of_process(job.pid);
+        let mut arena = std::mem::take(&mut job.arena);
+        let parts = [(self.copy.difference(&self.doubtful), false), (self.copy.intersection(&self.doubtful), true)];
+        let result = parts.into_iter().try_for_each(|(pages, compare)| {
+            groups(pages.iter(), vm::MAX_PIECES).into_iter().try_for_each(|ranges| {
+                let piece = Piece { space, ranges: ranges.clone(), compare };
+                arena.fill(piece, sink, prior, |buf| {
+                    let unread = job.memory.read(&ranges, buf);
+                    unread.iter().next().map_or(Ok(()), |r| Err(job.unreadable(r.start)))
+                })
+            })
+        });
+        let result = result.and_then(|()| {
+            self.objects.iter().try_for_each(|(space, (file, pages))| {
+                groups(pages.iter(), usize::MAX).into_iter().try_for_each(|ranges| {
+                    let piece = Piece { space: *space, ranges: ranges.clone(), compare: true };
+                    arena.fill(piece, sink, prior, |buf| read_file(file, &ranges, buf))
+                })
+            })
+        });
+        job.arena = arena;
+        result
+    }
+
+    /// Pages that were, or may have been, written.
+    pub fn dirty_pages(&self) -> u64 {
+        self.dirty.count() + self.object_pages
+    }
+
+    /// What the image says of the job's memory and of the stored objects.
+    pub fn spaces(&self, job: &Job, sink: &Sink) -> Vec<Space> {
+        let own = (Spaces::of_process(job.pid), &self.own);
+        let objects = self.objects.iter().map(|(space, (_, pages))| (*space, pages));
+        std::iter::once(own)
+            .chain(objects)
+            .map(|(space, content)| {
+                let known = job.content.get(&space).cloned().unwrap_or_default();
+                sink.space(space, content, &known.difference(content))
+            })
+            .collect()
+    }
+
+    /// What has content, by space.
+    pub fn into_content(self, pid: i32) -> impl Iterator<Item = (u64, RangeSet)> {
+        let objects = self.objects.into_iter().map(|(space, (_, pages))| (space, pages));
+        std::iter::once((Spaces::of_process(pid), self.own)).chain(objects)
+    }
+}
+
+/// Pages of the file that are not holes, within the bytes of `range`.
+fn data_pages(file: &File, range: std::ops::Range<u64>) -> nix::Result<RangeSet> {
+    let mut found = Vec::new();
+    let mut at = range.start as i64;
+    while (at as u64) < range.end {
+        let data = match lseek(file, at, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(Errno::ENXIO) => break,
+            Err(e) => return Err(e),
+        };
+        let hole = lseek(file, data as i64, Whence::SeekHole)? as u64;
+        found.push(data.max(range.start) / PAGE..hole.min(range.end).div_ceil(PAGE));
+        at = hole as i64;
+    }
+    Ok(RangeSet::from_unsorted(found))
+}
+
+fn read_file(file: &File, ranges: &[std::ops::Range<u64>], buf: &mut [u8]) -> Result<()> {
+    let mut at = 0;
+    for range in ranges {
+        let end = at + ((range.end - range.start) * PAGE) as usize;
+        let mut offset = range.start * PAGE;
+        while at < end {
+            let n = file
+                .read_at(&mut buf[at..end], offset)
+                .map_err(|e| Error::system("reading a shared memory object", e))?;
+            if n == 0 {
+                // The last page of a file is zero beyond the file's end.
+                buf[at..end].fill(0);
+                break;
+            }
+            at += n;
+            offset += n as u64;
+        }
+        at = end;
+    }
+    Ok(())
+}
