@@ -9,7 +9,7 @@ use crate::image::RecordKind;
 use crate::object::memory::backing::FileStamp;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions};
-use crate::sys::task;
+use crate::sys::{task, vm};
 
 /// The record of a process.
 pub const KIND: RecordKind = RecordKind { id: 1, version: 1, name: "process" };
@@ -86,6 +86,8 @@ pub struct Host {
     pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
+    /// Checksum of the vdso: programs keep addresses inside it. 0 when there was none.
+    pub vdso: u64,
     /// `CLOCK_MONOTONIC` at the checkpoint, in nanoseconds.
     pub monotonic: u64,
     /// When the process had started, in clock ticks since boot.
@@ -222,9 +224,48 @@ pub fn host(pid: i32) -> Result<Host> {
     Ok(Host {
         boot_id: text("/proc/sys/kernel/random/boot_id"),
         kernel: text("/proc/sys/kernel/osrelease"),
+        vdso: vdso_checksum(pid),
         monotonic: now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
         start_time: procfs::start_time(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?,
     })
+}
+
+fn vdso_checksum(pid: i32) -> u64 {
+    let vmas = procfs::maps(pid).unwrap_or_default();
+    let Some(vdso) = vmas.iter().find(|v| v.name == "[vdso]") else { return 0 };
+    let mut bytes = vec![0; vdso.len() as usize];
+    let range = vm::Range { start: vdso.start, len: vdso.len() };
+    match vm::read(pid, &[range], &mut bytes) {
+        Ok(n) if n == bytes.len() => xxhash_rust::xxh3::xxh3_64(&bytes),
+        _ => 0,
+    }
+}
+
+/// Before anything is restored: the machine must have what the process relies on.
+///
+/// # Errors
+/// [`Error::NotHere`] that says what is missing.
+pub fn check(process: &Process) -> Result<()> {
+    process.exe.check("the executable")?;
+    let not_here = |what: String, why: String, todo: &str| Err(Error::NotHere { what, why, todo: todo.to_owned() });
+    let here = host(std::process::id() as i32)?;
+    if process.host.vdso != 0 && here.vdso != process.host.vdso {
+        let why = format!("it was taken on kernel {}, whose vdso differs from that of {} here", process.host.kernel, here.kernel);
+        return not_here("the checkpoint".to_owned(), why, "restore it on a machine with the same kernel");
+    }
+    if !fs::metadata(&process.cwd).is_ok_and(|m| m.is_dir()) {
+        let what = format!("the working directory {}", process.cwd);
+        return not_here(what, "it is not there".to_owned(), "make it again");
+    }
+    if let Ok(owner) = fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
+        let status = Status::read(process.pid, process.pid).ok();
+        let zombie = status.is_some_and(|s| s.get("State").starts_with('Z'));
+        let state = if zombie { " (it has ended, but its parent has not noticed)" } else { "" };
+        let what = format!("pid {}", process.pid);
+        let why = format!("the process `{}` has that pid{state}", owner.trim());
+        return not_here(what, why, "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)");
+    }
+    Ok(())
 }
 
 /// Calls that a restored process makes for itself once its memory is there, and the bytes that they read at `at`.

@@ -165,6 +165,26 @@ fn leave_critical_section(pid: i32, regs: &mut Regs, rseq: &ptrace::Rseq) {
     }
 }
 
+/// Before anything is restored: the CPU must have the extended state that the threads use.
+///
+/// # Errors
+/// [`Error::NotHere`] that names the missing features.
+pub fn check(threads: &Threads) -> Result<()> {
+    let here = crate::sys::cpu::enabled_features();
+    let used = threads.all.iter().fold(0, |all, t| all | t.xstate_in_use());
+    let layout_differs = threads.all.iter().any(|t| t.xstate_features() != here && t.xstate_len as usize != crate::sys::cpu::xstate_len_without(0));
+    let missing = used & !here;
+    if missing == 0 && !layout_differs {
+        return Ok(());
+    }
+    let why = if missing == 0 {
+        "the CPU that it was taken on lays out its extended state differently".to_owned()
+    } else {
+        format!("this CPU lacks extended-state features that the job was using (XCR0 bits {missing:#x})")
+    };
+    Err(Error::NotHere { what: "the checkpoint".to_owned(), why, todo: "restore it on the same kind of CPU".to_owned() })
+}
+
 /// Calls that a restored thread makes for itself. Its alternate stack is read from `altstack_at`, where
 /// [`altstack_bytes`] lie.
 pub fn restore_calls(thread: &Thread, altstack_at: u64) -> Vec<Call> {

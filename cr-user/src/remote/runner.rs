@@ -220,6 +220,35 @@ impl Runner {
             match self.wait()? {
                 Change::Trapped { signal: ptrace::SYSCALL_STOP, event: 0 } => stops += 1,
                 Change::Trapped { signal, event: 0 } if signal == self.marker => self.stash()?,
+                Change::Trapped { event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE, .. } => {}
+                Change::Trapped { .. } => return Err(self.unexpected(at)),
+                Change::Ended => return Err(self.ended()),
+            }
+        }
+        Ok(ptrace::regs(self.tid).map_err(|e| self.gone(e))?.rax as i64)
+    }
+
+    /// Starts a call that will wait, and interrupts it: the kernel then remembers how to go on with it.
+    /// Gives back what the call left in `rax`.
+    ///
+    /// # Errors
+    /// When the thread dies or does something else.
+    pub fn interrupted(&mut self, at: u64, regs: &Regs, call: &Call) -> Result<i64> {
+        let mut r = *regs;
+        r.rip = at;
+        r.rax = call.number as u64;
+        [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = call.args;
+        r.orig_rax = u64::MAX;
+        self.set_regs(&r)?;
+        ptrace::set_sigmask(self.tid, u64::MAX).map_err(|e| self.gone(e))?;
+        let mut stops = 0;
+        while stops < 2 {
+            ptrace::syscall(self.tid).map_err(|e| self.gone(e))?;
+            if stops == 1 {
+                ptrace::interrupt(self.tid).map_err(|e| self.gone(e))?;
+            }
+            match self.wait()? {
+                Change::Trapped { signal: ptrace::SYSCALL_STOP, event: 0 } => stops += 1,
                 Change::Trapped { event: ptrace::EVENT_STOP, .. } => {}
                 Change::Trapped { .. } => return Err(self.unexpected(at)),
                 Change::Ended => return Err(self.ended()),
@@ -237,7 +266,7 @@ impl Runner {
                     }
                     self.stash()?;
                 }
-                Change::Trapped { event: ptrace::EVENT_STOP, .. } => {}
+                Change::Trapped { event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE, .. } => {}
                 Change::Trapped { .. } => {
                     let rip = ptrace::regs(self.tid).map_or(0, |r| r.rip);
                     return Err(self.unexpected(rip));

@@ -62,9 +62,12 @@ pub fn code() -> &'static [u8] {
     }
 }
 
+/// Offset of a `syscall` instruction in the stub.
+pub fn syscall_offset() -> u64 {
+    code().windows(2).position(|w| w == [0x0f, 0x05]).expect("the stub makes system calls") as u64
+}
+
 /// Address of a `syscall` instruction in our own text: a forked child has it at the same place.
 pub fn syscall_instruction() -> u64 {
-    let code = code();
-    let at = code.windows(2).position(|w| w == [0x0f, 0x05]).expect("the stub makes system calls");
-    code.as_ptr() as u64 + at as u64
+    code().as_ptr() as u64 + syscall_offset()
 }

@@ -25,6 +25,8 @@ pub enum Backing {
         space: u64,
         /// What it is.
         kind: ObjectKind,
+        /// Its bytes.
+        size: u64,
     },
 }
 
@@ -152,7 +154,7 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         ObjectKind::Deleted(_) | ObjectKind::Memfd(_) => 0..meta.size(),
         _ => vma.offset.min(meta.size())..(vma.offset + vma.len()).min(meta.size()),
     };
-    Ok((Backing::Object { space, kind }, Some(Source { space, file, range })))
+    Ok((Backing::Object { space, kind, size: meta.size() }, Some(Source { space, file, range })))
 }
 
 /// What kind of stored object the mapped file is; `None` when it stays a file.

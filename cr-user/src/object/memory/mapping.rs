@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::advice;
-use crate::object::memory::backing::{self, Backing, ObjectKind, Source};
+use crate::object::memory::backing::{self, Backing, Source};
 use crate::object::spaces::Spaces;
 use crate::procfs::Vma;
 use crate::remote::Call;
@@ -186,9 +186,4 @@ pub fn finish(mapping: &Mapping, name_at: Option<u64>) -> Vec<Call> {
         calls.push(Call::new(SYS_MSEAL, &[mapping.start, mapping.len(), 0]));
     }
     calls
-}
-
-/// How a stored object is opened so that the mappings of it get their rights.
-pub fn is_writable_object(kind: &ObjectKind) -> bool {
-    !matches!(kind, ObjectKind::Deleted(_))
 }

@@ -1,0 +1,276 @@
+//! The address space: mappings where they were, filled straight from the images.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::error::{Error, Result};
+use crate::image;
+use crate::object::memory::backing::{Backing, ObjectKind};
+use crate::object::memory::mapping::{self, BackingFds, Mapping};
+use crate::object::spaces::Spaces;
+use crate::restore::body::Body;
+use crate::remote::Call;
+use crate::store::{Chain, Source};
+use crate::sys::{PAGE, fd};
+
+/// Descriptors that the new process inherits for its mappings, numbered above all of its own.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// Kept open until the process has mapped them.
+    held: Vec<OwnedFd>,
+    /// Their numbers.
+    pub fds: BackingFds,
+    /// Image files, by position in the chain.
+    images: Vec<i32>,
+}
+
+impl Prepared {
+    /// Opens what stands behind the mappings, and fills stored objects. `existing` gives objects that the file table has
+    /// opened already.
+    ///
+    /// # Errors
+    /// When a file cannot be opened or an object not be filled.
+    pub fn open(
+        mappings: &[Mapping],
+        chain: &Chain,
+        base: i32,
+        put_back: bool,
+        existing: impl Fn(u64) -> Option<i32>,
+    ) -> Result<Self> {
+        let mut prepared = Self::default();
+        let mut sizes: HashMap<u64, u64> = HashMap::new();
+        for mapping in mappings {
+            match &mapping.backing {
+                Backing::File(stamp) if !prepared.fds.files.contains_key(&stamp.path) => {
+                    let file = open(&stamp.path, OpenOptions::new().read(true))?;
+                    let number = prepared.hold(&file, base)?;
+                    prepared.fds.files.insert(stamp.path.clone(), number);
+                }
+                Backing::Object { space, kind, size } if !sizes.contains_key(space) => {
+                    sizes.insert(*space, *size);
+                    if let Some(number) = existing(*space) {
+                        prepared.fds.objects.insert(*space, number);
+                        continue;
+                    }
+                    let file = make_object(kind, *size)?;
+                    if !matches!(kind, ObjectKind::Written(_)) {
+                        fill_object(chain, *space, &file)?;
+                    }
+                    let number = prepared.hold(&file, base)?;
+                    prepared.fds.objects.insert(*space, number);
+                }
+                _ => {}
+            }
+            if let Backing::Object { space, kind: ObjectKind::Written(stamp), size } = &mapping.backing
+                && put_back
+            {
+                let file = open(&stamp.path, OpenOptions::new().read(true).write(true))?;
+                let range = mapping.offset.min(*size)..(mapping.offset + mapping.len()).min(*size);
+                put_back_file(chain, *space, &file, range)?;
+            }
+        }
+        for image in chain.images() {
+            let file = image.open_file()?;
+            let number = prepared.hold(&file, base)?;
+            prepared.images.push(number);
+        }
+        Ok(prepared)
+    }
+
+    fn hold(&mut self, file: &File, base: i32) -> Result<i32> {
+        let held = fd::dup_above(file.as_fd(), base).map_err(|e| Error::system("duplicating a descriptor", e))?;
+        let number = held.as_raw_fd();
+        self.held.push(held);
+        Ok(number)
+    }
+
+    /// Tells which of our files the objects are now, so that the chain goes on with the same spaces.
+    ///
+    /// # Errors
+    /// When one cannot be examined.
+    pub fn adopt(&self, spaces: &mut Spaces) -> Result<()> {
+        for (space, number) in &self.fds.objects {
+            let meta = std::fs::metadata(format!("/proc/self/fd/{number}"))
+                .map_err(|e| Error::system("examining a restored memory object", e))?;
+            spaces.adopt(meta.dev(), meta.ino(), *space);
+        }
+        Ok(())
+    }
+
+    /// Makes the mappings and fills them.
+    ///
+    /// # Errors
+    /// When the kernel refuses a mapping, or an image cannot be read.
+    pub fn build(&self, body: &mut Body, mappings: &[Mapping], chain: &Chain) -> Result<()> {
+        let mut calls = Vec::new();
+        for mapping in mappings {
+            calls.extend(mapping::make(mapping, &self.fds)?);
+        }
+        calls.extend(kernel_pages(mappings));
+        body.run(0, calls, "making the mappings")?;
+        self.fill(body, mappings, chain)?;
+        finish(body, mappings)
+    }
+
+    fn fill(&self, body: &mut Body, mappings: &[Mapping], chain: &Chain) -> Result<()> {
+        const MADV_POPULATE_WRITE: u64 = 23;
+        /// Where a run is shorter, letting the kernel back each page as it is filled is as fast.
+        const WORTH_POPULATING: u64 = 16;
+        /// One read gives at most 2 GiB.
+        const MOST: u64 = 1 << 18;
+        let private: Vec<&Mapping> = mappings.iter().filter(|m| m.has_own_content()).collect();
+        let mut calls = Vec::new();
+        for run in chain.resolve(Spaces::of_process(body.pid())) {
+            let mut at = run.first_page;
+            let end = run.first_page + run.pages;
+            while at < end {
+                let count = (end - at).min(MOST);
+                let (address, len) = (at * PAGE, count * PAGE);
+                match run.source.advanced(at - run.first_page) {
+                    Source::Stored { image, offset } => {
+                        if count >= WORTH_POPULATING {
+                            calls.push(Call::new(libc::SYS_madvise, &[address, len, MADV_POPULATE_WRITE]));
+                        }
+                        let from = self.images[image] as u64;
+                        calls.push(Call::new(libc::SYS_pread64, &[from, address, len, offset]));
+                    }
+                    // Only a private file mapping shows something else than zeroes by itself.
+                    Source::Zero if !is_anonymous(&private, address) => {
+                        let zeroes = self.zeroes()?;
+                        calls.extend((0..count).map(|page| {
+                            Call::new(libc::SYS_pread64, &[zeroes, address + page * PAGE, PAGE, 0])
+                        }));
+                    }
+                    Source::Zero | Source::Absent => {}
+                }
+                at += count;
+            }
+        }
+        let wanted: Vec<Option<u64>> =
+            calls.iter().map(|c| (c.number == libc::SYS_pread64).then_some(c.args[2])).collect();
+        let done = body.run(0, calls, "filling the memory")?;
+        if done.iter().zip(&wanted).any(|(got, want)| want.is_some_and(|w| w != *got)) {
+            return Err(Error::system("reading an image (it is shorter than its index says)", nix::errno::Errno::EIO));
+        }
+        Ok(())
+    }
+
+    /// The first page of an image's header area is never zero; a hole is: `/dev/zero` serves as well and is always there.
+    fn zeroes(&self) -> Result<u64> {
+        self.fds
+            .files
+            .get("/dev/zero")
+            .map(|n| *n as u64)
+            .ok_or_else(|| Error::system("opening /dev/zero for the new process", nix::errno::Errno::ENOENT))
+    }
+}
+
+fn is_anonymous(private: &[&Mapping], address: u64) -> bool {
+    let at = private.partition_point(|m| m.end <= address);
+    private.get(at).is_some_and(|m| m.is_anonymous())
+}
+
+fn open(path: &str, options: &OpenOptions) -> Result<File> {
+    options.open(path).map_err(|e| Error::system(format!("opening the mapped file {path}"), e))
+}
+
+/// A memory object of the same kind and size, empty.
+fn make_object(kind: &ObjectKind, size: u64) -> Result<File> {
+    let failed = |e: std::io::Error| Error::system("making a shared memory object", e);
+    let file = match kind {
+        ObjectKind::SharedAnonymous => return crate::sys::mmap::shared_anonymous(size).map_err(failed),
+        ObjectKind::Memfd(name) => File::from(memfd_create(name.as_str(), MFdFlags::empty()).map_err(|e| failed(e.into()))?),
+        ObjectKind::Deleted(path) => nameless(Path::new(path)).map_err(failed)?,
+        ObjectKind::Written(stamp) => return open(&stamp.path, OpenOptions::new().read(true).write(true)),
+    };
+    file.set_len(size).map_err(failed)?;
+    Ok(file)
+}
+
+/// A file without a name in the directory where it was, or else in memory.
+fn nameless(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let directory = path.parent().filter(|p| p.is_dir()).unwrap_or(Path::new("/tmp"));
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(directory)
+        .or_else(|_| memfd_create("deleted", MFdFlags::empty()).map(File::from).map_err(Into::into))
+}
+
+/// Writes the stored content of an object into a new, empty file.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
+    let size = file.metadata().map_err(|e| Error::system("examining a new file", e))?.len();
+    for run in chain.resolve(space) {
+        if let Source::Stored { image, offset } = run.source {
+            let bytes = stored(chain, image, offset, run.pages);
+            write_within(file, run.first_page * PAGE, bytes, size)?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings a part of a file back to what it was at the checkpoint; what is the same already is not written.
+fn put_back_file(chain: &Chain, space: u64, file: &File, range: std::ops::Range<u64>) -> Result<()> {
+    const ZEROES: [u8; image::PAGE_SIZE] = [0; image::PAGE_SIZE];
+    let failed = |e| Error::system("putting a mapped file back", e);
+    let mut now = [0; image::PAGE_SIZE];
+    for page in range.start / PAGE..range.end.div_ceil(PAGE) {
+        let was = match chain.lookup(space, page) {
+            Source::Stored { image, offset } => stored(chain, image, offset, 1),
+            Source::Zero | Source::Absent => &ZEROES,
+        };
+        let len = (range.end - page * PAGE).min(PAGE) as usize;
+        file.read_exact_at(&mut now[..len], page * PAGE).map_err(failed)?;
+        if now[..len] != was[..len] {
+            file.write_all_at(&was[..len], page * PAGE).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn stored(chain: &Chain, image: usize, offset: u64, pages: u64) -> &[u8] {
+    chain.images()[image].page_bytes(offset / PAGE - 1, pages)
+}
+
+fn write_within(file: &File, at: u64, bytes: &[u8], size: u64) -> Result<()> {
+    let len = (size.saturating_sub(at) as usize).min(bytes.len());
+    file.write_all_at(&bytes[..len], at).map_err(|e| Error::system("filling a restored file", e))
+}
+
+/// The vdso and its data, at their old address.
+fn kernel_pages(mappings: &[Mapping]) -> Option<Call> {
+    const ARCH_MAP_VDSO_64: u64 = 0x2003;
+    let first = mappings.iter().find(|m| matches!(m.backing, Backing::Kernel(_)))?;
+    Some(Call::new(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, first.start]))
+}
+
+fn finish(body: &mut Body, mappings: &[Mapping]) -> Result<()> {
+    let (mut calls, mut bytes) = (Vec::new(), Vec::new());
+    for mapping in mappings {
+        let mut name_at = None;
+        if let Some(name) = mapping.name.as_ref().filter(|_| mapping.is_anonymous()) {
+            if bytes.len() + name.len() + 1 > Body::ROOM {
+                body.put(&bytes)?;
+                body.run(0, std::mem::take(&mut calls), "finishing the mappings")?;
+                bytes.clear();
+            }
+            name_at = Some(body.data() + bytes.len() as u64);
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.push(0);
+        }
+        calls.extend(mapping::finish(mapping, name_at));
+    }
+    body.put(&bytes)?;
+    body.run(0, calls, "finishing the mappings").map(drop)
+}
