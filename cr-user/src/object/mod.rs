@@ -2,6 +2,7 @@
 //! refused. Files here do not know each other; what several need is in `remote`, `image` or `sys`.
 
 pub mod credentials;
+pub mod files;
 pub mod memory;
 pub mod process;
 pub mod records;
@@ -22,4 +23,5 @@ pub const KINDS: &[RecordKind] = &[
     timers::KIND,
     credentials::KIND,
     scheduling::KIND,
+    files::KIND,
 ];

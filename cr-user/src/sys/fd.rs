@@ -40,24 +40,39 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> 
     Ok(())
 }
 
-/// What `kcmp(2)` compares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kcmp {
-    /// Open file descriptions behind two descriptors.
-    File,
-}
-
-/// Whether descriptor `fd1` of `pid1` and `fd2` of `pid2` are one open file description.
+/// Whether descriptor `fd1` of `pid1` and `fd2` of `pid2` are one open file description (`kcmp(2)`).
 ///
 /// # Errors
 /// `EPERM`, `ESRCH` or `EBADF`.
 pub fn same_description(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix::Result<bool> {
     const KCMP_FILE: i32 = 0;
+    kcmp(pid1, pid2, KCMP_FILE, fd1.into(), fd2.into())
+}
+
+/// Whether two threads have one table of descriptors (`kcmp(2)`).
+///
+/// # Errors
+/// `EPERM` or `ESRCH`.
+pub fn same_table(tid1: i32, tid2: i32) -> nix::Result<bool> {
+    const KCMP_FILES: i32 = 2;
+    kcmp(tid1, tid2, KCMP_FILES, 0, 0)
+}
+
+fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<bool> {
     // SAFETY: no memory is passed.
-    let order = unsafe {
-        check(libc::syscall(libc::SYS_kcmp, pid1, pid2, KCMP_FILE, libc::c_long::from(fd1), libc::c_long::from(fd2)))?
-    };
+    let order = unsafe { check(libc::syscall(libc::SYS_kcmp, pid1, pid2, what, index1, index2))? };
     Ok(order == 0)
+}
+
+/// `tee(2)` without waiting: duplicates up to `len` bytes of pipe `from` into pipe `to` and consumes none of them. Returns
+/// how many bytes; the boundaries of packets are kept.
+///
+/// # Errors
+/// `EAGAIN` when there is nothing to copy or no room.
+pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: usize) -> nix::Result<usize> {
+    // SAFETY: no memory is passed.
+    let n = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), len, libc::SPLICE_F_NONBLOCK) };
+    check(n as libc::c_long).map(|n| n as usize)
 }
 
 /// `fcntl(F_DUPFD_CLOEXEC)`-like duplicate at or above `min`, without close-on-exec.

@@ -1,0 +1,143 @@
+//! Files without a name: unlinked while open, or made with `O_TMPFILE`. Their bytes go into the image, and a restore makes
+//! an unnamed file in the same directory, or the nearest one above it that exists.
+
+use std::fs::{self, File, FileTimes, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use super::survey::Seen;
+use super::{ContentSource, FilePath, No, not_here, own_link, seek};
+use crate::error::{Error, Result};
+
+/// `NFS_SUPER_MAGIC` of `linux/magic.h`.
+const NFS: i64 = 0x6969;
+/// `O_TMPFILE` without the `O_DIRECTORY` in it (`asm-generic/fcntl.h`).
+const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
+
+/// A file without a name.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    /// The content space that its bytes are in; descriptions of one file have one space.
+    pub space: u64,
+    /// Where it was.
+    pub path: FilePath,
+    /// Access mode and status flags (`O_*`).
+    pub flags: i32,
+    /// Offset in bytes.
+    pub position: i64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds of its last modification.
+    pub mtime: i64,
+    /// And nanoseconds.
+    pub mtime_ns: u32,
+}
+
+/// Whether nobody will find the file under a name once the job is gone.
+pub(super) fn is_nameless(seen: &Seen) -> bool {
+    // An NFS client keeps an unlinked open file under a name of its own until it is closed.
+    let silly = || seen.link.file_name().is_some_and(|n| n.as_bytes().starts_with(b".nfs"));
+    seen.meta.nlink() == 0 || (seen.filesystem == NFS && silly())
+}
+
+/// The record, and where its bytes are read.
+pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result<(Deleted, ContentSource), No> {
+    let file = File::open(format!("/proc/{pid}/fd/{}", seen.fd)).map_err(|e| {
+        let why = format!("is open on {}, which cannot be read ({e})", seen.link.display());
+        No::new(why, "run cr as root")
+    })?;
+    let link = seen.link.as_os_str().as_bytes();
+    let meta = &seen.meta;
+    let record = Deleted {
+        space,
+        path: FilePath(link.strip_suffix(b" (deleted)").unwrap_or(link).to_owned()),
+        flags: seen.flags,
+        position: seen.position,
+        size: meta.size(),
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        mtime: meta.mtime(),
+        mtime_ns: meta.mtime_nsec() as u32,
+    };
+    Ok((record, ContentSource { space, file, len: meta.size() }))
+}
+
+impl Deleted {
+    /// Makes the file, of its size and full of zeroes, open for reading and writing.
+    pub(super) fn make(&self) -> Result<File> {
+        let dir = self.directory();
+        let made = if self.flags & TMPFILE == 0 { unlinked(&dir) } else { temporary(&dir) };
+        let sized = made.and_then(|file| file.set_len(self.size).map(|()| file));
+        sized.map_err(|e| {
+            let what = format!("the deleted file {}", self.path);
+            let why = format!("no file of {} bytes can be made in {} ({e})", self.size, dir.display());
+            not_here(what, why, "make room in that directory, and let cr write there")
+        })
+    }
+
+    /// Opens the file made, with this record's flags, at its offset.
+    pub(super) fn open(&self, made: &File) -> Result<OwnedFd> {
+        let failed = |e: Errno| Error::system(format!("opening the deleted file {} again", self.path), e);
+        // F_GETFL shows O_TMPFILE of whoever made the file, and opening it once more for it would make another file.
+        let fd = open(own_link(made.as_raw_fd()).as_str(), OFlag::from_bits_retain(self.flags & !libc::O_TMPFILE), Mode::empty())
+            .map_err(failed)?;
+        seek(&fd, self.position, &self.path)?;
+        Ok(fd)
+    }
+
+    /// Gives the file its owner, permissions and time, once its bytes are there.
+    pub(super) fn finish(&self, made: &File) -> Result<()> {
+        let failed = |e: io::Error| Error::system(format!("setting the owner of the deleted file {}", self.path), e);
+        let now = made.metadata().map_err(failed)?;
+        if (now.uid(), now.gid()) != (self.uid, self.gid) {
+            std::os::unix::fs::fchown(made, Some(self.uid), Some(self.gid)).map_err(failed)?;
+        }
+        made.set_permissions(Permissions::from_mode(self.mode)).map_err(failed)?;
+        let time = SystemTime::UNIX_EPOCH + Duration::new(self.mtime.max(0) as u64, self.mtime_ns);
+        made.set_times(FileTimes::new().set_modified(time)).map_err(failed)
+    }
+
+    /// Where to make it.
+    fn directory(&self) -> PathBuf {
+        let parents = self.path.as_path().ancestors().skip(1);
+        parents.filter(|p| p.is_absolute()).find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
+    }
+}
+
+fn temporary(dir: &Path) -> io::Result<File> {
+    match open(dir, OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(fd) => Ok(File::from(fd)),
+        // Not every file system knows O_TMPFILE.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR) => unlinked(dir),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn unlinked(dir: &Path) -> io::Result<File> {
+    let mut n = 0u32;
+    loop {
+        let path = dir.join(format!(".cr-{}-{n}", std::process::id()));
+        let mut options = File::options();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        match options.read(true).write(true).create_new(true).open(&path) {
+            Ok(file) => return fs::remove_file(&path).map(|()| file),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Opening everything again in our own process, and the calls that give it to the restored one.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::{Description, Files};
+use crate::error::{Error, Result};
+use crate::remote::Call;
+use crate::sys::fd::dup_above;
+
+/// Descriptors of ours for everything that a process had open.
+#[derive(Debug)]
+pub struct Opened {
+    /// By index of the description.
+    pub fds: Vec<OwnedFd>,
+    spaces: HashMap<u64, File>,
+}
+
+impl Opened {
+    /// The object, open for reading and writing, whose bytes are in a content space: the process's memory may map it too.
+    pub fn by_space(&self, space: u64) -> Option<BorrowedFd<'_>> {
+        self.spaces.get(&space).map(AsFd::as_fd)
+    }
+}
+
+/// Opens every description in our process, under numbers at or above `base` that the job itself did not use: a child made
+/// without `exec` inherits them all, and puts them into place with [`calls`]. `fill` writes the bytes of a content space
+/// into a file that already has its size and reads as zeroes.
+///
+/// Files must have been checked, and cut back.
+///
+/// # Errors
+/// [`Error::NotHere`] and [`Error::System`]; what was opened is closed again.
+pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result<()>) -> Result<Opened> {
+    let taken: HashSet<i32> = files.table.iter().map(|d| d.fd).collect();
+    let mut pipes = files.pipes.iter().map(super::pipe::Pipe::filled).collect::<Result<Vec<_>>>()?;
+    let mut spaces: HashMap<u64, File> = HashMap::new();
+    for description in &files.descriptions {
+        let Some(space) = description.space().filter(|s| !spaces.contains_key(s)) else { continue };
+        let made = match description {
+            Description::Deleted(r) => r.make()?,
+            Description::Memfd(r) => r.make()?,
+            _ => continue,
+        };
+        fill(space, &made)?;
+        spaces.insert(space, File::from(place(made.into(), base, &taken)?));
+    }
+    let mut fds = Vec::with_capacity(files.descriptions.len());
+    for description in &files.descriptions {
+        let fd = match description {
+            Description::Regular(r) => r.open()?,
+            Description::Deleted(r) => r.open(&spaces[&r.space])?,
+            Description::Memfd(r) => r.open(&spaces[&r.space])?,
+            Description::Directory(r) => r.open()?,
+            Description::Device(r) => r.open()?,
+            Description::Pipe(r) => r.open(&mut pipes[r.pipe as usize])?,
+            Description::Stdio(r) => r.open()?,
+            Description::Terminal(r) => r.open()?,
+        };
+        fds.push(place(fd, base, &taken)?);
+    }
+    for description in &files.descriptions {
+        match description {
+            Description::Deleted(r) => r.finish(&spaces[&r.space])?,
+            Description::Memfd(r) => r.finish(&spaces[&r.space])?,
+            _ => {}
+        }
+    }
+    Ok(Opened { fds, spaces })
+}
+
+/// The calls that turn the inherited descriptors into the table of the record: everything goes to its number, and every
+/// other descriptor is closed but those in `keep`, whose numbers must not be in the table.
+///
+/// A number must be below the limit of open files in force when they run.
+pub fn calls(files: &Files, opened: &Opened, keep: &[i32]) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    for row in &files.table {
+        let from = opened.fds[row.description as usize].as_raw_fd();
+        let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
+        calls.push(Call::new(libc::SYS_dup3, &[from as u64, row.fd as u64, flags as u64]));
+    }
+    let mut stay: Vec<i32> = files.table.iter().map(|d| d.fd).chain(keep.iter().copied()).collect();
+    stay.sort_unstable();
+    let mut next = 0;
+    for fd in stay {
+        if fd > next {
+            calls.push(Call::new(libc::SYS_close_range, &[next as u64, fd as u64 - 1, 0]));
+        }
+        next = fd + 1;
+    }
+    calls.push(Call::new(libc::SYS_close_range, &[next as u64, u64::from(u32::MAX), 0]));
+    calls
+}
+
+/// Moves a descriptor to a number at or above `base` that is not taken.
+fn place(fd: OwnedFd, base: i32, taken: &HashSet<i32>) -> Result<OwnedFd> {
+    let mut min = base;
+    loop {
+        let new = dup_above(fd.as_fd(), min).map_err(|e| Error::system("making a descriptor for the job", e))?;
+        if !taken.contains(&new.as_raw_fd()) {
+            return Ok(new);
+        }
+        min = new.as_raw_fd() + 1;
+    }
+}

@@ -1,0 +1,133 @@
+//! Kinds of files that cannot be restored yet, by name, and what to do about each.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use super::No;
+use super::survey::Seen;
+
+/// Kinds without a name in any directory: how `/proc/PID/fd` shows them, what they are, what to do.
+const ANONYMOUS: &[(&str, &str, &str)] = &[
+    ("eventfd", "an eventfd", CLOSE),
+    ("eventpoll", "an epoll set", CLOSE),
+    ("timerfd", "a timerfd", "have the job close it; timers of timer_create and setitimer are restored"),
+    ("signalfd", "a signalfd", "have the job close it; signal handlers and sigwait are restored"),
+    ("inotify", "an inotify watch", CLOSE),
+    ("fanotify", "a fanotify watch", CLOSE),
+    ("userfaultfd", "a userfaultfd", "have the job close it; cr needs the facility itself to see what is written"),
+    ("io_uring", "an io_uring", "have the job end it before the checkpoint, or use ordinary reads and writes"),
+    ("pidfd", "a pidfd", CLOSE),
+    ("perf_event", "a performance counter", "stop the profiler, or have the job close it"),
+    ("bpf", "a BPF object", CLOSE),
+    ("btf", "a BPF object", CLOSE),
+    ("kvm", "a virtual machine of KVM", CLOSE),
+    ("landlock-ruleset", "a Landlock ruleset", CLOSE),
+    ("seccomp notify", "a listener for system calls (seccomp)", CLOSE),
+    ("sync_file", "a fence of a graphics device", "close the device before the checkpoint"),
+    ("dmabuf", "a buffer of a device", "close the device before the checkpoint"),
+];
+
+/// File systems whose files are not files: the magic number of `statfs(2)` (`linux/magic.h`), what they are, what to do.
+const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
+    (0x9fa0, "a file of /proc", CLOSE),
+    (0x6265_6572, "a file of /sys", CLOSE),
+    (0x6367_7270, "a file of cgroups", CLOSE),
+    (0x0027_e0eb, "a file of cgroups", CLOSE),
+    (0x6462_6720, "a file of debugfs", CLOSE),
+    (0x7472_6163, "a file of tracefs", CLOSE),
+    (0x6265_6570, "a file of configfs", CLOSE),
+    (0x7363_6673, "a file of securityfs", CLOSE),
+    (0xcafe_4a11, "a file of the BPF file system", CLOSE),
+    (0x6e73_6673, "a namespace", CLOSE),
+    (0x5049_4446, "a pidfd", CLOSE),
+    (0x1980_0202, "a POSIX message queue", CLOSE),
+    (0x5345_434d, "secret memory (memfd_secret)", "have the job close it, or use memfd_create"),
+    (0x444d_4142, "a buffer of a device", "close the device before the checkpoint"),
+];
+
+const CLOSE: &str = "have the job close it before the checkpoint";
+
+/// `O_ASYNC`.
+const ASYNC: i32 = libc::O_ASYNC;
+
+/// What stands against restoring a descriptor whatever its kind, or why its kind cannot be restored at all.
+pub(super) fn refuse(pid: i32, seen: &Seen) -> Option<No> {
+    let link = seen.link.display();
+    if let Some(name) = seen.link.as_os_str().as_bytes().strip_prefix(b"anon_inode:") {
+        return Some(anonymous(pid, seen, &String::from_utf8_lossy(name)));
+    }
+    let kind = seen.meta.file_type();
+    if let Some((_, what, todo)) = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == seen.filesystem) {
+        return Some(No::new(format!("is {what} ({link})"), todo));
+    }
+    if seen.locked {
+        return Some(No::new(lock(pid, seen), "have the job release it before the checkpoint"));
+    }
+    if seen.flags & ASYNC != 0 {
+        let why = format!("sends signals when {link} is ready (O_ASYNC)");
+        return Some(No::new(why, "have the job clear O_ASYNC and use poll(2)"));
+    }
+    if seen.flags & libc::O_PATH != 0 && !kind.is_dir() {
+        return Some(No::new(format!("is an O_PATH descriptor of {link}"), CLOSE));
+    }
+    kind.is_block_device().then(|| No::new(format!("is the block device {link}"), CLOSE))
+}
+
+/// A socket that is not standard input, output or error from outside.
+pub(super) fn socket(seen: &Seen) -> No {
+    No::new(format!("is a socket ({})", seen.link.display()), "have the job close its connections before the checkpoint")
+}
+
+/// A FIFO with a name.
+pub(super) fn fifo(seen: &Seen) -> No {
+    No::new(format!("is the named FIFO {}", seen.link.display()), "have the job close it, or use a pipe or a file")
+}
+
+/// A character device that is neither a terminal nor one of the usual ones.
+pub(super) fn device(seen: &Seen) -> No {
+    let rdev = seen.meta.rdev();
+    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    let why = format!("is the device {} ({major}:{minor}), whose state cr cannot read", seen.link.display());
+    No::new(why, "have the job close it before the checkpoint")
+}
+
+/// The master of a pseudo-terminal.
+pub(super) fn terminal_master(seen: &Seen) -> No {
+    No::new(format!("is the master of a pseudo-terminal ({})", seen.link.display()), CLOSE)
+}
+
+fn anonymous(pid: i32, seen: &Seen, name: &str) -> No {
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    let Some((kind, what, todo)) = ANONYMOUS.iter().find(|(kind, ..)| bare.starts_with(kind)) else {
+        return No::new(format!("is an anonymous file that cr does not know ({name})"), CLOSE);
+    };
+    if *kind == "io_uring" {
+        let buffers = info(pid, seen, "UserBufs:").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+        if buffers > 0 {
+            let why = format!("is an io_uring with {buffers} registered buffers; their pages change without a fault");
+            return No::new(why, todo);
+        }
+    }
+    No::new(format!("is {what}"), todo)
+}
+
+/// Lines look like `lock:	1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
+fn lock(pid: i32, seen: &Seen) -> String {
+    let line = info(pid, seen, "lock:").unwrap_or_default();
+    let kind = match line.split_whitespace().nth(1) {
+        Some("FLOCK") => "a lock (flock)",
+        Some("POSIX") => "a lock (fcntl)",
+        Some("OFDLCK") => "a lock (fcntl, of the open file description)",
+        Some("LEASE") => "a lease",
+        Some("DELEG") => "a delegation",
+        _ => "a lock",
+    };
+    format!("holds {kind} on {}", seen.link.display())
+}
+
+/// What stands behind `key` in the descriptor's `fdinfo`.
+fn info(pid: i32, seen: &Seen, key: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", seen.fd)).ok()?;
+    text.lines().find_map(|l| l.strip_prefix(key)).map(|v| v.trim().to_owned())
+}
