@@ -21,7 +21,7 @@ use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
-use crate::object::{memory, process, threads};
+use crate::object::{files, memory, process, threads};
 use crate::procfs::{self, Status};
 use crate::ranges::RangeSet;
 use crate::remote::{Frozen, Gadgets, Puppet};
@@ -184,6 +184,7 @@ impl Job {
         let vmas = procfs::smaps(self.pid).map_err(|_| self.gone("the preflight"))?;
         let (_, _, refused) = memory::mapping::describe(self.pid, &vmas, &mut self.spaces.clone());
         all.extend(refused);
+        all.extend(files::refusals(self.pid)?);
         Ok(all)
     }
 
@@ -230,10 +231,10 @@ impl Job {
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
         let frozen = Frozen::freeze(self.pid)?;
-        let state = State::collect(self, &frozen)?;
+        let mut state = State::collect(self, &frozen)?;
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
-        let mut survey = Survey::take(self, state.vmas(), &sink)?;
+        let mut survey = Survey::take(self, &mut state, &sink)?;
         survey.copy(self, &mut sink, prior.as_ref())?;
         fault::point("thaw")?;
         frozen.thaw()?;

@@ -10,6 +10,7 @@ pub mod object;
 pub mod procfs;
 pub mod ranges;
 pub mod remote;
+pub mod restore;
 pub mod store;
 pub mod sys;
 pub mod track;

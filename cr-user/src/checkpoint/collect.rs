@@ -1,11 +1,15 @@
 //! The state of a stopped job that is not memory, as records.
 
+use std::os::fd::AsFd;
+
 use crate::checkpoint::Job;
 use crate::checkpoint::survey::Survey;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
 use crate::object::credentials::{self, Credentials};
+use crate::object::files::{self, Files};
+use crate::object::memory::backing::Source;
 use crate::object::memory::{self, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
@@ -26,6 +30,8 @@ pub struct State {
     timers: Timers,
     credentials: Credentials,
     scheduling: Scheduling,
+    files: Files,
+    file_contents: Vec<Source>,
     vmas: Vec<Vma>,
 }
 
@@ -74,12 +80,21 @@ impl State {
         signals.queued = signals::queued_for_process(pid)?;
         puppet.end()?;
         let vmas = procfs::smaps(pid).map_err(|_| job.gone("the collection of its state"))?;
-        Ok(Self { process, threads, signals, timers, credentials, scheduling, vmas })
+        let spaces = &mut job.spaces;
+        let (files, contents) = files::capture(pid, job.pidfd.as_fd(), &mut |dev, ino| spaces.of_file(dev, ino))?;
+        let file_contents =
+            contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
+        Ok(Self { process, threads, signals, timers, credentials, scheduling, files, file_contents, vmas })
     }
 
     /// The mappings as they were after our own was taken out.
     pub fn vmas(&self) -> &[Vma] {
         &self.vmas
+    }
+
+    /// Files whose bytes must go into the image.
+    pub fn take_file_contents(&mut self) -> Vec<Source> {
+        std::mem::take(&mut self.file_contents)
     }
 
     /// Puts the records into the image.
@@ -94,6 +109,7 @@ impl State {
         put(image, signals::KIND, &vec![self.signals])?;
         put(image, timers::KIND, &vec![self.timers])?;
         put(image, credentials::KIND, &vec![self.credentials])?;
+        put(image, files::KIND, &vec![self.files])?;
         put(image, scheduling::KIND, &vec![self.scheduling])
     }
 }

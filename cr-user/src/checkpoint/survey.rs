@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::arena::{Piece, groups};
+use crate::checkpoint::collect::State;
 use crate::checkpoint::sink::{Prior, Sink};
 use crate::checkpoint::{Job, refuse};
 use crate::error::{Error, Result};
@@ -117,8 +118,9 @@ impl Survey {
     ///
     /// # Errors
     /// When the job holds what could not be restored, or is gone.
-    pub fn take(job: &mut Job, vmas: &[Vma], sink: &Sink) -> Result<Self> {
-        let (mut mappings, sources, refused) = mapping::describe(job.pid, vmas, &mut job.spaces);
+    pub fn take(job: &mut Job, state: &mut State, sink: &Sink) -> Result<Self> {
+        let (mut mappings, mut sources, refused) = mapping::describe(job.pid, state.vmas(), &mut job.spaces);
+        sources.extend(state.take_file_contents());
         refuse(refused)?;
         let pagemap = oracle::pagemap_of(job.pid)?;
         let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());

@@ -42,6 +42,23 @@ impl Gadgets {
         Ok(Self { syscall, safe: call.zip(restorer) })
     }
 
+    /// Address of a `syscall` instruction that is not in `avoid`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find_outside(pid: i32, avoid: std::ops::Range<u64>) -> io::Result<u64> {
+        let vmas = procfs::maps(pid)?;
+        // The vdso has one wherever the kernel maps it; it is the smallest place to look through.
+        let mut code: Vec<&Vma> = vmas.iter().filter(|v| is_code(v) && !avoid.contains(&v.start)).collect();
+        code.sort_by_key(|v| v.name != "[vdso]");
+        code.iter()
+            .find_map(|vma| {
+                let at = text(pid, vma).windows(SYSCALL.len()).position(|w| w == SYSCALL)?;
+                Some(vma.start + at as u64)
+            })
+            .ok_or_else(|| io::Error::other("it has no `syscall` instruction in its code"))
+    }
+
     /// Whether the instructions still stand where they were found.
     pub fn still_there(&self, pid: i32) -> bool {
         let reads = |at: u64, want: &[u8]| {

@@ -30,8 +30,8 @@ impl Body {
     pub fn make(pid: i32, keep_free: &[(u64, u64)]) -> Result<Self> {
         spawn(pid)?;
         // From here on dropping the body ends the process.
-        let zero = Regs { ..zeroed() };
-        let mut body = Self { pid, threads: Vec::new(), scratch: Scratch { base: 0 }, regs: zero, released: false };
+        let mut body =
+            Self { pid, threads: Vec::new(), scratch: Scratch { base: 0 }, regs: ptrace::no_regs(), released: false };
         ptrace::seize(pid, ptrace::OPTIONS_PUPPET)
             .and_then(|()| ptrace::interrupt(pid))
             .map_err(|e| Error::system(format!("tracing the new process {pid}"), e))?;
@@ -97,6 +97,11 @@ impl Body {
     /// The pid.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Addresses of our scratch mapping.
+    pub fn own_range(&self) -> std::ops::Range<u64> {
+        self.scratch.base..self.scratch.base + Scratch::LEN
     }
 
     /// Runs calls on thread `index`; every one must succeed. Gives back their results.
@@ -203,10 +208,6 @@ impl Drop for Body {
             }
         }
     }
-}
-
-fn zeroed() -> Regs {
-    crate::object::threads::no_registers()
 }
 
 fn spawn(pid: i32) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::object::spaces::Spaces;
 use crate::restore::body::Body;
 use crate::remote::Call;
 use crate::store::{Chain, Source};
-use crate::sys::{PAGE, fd};
+use crate::sys::{PAGE, fd, vm};
 
 /// Descriptors that the new process inherits for its mappings, numbered above all of its own.
 #[derive(Debug, Default)]
@@ -124,7 +124,7 @@ impl Prepared {
         /// One read gives at most 2 GiB.
         const MOST: u64 = 1 << 18;
         let private: Vec<&Mapping> = mappings.iter().filter(|m| m.has_own_content()).collect();
-        let mut calls = Vec::new();
+        let (mut calls, mut zeroed) = (Vec::new(), Vec::new());
         for run in chain.resolve(Spaces::of_process(body.pid())) {
             let mut at = run.first_page;
             let end = run.first_page + run.pages;
@@ -140,12 +140,7 @@ impl Prepared {
                         calls.push(Call::new(libc::SYS_pread64, &[from, address, len, offset]));
                     }
                     // Only a private file mapping shows something else than zeroes by itself.
-                    Source::Zero if !is_anonymous(&private, address) => {
-                        let zeroes = self.zeroes()?;
-                        calls.extend((0..count).map(|page| {
-                            Call::new(libc::SYS_pread64, &[zeroes, address + page * PAGE, PAGE, 0])
-                        }));
-                    }
+                    Source::Zero if !is_anonymous(&private, address) => zeroed.push((address, len)),
                     Source::Zero | Source::Absent => {}
                 }
                 at += count;
@@ -157,16 +152,11 @@ impl Prepared {
         if done.iter().zip(&wanted).any(|(got, want)| want.is_some_and(|w| w != *got)) {
             return Err(Error::system("reading an image (it is shorter than its index says)", nix::errno::Errno::EIO));
         }
+        for (address, len) in zeroed {
+            vm::write(body.pid(), address, &vec![0; len as usize])
+                .map_err(|e| Error::system(format!("filling the memory at {address:#x}"), e))?;
+        }
         Ok(())
-    }
-
-    /// The first page of an image's header area is never zero; a hole is: `/dev/zero` serves as well and is always there.
-    fn zeroes(&self) -> Result<u64> {
-        self.fds
-            .files
-            .get("/dev/zero")
-            .map(|n| *n as u64)
-            .ok_or_else(|| Error::system("opening /dev/zero for the new process", nix::errno::Errno::ENOENT))
     }
 }
 

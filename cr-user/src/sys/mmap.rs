@@ -64,3 +64,23 @@ impl<T> fmt::Debug for MappedArchive<T> {
         f.debug_struct("MappedArchive").field("map", &self.map).field("range", &self.range).finish()
     }
 }
+
+/// An object of `MAP_SHARED | MAP_ANONYMOUS` memory of `len` bytes, as a file: other processes can map it too.
+///
+/// # Errors
+/// What `mmap(2)` says, or that `/proc/self/map_files` cannot be read (it takes privilege).
+pub fn shared_anonymous(len: u64) -> io::Result<File> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to it but the two lines below, and it is
+    // unmapped as it was mapped. Needed because the object can only be made by mapping it.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), len as usize, prot, flags, -1, 0);
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let end = at as u64 + len.next_multiple_of(4096);
+        let file = File::options().read(true).write(true).open(format!("/proc/self/map_files/{:x}-{end:x}", at as u64));
+        libc::munmap(at, len as usize);
+        file
+    }
+}

@@ -79,13 +79,18 @@ pub fn event_message(tid: i32) -> nix::Result<u64> {
     Ok(message)
 }
 
+/// Registers that are all zero.
+pub fn no_regs() -> Regs {
+    // SAFETY: the structure is 27 integers.
+    unsafe { std::mem::zeroed() }
+}
+
 /// General registers.
 ///
 /// # Errors
 /// `ESRCH` when the task is not stopped.
 pub fn regs(tid: i32) -> nix::Result<Regs> {
-    // SAFETY: all-zero registers are valid.
-    let mut regs: Regs = unsafe { std::mem::zeroed() };
+    let mut regs = no_regs();
     request(libc::PTRACE_GETREGS, tid, 0, &raw mut regs as usize)?;
     Ok(regs)
 }

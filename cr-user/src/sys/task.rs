@@ -162,6 +162,14 @@ pub fn reap(tid: i32) -> nix::Result<Option<(i32, i32)>> {
     Ok((pid != 0).then_some((info.si_code, status)))
 }
 
+/// Waits until `tid` has ended, and reaps it.
+///
+/// # Errors
+/// `ECHILD` when it is not ours to wait for.
+pub fn wait_end(tid: i32) -> nix::Result<()> {
+    wait_id(tid, libc::WEXITED | libc::__WALL).map(drop)
+}
+
 fn wait_id(tid: i32, options: i32) -> nix::Result<libc::siginfo_t> {
     loop {
         // SAFETY: an all-zero siginfo is valid, and the call writes one.
