@@ -327,17 +327,19 @@ static int slot_now;
 static struct region *split, *guarded;
 static bool have_guards, guard_on[32];
 
-static void reserve_slot(int which) {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (slot[which] ? MAP_FIXED_NOREPLACE : 0);
-    void *at = mmap(slot[which], SLOT_PAGES * PAGE, PROT_NONE, flags, -1, 0);
-    CHECK(at != MAP_FAILED, "mmap of a slot: %s", strerror(errno));
-    slot[which] = at;
+/* Fills a hole of a slot, so that no other mapping can settle there. */
+static void reserve(char *at, size_t pages) {
+    if (pages == 0) return;
+    CHECK(mmap(at, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0) == at,
+          "mmap to reserve %zu pages at %p: %s", pages, (void *)at, strerror(errno));
 }
 
 static void set_up_changing(void) {
-    reserve_slot(0);
-    reserve_slot(1);
-    MUST(munmap(slot[0], SLOT_PAGES * PAGE));
+    for (int i = 0; i < 2; i++) {
+        slot[i] = mmap(NULL, SLOT_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(slot[i] != MAP_FAILED, "mmap of a slot: %s", strerror(errno));
+    }
+    MUST(munmap(slot[0], 100 * PAGE));
     moving = add("moving", mmap(slot[0], 100 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
                  100, PROT_READ | PROT_WRITE, false);
     (void)take_seeds(SLOT_PAGES - 100); /* seeds are handed out downwards */
@@ -368,7 +370,9 @@ static void step_moving(void) {
     case 0: /* grow in place */
         new = old + 1 + random_below(&rng, 40);
         if (new > SLOT_PAGES) return;
+        MUST(munmap(region->at + old * PAGE, (new - old) * PAGE));
         if (mremap(region->at, old * PAGE, new * PAGE, 0) != region->at) {
+            reserve(region->at + old * PAGE, new - old);
             CHECK(errno == EFAULT, "mremap to grow %zu to %zu pages: %s", old, new, strerror(errno));
             map_moving_anew(); /* it has become several mappings, which mremap does not grow */
             return;
@@ -380,6 +384,7 @@ static void step_moving(void) {
         new = old - random_below(&rng, 40 < old - 20 ? 40 : old - 20);
         if (new == old) return;
         CHECK(mremap(region->at, old * PAGE, new * PAGE, 0) == region->at, "mremap to shrink: %s", strerror(errno));
+        reserve(region->at + new * PAGE, old - new);
         region->pages = new;
         break;
     case 2: /* move to the other slot */
@@ -387,9 +392,7 @@ static void step_moving(void) {
         CHECK(mremap(region->at, old * PAGE, old * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, slot[slot_now]) == slot[slot_now],
               "mremap to move: %s", strerror(errno));
         region->at = region->check_at = slot[slot_now];
-        reserve_slot(slot_now ^ 1);
-        /* Above the new place the slot's reservation may still stand: give it up, so that growing works. */
-        MUST(munmap(region->at + old * PAGE, (SLOT_PAGES - old) * PAGE));
+        reserve(slot[slot_now ^ 1], old);
         break;
     case 3: { /* drop pages */
         size_t first = random_below(&rng, old), count = 1 + random_below(&rng, old - first < 16 ? old - first : 16);
