@@ -78,7 +78,7 @@ fn read_all(from: &mut impl Read) -> String {
 impl Finished {
     /// Panics, with everything there is to know, unless the exit code is `code`.
     #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
+    pub fn expect(&self, code: i32) -> &Self {
         assert!(self.code == Some(code), "expected exit code {code}\n{self}");
         self
     }
@@ -98,7 +98,7 @@ impl Finished {
     /// Panics unless the exit code is `code` and what was said contains each of `words` (in any case).
     /// A refusal must be one for people: so a backtrace or a Rust panic in it is wrong as well.
     #[track_caller]
-    pub fn refuses(self, code: i32, words: &[&str]) -> Self {
+    pub fn refuses(&self, code: i32, words: &[&str]) -> &Self {
         let finished = self.expect(code);
         let said = finished.said().to_lowercase();
         for word in words {
@@ -113,6 +113,10 @@ impl Finished {
 impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let code = self.code.map_or_else(|| "killed at its time limit".into(), |code| format!("exit code {code}"));
-        write!(f, "{}: {code} after {:?}\n-- stdout:\n{}\n-- stderr:\n{}", self.command, self.took, self.stdout, self.stderr)
+        write!(
+            f,
+            "{}: {code} after {:?}\n-- stdout:\n{}\n-- stderr:\n{}",
+            self.command, self.took, self.stdout, self.stderr
+        )
     }
 }

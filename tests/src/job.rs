@@ -1,5 +1,6 @@
 //! A guest under `cr`: started, checkpointed, killed, restored, and asked for its verdict.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub struct Job {
     folder: tempfile::TempDir,
     name: String,
     pid: i32,
-    job: Option<Child>,
+    process: Option<Child>,
     controller: Option<Child>,
     spawned: u32,
     verdict_seen: bool,
@@ -82,7 +83,7 @@ impl Job {
         if options.controller.is_some() {
             job.controller = Some(child);
         } else {
-            job.job = Some(child);
+            job.process = Some(child);
         }
         job.wait("it is ready", |job| job.read_link("ready").is_some());
         job.pid = job.read_link("ready").and_then(|pid| pid.parse().ok()).expect("the guest says its pid");
@@ -98,14 +99,21 @@ impl Job {
         let mut job = Self::without_process(name);
         let child = job.spawn(command, Stdio::null());
         job.pid = child.id().cast_signed();
-        job.job = Some(child);
+        job.process = Some(child);
         job
     }
 
     fn without_process(name: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("cr-test-").tempdir().expect("a folder for the job");
-        let job =
-            Self { folder, name: name.into(), pid: 0, job: None, controller: None, spawned: 0, verdict_seen: false };
+        let job = Self {
+            folder,
+            name: name.into(),
+            pid: 0,
+            process: None,
+            controller: None,
+            spawned: 0,
+            verdict_seen: false,
+        };
         fs::create_dir(job.dir()).expect("the guest's folder");
         // Guests give up root.
         fs::set_permissions(job.folder.path(), fs::Permissions::from_mode(0o755)).expect("mode of the job's folder");
@@ -262,7 +270,7 @@ impl Job {
         if self.pid != 0 {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
-        if let Some(mut job) = self.job.take() {
+        if let Some(mut job) = self.process.take() {
             let _ = job.wait();
         }
         self.after_death();
@@ -308,6 +316,20 @@ impl Job {
         }
     }
 
+    /// `cr run --resume` of the guest that was started with these arguments, and waits until it steps.
+    #[track_caller]
+    pub fn resume(&mut self, interval: &str, args: &[String]) {
+        let mut command = cr();
+        command.arg("run").arg("--store").arg(self.store()).args(["--interval", interval, "--resume", "--"]);
+        command.arg(guest(&self.name));
+        if self.name == "solver" {
+            command.arg("--dir");
+        }
+        command.arg(self.dir()).args(args);
+        self.controller = Some(self.spawn(&mut command, Stdio::null()));
+        self.wait("the resumed job steps", |job| job.step() > 0);
+    }
+
     /// Restores the newest checkpoint and leaves the job to itself.
     #[track_caller]
     pub fn restore_detached(&mut self) {
@@ -322,11 +344,11 @@ impl Job {
         File::create(self.dir().join("finish")).expect("the finish file");
         self.wait("it has a verdict", |job| job.read_link("result").is_some());
         self.expect_ok();
-        wait_until("the job has ended", || match (&mut self.job, &mut self.controller) {
+        wait_until("the job has ended", || match (&mut self.process, &mut self.controller) {
             (Some(child), _) | (None, Some(child)) => child.try_wait().expect("wait for the job").is_some(),
             (None, None) => !process_exists(self.pid),
         });
-        for (what, child) in [("the job", self.job.take()), ("its controller", self.controller.take())] {
+        for (what, child) in [("the job", self.process.take()), ("its controller", self.controller.take())] {
             if let Some(mut child) = child {
                 let start = Instant::now();
                 while child.try_wait().expect("wait for a child").is_none() && start.elapsed() < LIMIT {
@@ -381,7 +403,7 @@ impl Job {
             let said = String::from_utf8_lossy(&fs::read(&file).unwrap_or_default()).into_owned();
             if !said.is_empty() {
                 let tail = said.char_indices().rev().nth(2000).map_or(0, |(at, _)| at);
-                text += &format!("-- {}:\n{}\n", file.display(), &said[tail..]);
+                let _ = writeln!(text, "-- {}:\n{}", file.display(), &said[tail..]);
             }
         }
         text
@@ -395,7 +417,7 @@ impl Drop for Job {
         if self.pid != 0 && !self.verdict_seen {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
-        if let Some(mut job) = self.job.take() {
+        if let Some(mut job) = self.process.take() {
             let _ = job.kill();
             let _ = job.wait();
         }

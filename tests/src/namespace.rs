@@ -18,7 +18,9 @@ pub fn in_pid_namespace(name: &str, body: impl FnOnce()) {
     let probe = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output();
     match probe {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return note_skip(&format!("{name}: no pid namespace: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => {
+            return note_skip(&format!("{name}: no pid namespace: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
         Err(error) => return note_skip(&format!("{name}: no unshare(1): {error}")),
     }
     let finished = run_for(
