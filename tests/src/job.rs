@@ -316,6 +316,17 @@ impl Job {
         }
     }
 
+    /// Waits for the end of a program that ends by itself.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) {
+        wait_until("the program has ended", || {
+            let reaped =
+                self.process.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            reaped || !process_exists(self.pid)
+        });
+        self.verdict_seen = true;
+    }
+
     /// `cr run --resume` of the guest that was started with these arguments, and waits until it steps.
     #[track_caller]
     pub fn resume(&mut self, interval: &str, args: &[String]) {

@@ -1,0 +1,168 @@
+//! The controller dies, or a step of its work fails, at every point that `cr fault-points` names. The job must go on undisturbed, and
+//! the next checkpoint must be right: the restored guest compares every page.
+//!
+//! `CR_FAULT=POINT:kill` makes `cr` kill itself with SIGKILL when it comes to the point, `CR_FAULT=POINT:error` makes that step fail.
+
+use cr_tests::{Finished, Job, cr, process_exists, run, wait_until};
+
+const GUEST: [&str; 6] = ["--mib", "4", "--threads", "2", "--rate", "20"];
+
+fn points() -> Vec<String> {
+    let points: Vec<String> = run(cr().arg("fault-points")).expect(0).stdout.lines().map(str::to_owned).collect();
+    assert!(points.len() >= 8, "too few points: {points:?}");
+    points
+}
+
+fn killed(finished: &Finished) -> bool {
+    finished.code == Some(128 + 9)
+}
+
+/// The job goes on, the next checkpoint succeeds, and it is right.
+#[track_caller]
+fn expect_unharmed(job: &mut Job, what: &str) {
+    eprintln!("after {what}:");
+    job.advance(3);
+    job.checkpoint();
+    job.advance(3);
+    job.kill();
+    job.verify();
+    job.restore();
+    job.advance(3);
+    job.finish();
+}
+
+/// Runs `fault` for each point; at least `least` of them must have struck.
+fn at_each_point(least: usize, mut fault: impl FnMut(&str) -> bool) {
+    let struck: Vec<String> = points().into_iter().filter(|point| fault(point)).collect();
+    assert!(struck.len() >= least, "only {struck:?} struck");
+}
+
+#[test]
+fn killed_in_a_checkpoint() {
+    at_each_point(4, |point| {
+        let mut job = Job::start("writer", &GUEST);
+        let finished = run(job.checkpoint_command().env("CR_FAULT", format!("{point}:kill")));
+        assert!(killed(&finished) || finished.code == Some(0), "{point}\n{finished}");
+        if killed(&finished) {
+            expect_unharmed(&mut job, &format!("kill at {point}"));
+        } else {
+            job.finish();
+        }
+        killed(&finished)
+    });
+}
+
+#[test]
+fn error_in_a_checkpoint() {
+    at_each_point(4, |point| {
+        let mut job = Job::start("writer", &GUEST);
+        let finished = run(job.checkpoint_command().env("CR_FAULT", format!("{point}:error")));
+        let failed = finished.code != Some(0);
+        if failed {
+            assert!(matches!(finished.code, Some(120..=125)), "{point}\n{finished}");
+            finished.refuses(finished.code.unwrap_or_default(), &[]);
+            expect_unharmed(&mut job, &format!("error at {point}"));
+        } else {
+            job.finish();
+        }
+        failed
+    });
+}
+
+/// A resident controller that dies at some point of its life: while it attaches, takes the full checkpoint, or takes a delta.
+#[test]
+fn resident_controller_killed() {
+    at_each_point(4, |point| {
+        let mut job = Job::start("writer", &GUEST);
+        job.attach(&[("CR_FAULT", &format!("{point}:kill"))]);
+        job.wait_for_controller();
+        let mut struck = false;
+        for _ in 0..2 {
+            // Once the controller is dead, the checkpoint is taken without it.
+            struck |= run(&mut job.checkpoint_command()).code != Some(0);
+            job.advance(2);
+        }
+        struck |= !job.controller_pid().is_some_and(|pid| process_exists(pid) && !is_zombie(pid));
+        if struck {
+            job.kill_controller();
+            expect_unharmed(&mut job, &format!("kill of the resident controller at {point}"));
+        } else {
+            job.finish();
+        }
+        struck
+    });
+}
+
+/// A resident controller for which one step of one checkpoint fails keeps what was dirty, and holds the job on.
+#[test]
+fn error_in_a_resident_checkpoint() {
+    at_each_point(3, |point| {
+        let mut job = Job::start("writer", &GUEST);
+        job.attach(&[("CR_FAULT", &format!("{point}:error"))]);
+        job.wait_for_controller();
+        let mut failures = 0;
+        for _ in 0..3 {
+            let finished = run(&mut job.checkpoint_command());
+            if finished.code != Some(0) {
+                failures += 1;
+                assert!(matches!(finished.code, Some(120..=125)), "{point}\n{finished}");
+            }
+            job.advance(2);
+        }
+        if failures > 0 {
+            job.kill_controller();
+            expect_unharmed(&mut job, &format!("error of the resident controller at {point}"));
+        } else {
+            job.finish();
+        }
+        failures > 0
+    });
+}
+
+/// `cr restore` that dies or fails half-way leaves nothing behind (or a job that is whole), and the next one succeeds.
+#[test]
+fn killed_or_failed_in_a_restore() {
+    let mut job = Job::start("writer", &GUEST);
+    job.checkpoint();
+    job.advance(3);
+    job.checkpoint();
+    job.kill();
+    at_each_point(4, |point| {
+        let mut struck = false;
+        for fault in ["kill", "error"] {
+            let finished = run(job.cr("restore").arg("--detach").env("CR_FAULT", format!("{point}:{fault}")));
+            struck |= finished.code != Some(0);
+            if finished.code == Some(0) {
+                job.advance(1);
+                job.kill();
+                continue;
+            }
+            assert!(killed(&finished) || matches!(finished.code, Some(120..=125)), "{point}:{fault}\n{finished}");
+            let what = format!("{fault} at {point}: nothing is left of the half-restored job");
+            wait_until(&what, || !process_exists(job.pid()));
+        }
+        struck
+    });
+    job.after_death();
+    job.restore();
+    job.advance(3);
+    job.finish();
+}
+
+/// SIGKILL from outside, at no particular point: while the job runs, and while a checkpoint is being taken.
+#[test]
+fn resident_controller_killed_from_outside() {
+    for delay in [0, 3, 6, 12, 25, 50] {
+        let mut job = Job::start_resident("writer", &["--mib", "32", "--rate", "100"]);
+        job.checkpoint();
+        let mut delta = job.checkpoint_command().stdout(std::process::Stdio::null()).spawn().expect("cr checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        job.kill_controller();
+        wait_until("the client of the dead controller has ended", || delta.try_wait().expect("wait").is_some());
+        expect_unharmed(&mut job, &format!("SIGKILL of the controller after {delay} ms"));
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
