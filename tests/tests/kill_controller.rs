@@ -1,7 +1,8 @@
 //! The controller dies, or a step of its work fails, at every point that `cr fault-points` names. The job must go on undisturbed, and
 //! the next checkpoint must be right: the restored guest compares every page.
 //!
-//! `CR_FAULT=POINT:kill` makes `cr` kill itself with SIGKILL when it comes to the point, `CR_FAULT=POINT:error` makes that step fail.
+//! `CR_FAULT=POINT:kill` makes `cr` kill itself with SIGKILL when it comes to the point, `CR_FAULT=POINT:error` makes that step fail;
+//! `:2` after either picks the second pass of the point.
 
 use cr_tests::{Finished, Job, cr, process_exists, run, wait_until};
 
@@ -69,53 +70,62 @@ fn error_in_a_checkpoint() {
     });
 }
 
-/// A resident controller that dies at some point of its life: while it attaches, takes the full checkpoint, or takes a delta.
+/// A resident controller that dies when it passes a point for the first time: while it attaches or takes the full checkpoint.
 #[test]
-fn resident_controller_killed() {
-    at_each_point(4, |point| {
+fn resident_controller_killed_in_its_first_checkpoint() {
+    at_each_point(4, |point| resident_controller_killed(&format!("{point}:kill:1")));
+}
+
+/// A resident controller that dies when it passes a point for the second time: while it takes a delta.
+#[test]
+fn resident_controller_killed_in_a_delta() {
+    at_each_point(4, |point| resident_controller_killed(&format!("{point}:kill:2")));
+}
+
+fn resident_controller_killed(fault: &str) -> bool {
+    let mut job = Job::start("writer", &GUEST);
+    job.attach(&[("CR_FAULT", fault)]);
+    job.wait_for_controller();
+    for _ in 0..2 {
+        run(&mut job.checkpoint_command()); // once the controller is dead, it is taken without one
+        job.advance(2);
+    }
+    let struck = !job.controller_pid().is_some_and(|pid| process_exists(pid) && !is_zombie(pid));
+    if struck {
+        job.kill_controller();
+        expect_unharmed(&mut job, fault);
+    } else {
+        job.finish();
+    }
+    struck
+}
+
+/// A resident controller for which one step of a delta fails keeps what was dirty and holds the job on: the same controller's next
+/// checkpoint is right, and a delta.
+#[test]
+fn error_in_a_resident_delta() {
+    at_each_point(3, |point| {
         let mut job = Job::start("writer", &GUEST);
-        job.attach(&[("CR_FAULT", &format!("{point}:kill"))]);
+        let fault = format!("{point}:error:2");
+        job.attach(&[("CR_FAULT", &fault)]);
         job.wait_for_controller();
-        let mut struck = false;
-        for _ in 0..2 {
-            // Once the controller is dead, the checkpoint is taken without it.
-            struck |= run(&mut job.checkpoint_command()).code != Some(0);
+        let codes: Vec<Option<i32>> = std::iter::repeat_with(|| {
+            let code = run(&mut job.checkpoint_command()).code;
             job.advance(2);
-        }
-        struck |= !job.controller_pid().is_some_and(|pid| process_exists(pid) && !is_zombie(pid));
+            code
+        })
+        .take(3)
+        .collect();
+        assert!(codes[2] == Some(0), "{fault}: exit codes {codes:?}\n{}", job.diagnosis());
+        let struck = codes.iter().any(|&code| code != Some(0));
         if struck {
-            job.kill_controller();
-            expect_unharmed(&mut job, &format!("kill of the resident controller at {point}"));
+            assert!(codes.iter().all(|code| matches!(code, Some(0 | 120..=125))), "{fault}: exit codes {codes:?}");
+            assert!(job.list().last().is_some_and(|last| last.is_delta), "{fault}: {:?}", job.list());
+            expect_unharmed(&mut job, &fault);
         } else {
             job.finish();
         }
         struck
-    });
-}
-
-/// A resident controller for which one step of one checkpoint fails keeps what was dirty, and holds the job on.
-#[test]
-fn error_in_a_resident_checkpoint() {
-    at_each_point(3, |point| {
-        let mut job = Job::start("writer", &GUEST);
-        job.attach(&[("CR_FAULT", &format!("{point}:error"))]);
-        job.wait_for_controller();
-        let mut failures = 0;
-        for _ in 0..3 {
-            let finished = run(&mut job.checkpoint_command());
-            if finished.code != Some(0) {
-                failures += 1;
-                assert!(matches!(finished.code, Some(120..=125)), "{point}\n{finished}");
-            }
-            job.advance(2);
-        }
-        if failures > 0 {
-            job.kill_controller();
-            expect_unharmed(&mut job, &format!("error of the resident controller at {point}"));
-        } else {
-            job.finish();
-        }
-        failures > 0
     });
 }
 
