@@ -1,0 +1,237 @@
+/*
+ * One object that cannot be restored yet, in an otherwise plain job: `cr` must refuse it and say where and what it is.
+ *
+ *   unsupported DIR NAME
+ *
+ * DIR/say.where holds where it is: "fd N", "pid N", an address, or "thread N"; DIR/skipped.NAME exists if the machine does not
+ * have the thing. `unsupported - list` prints the names. The job then just runs, and must run on unharmed.
+ */
+#include "guest.h"
+#include <linux/audit.h>
+#include <linux/bpf.h>
+#include <linux/filter.h>
+#include <linux/io_uring.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
+#include <mqueue.h>
+#include <netinet/in.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/fanotify.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/shm.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+
+static char where[64];
+static const char *missing;
+
+static void at_fd(int fd) {
+    if (fd < 0) missing = strerror(errno);
+    else snprintf(where, sizeof where, "fd %d", fd);
+}
+
+static void at_address(const void *address) {
+    if (address == MAP_FAILED) missing = strerror(errno);
+    else snprintf(where, sizeof where, "%lx", (unsigned long)address);
+}
+
+static int file_here(void) {
+    char path[PATH_MAX];
+    return MUST(open(guest_path(path, "file.txt"), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+}
+
+static void make_eventfd(void) { at_fd(eventfd(3, EFD_CLOEXEC)); }
+static void make_epoll(void) { at_fd(epoll_create1(0)); }
+static void make_signalfd(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    at_fd(signalfd(-1, &set, 0));
+}
+static void make_timerfd(void) { at_fd(timerfd_create(CLOCK_MONOTONIC, 0)); }
+static void make_inotify(void) {
+    int fd = inotify_init1(0);
+    if (fd >= 0) MUST(inotify_add_watch(fd, guest_dir, IN_DELETE));
+    at_fd(fd);
+}
+static void make_fanotify(void) { at_fd(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY)); }
+static void make_udp(void) { at_fd(socket(AF_INET, SOCK_DGRAM, 0)); }
+static void make_tcp_listener(void) {
+    int fd = MUST(socket(AF_INET, SOCK_STREAM, 0));
+    struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    MUST(bind(fd, (struct sockaddr *)&local, sizeof local));
+    MUST(listen(fd, 1));
+    at_fd(fd);
+}
+static void make_netlink(void) { at_fd(socket(AF_NETLINK, SOCK_RAW, 0)); }
+static void make_socketpair(void) {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    at_fd(ends[0]);
+}
+static void make_io_uring(void) {
+    struct io_uring_params parameters = {0};
+    at_fd((int)syscall(SYS_io_uring_setup, 4, &parameters));
+}
+static void make_userfaultfd(void) { at_fd((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
+static void make_perf(void) {
+    struct perf_event_attr attributes = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attributes, .config = PERF_COUNT_SW_TASK_CLOCK};
+    at_fd((int)syscall(SYS_perf_event_open, &attributes, 0, -1, -1, 0));
+}
+static void make_bpf(void) {
+    union bpf_attr attributes = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 8, .max_entries = 1};
+    at_fd((int)syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes));
+}
+static void make_pidfd(void) { at_fd((int)syscall(SYS_pidfd_open, getpid(), 0)); }
+static void make_mqueue(void) {
+    char name[32];
+    snprintf(name, sizeof name, "/cr-guest-%d", getpid());
+    int fd = mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, NULL);
+    if (fd >= 0) mq_unlink(name);
+    at_fd(fd);
+}
+static void make_device(void) { at_fd(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)); }
+static void make_tun(void) { at_fd(open("/dev/net/tun", O_RDWR)); }
+static void make_pty(void) { at_fd(open("/dev/ptmx", O_RDWR | O_NOCTTY)); }
+static void make_proc_file(void) { at_fd(open("/proc/self/status", O_RDONLY)); }
+
+static void make_fifo(void) {
+    char path[PATH_MAX];
+    MUST(mkfifo(guest_path(path, "fifo"), 0600));
+    at_fd(open(path, O_RDWR));
+}
+
+static void make_child(void) {
+    pid_t child = MUST(fork());
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) pause();
+    }
+    snprintf(where, sizeof where, "pid %d", child);
+}
+
+static void make_zombie(void) {
+    pid_t child = MUST(fork());
+    if (child == 0) _exit(3);
+    siginfo_t info;
+    MUST(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT));
+    snprintf(where, sizeof where, "pid %d", child);
+}
+
+static void make_seccomp(void) {
+    struct sock_filter allow_all = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog program = {1, &allow_all};
+    MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) missing = strerror(errno);
+    snprintf(where, sizeof where, "%d", getpid());
+}
+
+static void make_sysv_shm(void) {
+    int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
+    void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
+    if (id >= 0) shmctl(id, IPC_RMID, NULL);
+    at_address(at);
+}
+
+/* The memory of a device: here the ring buffer of a performance counter. */
+static void make_device_mapping(void) {
+    struct perf_event_attr attributes = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attributes, .config = PERF_COUNT_SW_TASK_CLOCK};
+    int fd = (int)syscall(SYS_perf_event_open, &attributes, 0, -1, -1, 0);
+    if (fd < 0) {
+        missing = strerror(errno);
+        return;
+    }
+    at_address(mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    close(fd);
+}
+
+static void make_secret_mapping(void) {
+    int fd = (int)syscall(447 /* memfd_secret */, 0);
+    if (fd < 0 || ftruncate(fd, PAGE) != 0) {
+        missing = strerror(errno);
+        return;
+    }
+    at_address(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    close(fd);
+}
+
+static void make_flock(void) {
+    int fd = file_here();
+    MUST(flock(fd, LOCK_EX));
+    at_fd(fd);
+}
+
+static void make_posix_lock(void) {
+    int fd = file_here();
+    MUST(fcntl(fd, F_SETLK, &(struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 3, .l_len = 4}));
+    at_fd(fd);
+}
+
+static void make_lease(void) {
+    int fd = file_here();
+    close(fd);
+    char path[PATH_MAX];
+    fd = MUST(open(guest_path(path, "file.txt"), O_RDONLY));
+    if (fcntl(fd, F_SETLEASE, F_RDLCK) != 0) missing = strerror(errno);
+    else at_fd(fd);
+}
+
+/* The test makes standard input a pipe whose other end it holds itself. */
+static void make_outside_pipe(void) {
+    struct stat stat;
+    MUST(fstat(0, &stat));
+    if (!S_ISFIFO(stat.st_mode)) missing = "standard input is not a pipe";
+    at_fd(0);
+}
+
+static const struct unsupported {
+    const char *name;
+    void (*make)(void);
+} all[] = {
+    {"eventfd", make_eventfd},       {"epoll", make_epoll},
+    {"signalfd", make_signalfd},     {"timerfd", make_timerfd},
+    {"inotify", make_inotify},       {"fanotify", make_fanotify},
+    {"udp-socket", make_udp},        {"tcp-listener", make_tcp_listener},
+    {"netlink", make_netlink},       {"socketpair", make_socketpair},
+    {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},
+    {"perf", make_perf},             {"bpf", make_bpf},
+    {"pidfd", make_pidfd},           {"mqueue", make_mqueue},
+    {"device", make_device},         {"tun", make_tun},
+    {"pty", make_pty},               {"proc-file", make_proc_file},
+    {"fifo", make_fifo},             {"child", make_child},
+    {"zombie", make_zombie},         {"seccomp", make_seccomp},
+    {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
+    {"secret-mapping", make_secret_mapping}, {"flock", make_flock},
+    {"posix-lock", make_posix_lock}, {"lease", make_lease},
+    {"outside-pipe", make_outside_pipe},
+};
+
+int main(int argc, char **argv) {
+    if (argc >= 3 && strcmp(argv[2], "list") == 0) {
+        for (size_t i = 0; i < ARRAY_LEN(all); i++) printf("%s\n", all[i].name);
+        return 0;
+    }
+    guest_start(argc, argv);
+    const struct unsupported *object = NULL;
+    for (size_t i = 0; argc >= 3 && i < ARRAY_LEN(all); i++)
+        if (strcmp(all[i].name, argv[2]) == 0) object = &all[i];
+    CHECK(object, "usage: unsupported DIR NAME");
+    object->make();
+    if (missing) guest_skip(object->name, "%s", missing);
+    else guest_link("say.where", where);
+    guest_ready();
+    while (!guest_finishing()) {
+        guest_step();
+        guest_sleep_ms(10);
+    }
+    guest_ok();
+}

@@ -1,0 +1,80 @@
+//! The programs under test: `cr` itself and the guests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// A command that runs the `cr` under test: `$CR_BIN` if set; otherwise the workspace's, brought up to date first by
+/// `cargo build --package cr-user` in the profile of the tests (once per test program).
+pub fn cr() -> Command {
+    Command::new(cr_path())
+}
+
+fn cr_path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var_os("CR_BIN").map_or_else(build_cr, PathBuf::from))
+}
+
+fn build_cr() -> PathBuf {
+    let profile = profile_dir();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", "cr-user"]).current_dir(workspace());
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo builds cr (or set CR_BIN to a built one)");
+    assert!(status.success(), "cargo build --package cr-user: {status} (or set CR_BIN to a built one)");
+    profile.join("cr")
+}
+
+/// The guest program `name`, compiled from `tests/guests/NAME.c` if it is missing or older than its sources.
+pub fn guest(name: &str) -> PathBuf {
+    let sources = workspace().join("tests/guests");
+    let source = sources.join(format!("{name}.c"));
+    let built = target_dir().join("guests");
+    let program = built.join(name);
+    fs::create_dir_all(&built).expect("a folder for the guests under target/");
+    // Test programs run side by side, and so do the tests in each.
+    let lock = fs::File::create(built.join(".lock")).expect("the guests' lock file");
+    lock.lock().expect("the lock of the guests' folder");
+    let newest_source = modified(&source).max(modified(&sources.join("guest.h")));
+    assert!(newest_source.is_some(), "no source for the guest {}", source.display());
+    if modified(&program) <= newest_source {
+        let fresh = built.join(format!("{name}.new"));
+        let output = Command::new("gcc")
+            .args(["-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+            .args([&fresh, &source])
+            .arg("-lrt")
+            .output()
+            .expect("gcc compiles the guests");
+        assert!(output.status.success(), "gcc {}:\n{}", source.display(), String::from_utf8_lossy(&output.stderr));
+        fs::rename(&fresh, &program).expect("the compiled guest is put into place");
+    }
+    program
+}
+
+/// The names that a guest with many parts lists itself (`trap - list`, `unsupported - list`).
+pub fn guest_names(name: &str) -> Vec<String> {
+    let output = Command::new(guest(name)).args(["-", "list"]).output().expect("the guest lists its parts");
+    String::from_utf8(output.stdout).expect("names in UTF-8").lines().map(str::to_owned).collect()
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate lies in the workspace")
+}
+
+/// `target/PROFILE`: the test program lies in its `deps`.
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("the test program's path");
+    test.parent().and_then(Path::parent).expect("the test program lies in target/PROFILE/deps").to_owned()
+}
+
+fn target_dir() -> PathBuf {
+    profile_dir().parent().expect("the profile's folder lies in target/").to_owned()
+}

@@ -1,0 +1,147 @@
+//! Programs that we did not write, through a chain of three deltas and more, compared with an uninterrupted run to the byte.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use cr_tests::{Job, process_exists, run, run_for, skip};
+
+/// Takes a full checkpoint and three deltas while the program works, kills it, restores it, takes two more, kills and restores
+/// it again, and waits for its end. Between checkpoints it works for `pause`.
+#[track_caller]
+fn through_a_chain(job: &mut Job, pause: Duration) {
+    std::thread::sleep(pause);
+    job.attach(&[]);
+    job.wait_for_controller();
+    let mut last = job.checkpoint();
+    for round in 0..5 {
+        std::thread::sleep(pause);
+        let next = job.checkpoint();
+        next.expect_delta_on(&last);
+        last = next;
+        if round >= 2 {
+            std::thread::sleep(pause / 2); // undone
+            job.kill();
+            job.restore_detached();
+        }
+    }
+    assert!(process_exists(job.pid()), "the program ended before the last checkpoint: nothing was tested");
+    job.wait_for_end();
+    job.verify();
+}
+
+const PYTHON: &str = r#"
+import collections, hashlib, random, sys
+random.seed(20090)
+tables = [collections.OrderedDict() for _ in range(4)]
+digest = hashlib.sha256()
+for step in range(int(sys.argv[1])):
+    table = tables[step % 4]
+    key = random.getrandbits(64)
+    table[key] = [key * k % 1000003 for k in range(20)]
+    if len(table) > 4000:
+        old, values = table.popitem(last=False)
+        digest.update(repr((old, sum(values))).encode())
+    if step % 20000 == 0:
+        print(step, digest.hexdigest()[:16], flush=True)
+print("answer", digest.hexdigest(), random.random())
+"#;
+
+fn python() -> Option<PathBuf> {
+    let python = Path::new("/usr/bin/python3");
+    python.exists().then(|| python.to_owned())
+}
+
+#[test]
+fn cpython() {
+    let Some(python) = python() else { skip!("no /usr/bin/python3") };
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = folder.path().join("work.py");
+    fs::write(&script, PYTHON).expect("the script");
+    let line = |steps: u32| {
+        let mut command = Command::new(&python);
+        command.arg(&script).arg(steps.to_string());
+        command
+    };
+    // As many steps as take about four seconds here.
+    let probe = run(&mut line(100_000));
+    probe.expect(0);
+    let steps = (100_000.0 * 4.0 / probe.took.as_secs_f64()).clamp(200_000.0, 5_000_000.0) as u32;
+    let alone = run(&mut line(steps));
+    alone.expect(0);
+    let mut job = Job::start_foreign("python3", &mut line(steps));
+    through_a_chain(&mut job, Duration::from_millis(250));
+    assert_eq!(job.stdout(), alone.stdout, "the interrupted run printed something else");
+}
+
+/// xz with two threads: liblzma's worker threads, a pipe of its own, plain files.
+#[test]
+fn multi_threaded_xz() {
+    if run(Command::new("xz").arg("--version")).code != Some(0) {
+        skip!("no xz");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let input = folder.path().join("input");
+    fs::write(&input, compressible(24 << 20)).expect("the input");
+    let line = || {
+        let mut command = Command::new("xz");
+        command.args(["--threads=2", "--block-size=2MiB", "-7", "--keep", "--stdout"]).arg(&input);
+        command
+    };
+    let alone = folder.path().join("alone.xz");
+    let output = fs::File::create(&alone).expect("the output of the run alone");
+    let status = line().stdout(output).status().expect("xz");
+    assert!(status.success());
+    let mut job = Job::start_foreign("xz", &mut line());
+    through_a_chain(&mut job, Duration::from_millis(300));
+    assert_same(&job.dir().join("out.0"), &alone);
+}
+
+/// pigz with two threads; it is installed if it can be.
+#[test]
+fn multi_threaded_pigz() {
+    let there = || Command::new("pigz").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there() {
+        let install = ["install", "--yes", "--no-install-recommends", "pigz"];
+        run_for(
+            Command::new("apt-get").args(install).env("DEBIAN_FRONTEND", "noninteractive"),
+            Duration::from_secs(60),
+        );
+    }
+    if !there() {
+        skip!("no pigz, and it cannot be installed");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let input = folder.path().join("input");
+    fs::write(&input, compressible(160 << 20)).expect("the input");
+    let line = || {
+        let mut command = Command::new("pigz");
+        command.args(["-p", "2", "-9", "--no-time", "--no-name", "--stdout"]).arg(&input);
+        command
+    };
+    let alone = folder.path().join("alone.gz");
+    let output = fs::File::create(&alone).expect("the output of the run alone");
+    assert!(line().stdout(output).status().expect("pigz").success());
+    let mut job = Job::start_foreign("pigz", &mut line());
+    through_a_chain(&mut job, Duration::from_millis(200));
+    assert_same(&job.dir().join("out.0"), &alone);
+}
+
+/// The same bytes each time, neither random nor trivial.
+fn compressible(size: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(format!("{} {:x};", state >> 52, state >> 40 & 0xfff).as_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+#[track_caller]
+fn assert_same(interrupted: &Path, alone: &Path) {
+    let (interrupted, alone) = (fs::read(interrupted).expect("its output"), fs::read(alone).expect("the other output"));
+    assert!(interrupted == alone, "{} bytes and {} bytes differ", interrupted.len(), alone.len());
+}
