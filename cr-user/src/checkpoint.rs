@@ -214,6 +214,18 @@ impl Job {
     /// # Errors
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
+        let result = self.try_checkpoint(writer, options);
+        // Whatever failed then failed because of that.
+        if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
+    }
+
+    fn has_ended(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
+    fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         let started = Instant::now();
         fault::point("preflight")?;
         refuse(self.preflight()?)?;

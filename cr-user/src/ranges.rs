@@ -108,6 +108,12 @@ impl RangeSet {
     }
 }
 
+impl From<Range<u64>> for RangeSet {
+    fn from(range: Range<u64>) -> Self {
+        Self::from_unsorted(vec![range])
+    }
+}
+
 impl FromIterator<Range<u64>> for RangeSet {
     fn from_iter<T: IntoIterator<Item = Range<u64>>>(iter: T) -> Self {
         Self::from_unsorted(iter.into_iter().collect())

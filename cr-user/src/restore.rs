@@ -16,14 +16,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
 use crate::object::files::{self, Cut, FilePolicy};
+use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::remote::Call;
 use crate::store::{Chain, Store};
-use crate::sys::{fd, uffd};
+use crate::sys::{PAGE, fd, uffd};
 use crate::track::Oracle;
-use crate::track::oracle::Written;
+use crate::track::oracle;
 
 use body::Body;
 use memory::Prepared;
@@ -69,14 +70,16 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(&saved.mappings.all, &chain, base, put_back, existing)?;
-    let (exe, cwd) = (hold(&saved.process.exe.path, base)?, hold(&saved.process.cwd, base)?);
+    let exe = hold(&saved.process.exe.path, base)?;
+    let (cwd, root) = (hold(&saved.process.cwd, base)?, hold(&saved.process.root, base)?);
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
     let mut body = Body::make(saved.process.pid, &keep_free)?;
     body.run(0, session_calls(&saved), "entering its session")?;
     body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
     prepared.build(&mut body, &saved.mappings.all, &chain)?;
-    let (calls, bytes) = process::restore_calls(&saved.process, exe.as_raw_fd(), cwd.as_raw_fd(), body.data());
+    let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
+    let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting its directories and memory areas")?;
     let oracle = track(&mut body, &saved)?;
@@ -176,14 +179,25 @@ fn track(body: &mut Body, saved: &Saved) -> Result<Option<Oracle>> {
     let ours = fd::pidfd_getfd(pidfd.as_fd(), number as i32).map_err(|e| Error::system("fetching the userfaultfd", e))?;
     body.run(0, vec![Call::new(libc::SYS_close, &[number])], "closing its userfaultfd")?;
     let Ok(oracle) = Oracle::adopt(body.pid(), ours) else { return Ok(None) };
+    let pagemap = oracle::pagemap_of(body.pid())?;
     for mapping in saved.mappings.all.iter().filter(|m| m.has_own_content()) {
         let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0;
         if matches!(mapping.backing, Backing::File(_) | Backing::Anonymous | Backing::Object { .. })
             && worthwhile
             && oracle.register(mapping.start, mapping.end).is_ok()
         {
-            let _: Written = oracle.written(mapping.start, mapping.end, true)?;
+            protect(&oracle, &pagemap, mapping)?;
         }
     }
     Ok(Some(oracle))
+}
+
+/// Only what is there: to protect a reservation would fill its page tables.
+fn protect(oracle: &Oracle, pagemap: &File, mapping: &Mapping) -> Result<()> {
+    let backing = oracle::backing(pagemap, mapping.start, mapping.end, mapping.is_anonymous())
+        .map_err(|e| Error::system("PAGEMAP_SCAN of the new process", e))?;
+    for pages in backing.own.iter() {
+        oracle.written(pages.start * PAGE, pages.end * PAGE, true)?;
+    }
+    Ok(())
 }

@@ -76,7 +76,7 @@ fn copy(
             for (ranges, unread, chunk) in full_out {
                 let mut at = 0;
                 for range in ranges {
-                    let whole = RangeSet::from_iter([range.clone()]);
+                    let whole = RangeSet::from(range.clone());
                     for part in whole.difference(&unread).iter() {
                         let from = at + (part.start - range.start) as usize * 4096;
                         let to = from + (part.end - part.start) as usize * 4096;

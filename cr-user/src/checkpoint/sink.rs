@@ -47,11 +47,6 @@ impl Sink {
         Self { writer, pages: HashMap::new() }
     }
 
-    /// The image under construction.
-    pub fn writer(&self) -> &ImageWriter {
-        &self.writer
-    }
-
     /// Gives the image back, to be finished.
     pub fn into_writer(self) -> ImageWriter {
         self.writer
@@ -178,7 +173,7 @@ impl Sink {
             .map(|r| Extent { first_page: r.start, pages: r.end - r.start, content: Content::Absent })
             .collect();
         for (first, run) in self.pages.get(&space).into_iter().flatten() {
-            let whole = RangeSet::from_iter([*first..first + run.pages]);
+            let whole = RangeSet::from(*first..first + run.pages);
             for part in whole.intersection(content).iter() {
                 let content = match run.content.after(part.start - first) {
                     Held::Slot(slot) => Content::Stored { slot },

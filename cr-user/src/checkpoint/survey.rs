@@ -42,7 +42,7 @@ pub fn take_running(job: &mut Job, vmas: &[Vma]) -> Result<Seen> {
         let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, anonymous) else { continue };
         let worthwhile = anonymous || vma.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
-        if let Some(pages) = take(job, vma.start, vma.end, worthwhile)? {
+        if let Some(pages) = take(job, vma.start, vma.end, &backing.own, worthwhile)? {
             taken.extend(pages);
             own.extend(backing.own.iter());
         }
@@ -61,36 +61,52 @@ pub fn estimate(job: &Job) -> Result<u64> {
     let pagemap = oracle::pagemap_of(job.pid)?;
     let mut count = job.late.count();
     for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
-        let written = job.oracle.as_ref().map_or(Ok(Written::Untracked), |o| o.written(vma.start, vma.end, false))?;
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
-        count += match written {
-            Written::Pages(pages) => RangeSet::from_unsorted(pages).intersection(&backing.own).count(),
-            Written::Untracked => backing.own.count(),
-        };
+        let Some(oracle) = &job.oracle else { continue };
+        for range in backing.own.iter() {
+            count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
+                Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
+                Written::Untracked => range.end - range.start,
+            };
+        }
     }
     Ok(count)
 }
 
-/// Takes what was written in one mapping; hot pages are only looked at. `None`: it is not tracked and cannot be, or is not
-/// worth it.
-fn take(job: &Job, start: u64, end: u64, worthwhile: bool) -> Result<Option<Vec<std::ops::Range<u64>>>> {
+/// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
+/// cannot be, or is not worth it.
+fn take(
+    job: &Job,
+    start: u64,
+    end: u64,
+    own: &RangeSet,
+    worthwhile: bool,
+) -> Result<Option<Vec<std::ops::Range<u64>>>> {
     let Some(oracle) = &job.oracle else { return Ok(None) };
+    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
+    // Where there is no table yet, what comes to be is unprotected, and so counts as written.
+    if oracle.written(start, start + PAGE, false)? == Written::Untracked
+        && (!worthwhile || oracle.register(start, end).is_err())
+    {
+        return Ok(None);
+    }
     let mut pages = Vec::new();
-    for (part, hot) in job.heat.split(start / PAGE..end / PAGE) {
-        let (from, to) = (part.start * PAGE, part.end * PAGE);
-        let mut written = oracle.written(from, to, !hot)?;
-        if written == Written::Untracked {
-            if !worthwhile || oracle.register(start, end).is_err() {
-                return Ok(None);
+    for window in windows(own, start / PAGE..end / PAGE).iter() {
+        for (part, hot) in job.heat.split(window) {
+            match oracle.written(part.start * PAGE, part.end * PAGE, !hot)? {
+                Written::Pages(found) => pages.extend(found),
+                Written::Untracked => return Ok(None),
             }
-            written = oracle.written(from, to, !hot)?;
-        }
-        match written {
-            Written::Pages(found) => pages.extend(found),
-            Written::Untracked => return Ok(None),
         }
     }
     Ok(Some(pages))
+}
+
+/// Ranges widened to what one page table covers.
+fn windows(pages: &RangeSet, within: std::ops::Range<u64>) -> RangeSet {
+    const TABLE: u64 = 512;
+    let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
+    wide.intersection(&RangeSet::from(within))
 }
 
 /// What a stopped job's memory is, and what of it must be copied.
@@ -130,7 +146,7 @@ impl Survey {
                 .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", job.pid), e))?;
             let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
             mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
-            match take(job, mapping.start, mapping.end, worthwhile)? {
+            match take(job, mapping.start, mapping.end, &backing.own, worthwhile)? {
                 Some(pages) => taken.extend(pages),
                 None if !backing.own.is_empty() => {
                     untracked_mappings += 1;

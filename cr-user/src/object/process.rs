@@ -14,9 +14,6 @@ use crate::sys::{task, vm};
 /// The record of a process.
 pub const KIND: RecordKind = RecordKind { id: 1, version: 1, name: "process" };
 
-/// Resources that have limits (`RLIM_NLIMITS`).
-const LIMITS: u32 = 16;
-
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Process {
@@ -32,8 +29,10 @@ pub struct Process {
     pub command_line: Vec<u8>,
     /// Its executable.
     pub exe: FileStamp,
-    /// Its working directory.
+    /// Its working directory, as the controller saw it.
     pub cwd: String,
+    /// Its root directory, as the controller saw it.
+    pub root: String,
     /// Its file-creation mask.
     pub umask: u32,
     /// Areas of its memory.
@@ -145,17 +144,14 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
             refuse("the process", why, "run cr inside the job's container (nsenter -t PID -a cr …)");
         }
     }
-    let root = procfs::link(pid, "root").map_err(gone)?;
-    if root != fs::read_link("/proc/self/root").unwrap_or_else(|_| "/".into()) {
-        let why = format!("has the root directory {}, which is not that of cr", root.display());
-        refuse("the process", why, "run cr in the same root (chroot)");
-    }
-    let cwd = procfs::link(pid, "cwd").map_err(gone)?;
-    let there = fs::metadata(format!("/proc/{pid}/cwd")).map(|m| (m.dev(), m.ino()));
-    let named = fs::metadata(&cwd).map(|m| (m.dev(), m.ino()));
-    if there.is_ok() && there.ok() != named.ok() {
-        let why = format!("has the working directory {}, which is no longer there", cwd.display());
-        refuse("the process", why, "make the job change to a directory that exists");
+    for (name, what) in [("root", "root directory"), ("cwd", "working directory")] {
+        let path = procfs::link(pid, name).map_err(gone)?;
+        let place = |m: fs::Metadata| (m.dev(), m.ino());
+        let there = fs::metadata(format!("/proc/{pid}/{name}")).map(place);
+        if there.is_ok() && there.ok() != fs::metadata(&path).map(place).ok() {
+            let why = format!("has the {what} {}, which is no longer there", path.display());
+            refuse("the process", why, "make the job change to a directory that exists");
+        }
     }
     Ok(refusals)
 }
@@ -179,10 +175,7 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
     let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let status = Status::read(pid, pid).map_err(|e| Error::system(format!("reading the status of pid {pid}"), e))?;
     let exe_meta = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
-    let limits = (0..LIMITS)
-        .map(|r| task::prlimit(pid, r, None))
-        .collect::<nix::Result<Vec<_>>>()
-        .map_err(|e| Error::system(format!("reading the limits of pid {pid}"), e))?;
+    let limits = limits(&text("limits")?);
     Ok(Process {
         pid,
         ppid: field(4) as i32,
@@ -191,6 +184,7 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
         command_line: read("cmdline")?,
         exe: FileStamp::new(&path("exe")?, &exe_meta),
         cwd: path("cwd")?,
+        root: path("root")?,
         umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
         layout: Layout {
             code: (field(26), field(27)),
@@ -212,6 +206,25 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
         stopped,
         host: host(pid)?,
     })
+}
+
+/// `/proc/PID/limits`: unlike `prlimit(2)` it may be read of another user's process too. Its lines are in the order of the
+/// resource numbers' names, not of the numbers.
+fn limits(text: &str) -> Vec<(u64, u64)> {
+    const NAMES: [&str; 16] = [
+        "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
+        "Max processes", "Max open files", "Max locked memory", "Max address space", "Max file locks",
+        "Max pending signals", "Max msgqueue size", "Max nice priority", "Max realtime priority", "Max realtime timeout",
+    ];
+    let number = |word: Option<&str>| word.and_then(|w| w.parse().ok()).unwrap_or(u64::MAX);
+    NAMES
+        .iter()
+        .map(|name| {
+            let values = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
+            let mut words = values.split_whitespace();
+            (number(words.next()), number(words.next()))
+        })
+        .collect()
 }
 
 /// The system that we are on, and when `pid` started on it.
@@ -253,9 +266,10 @@ pub fn check(process: &Process) -> Result<()> {
         let why = format!("it was taken on kernel {}, whose vdso differs from that of {} here", process.host.kernel, here.kernel);
         return not_here("the checkpoint".to_owned(), why, "restore it on a machine with the same kernel");
     }
-    if !fs::metadata(&process.cwd).is_ok_and(|m| m.is_dir()) {
-        let what = format!("the working directory {}", process.cwd);
-        return not_here(what, "it is not there".to_owned(), "make it again");
+    for (path, what) in [(&process.root, "root"), (&process.cwd, "working")] {
+        if !fs::metadata(path).is_ok_and(|m| m.is_dir()) {
+            return not_here(format!("the {what} directory {path}"), "it is not there".to_owned(), "make it again");
+        }
     }
     if let Ok(owner) = fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
         let status = Status::read(process.pid, process.pid).ok();
@@ -268,9 +282,19 @@ pub fn check(process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// Descriptors that a restored process inherits for [`restore_calls`].
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    /// Its executable.
+    pub exe: i32,
+    /// Its working directory.
+    pub cwd: i32,
+    /// Its root directory.
+    pub root: i32,
+}
+
 /// Calls that a restored process makes for itself once its memory is there, and the bytes that they read at `at`.
-/// `exe_fd` is its executable and `cwd_fd` its working directory in its own table.
-pub fn restore_calls(process: &Process, exe_fd: i32, cwd_fd: i32, at: u64) -> (Vec<Call>, Vec<u8>) {
+pub fn restore_calls(process: &Process, fds: Inherited, at: u64) -> (Vec<Call>, Vec<u8>) {
     const PR_SET_MM_MAP: u64 = 14;
     let l = &process.layout;
     let auxv_len = process.auxv.len() * 8;
@@ -278,11 +302,15 @@ pub fn restore_calls(process: &Process, exe_fd: i32, cwd_fd: i32, at: u64) -> (V
     let map_len = 13 * 8;
     let words = [
         l.code.0, l.code.1, l.data.0, l.data.1, l.brk.0, l.brk.1, l.start_stack, l.arg.0, l.arg.1, l.env.0, l.env.1,
-        at + map_len, auxv_len as u64 | u64::from(exe_fd as u32) << 32,
+        at + map_len, auxv_len as u64 | u64::from(fds.exe as u32) << 32,
     ];
-    let bytes = words.iter().chain(&process.auxv).flat_map(|w| w.to_le_bytes()).collect();
+    let mut bytes: Vec<u8> = words.iter().chain(&process.auxv).flat_map(|w| w.to_le_bytes()).collect();
+    let here = at + bytes.len() as u64;
+    bytes.extend_from_slice(b".\0");
     let mut calls = vec![
-        Call::new(libc::SYS_fchdir, &[cwd_fd as u64]),
+        Call::new(libc::SYS_fchdir, &[fds.root as u64]),
+        Call::new(libc::SYS_chroot, &[here]),
+        Call::new(libc::SYS_fchdir, &[fds.cwd as u64]),
         Call::new(libc::SYS_umask, &[u64::from(process.umask)]),
         Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]),
         Call::new(libc::SYS_personality, &[u64::from(process.personality)]),
@@ -297,7 +325,7 @@ pub fn restore_calls(process: &Process, exe_fd: i32, cwd_fd: i32, at: u64) -> (V
 /// Calls that come after the credentials, which reset what they set.
 pub fn late_calls(process: &Process) -> Vec<Call> {
     // 2 (only root may read) can be had, but not asked for: the kernel gives it by itself on a change of user.
-    let dumpable = if process.dumpable == 1 { 1 } else { 0 };
+    let dumpable = u64::from(process.dumpable == 1);
     vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable])]
 }
 

@@ -32,7 +32,7 @@ impl Heat {
 
     /// Cuts a range where pages turn hot or cold: parts in order, with whether they are hot.
     pub fn split(&self, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
-        let whole = RangeSet::from_iter([range]);
+        let whole = RangeSet::from(range);
         let cold = whole.difference(&self.hot);
         let hot = whole.intersection(&self.hot);
         let mut parts: Vec<_> = cold.iter().map(|r| (r, false)).chain(hot.iter().map(|r| (r, true))).collect();
@@ -74,10 +74,10 @@ mod tests {
     #[test]
     fn pages_turn_hot_after_a_streak_and_cold_again_for_a_trial() {
         let mut heat = Heat::default();
-        let always = RangeSet::from_iter([1000..2000]);
+        let always = RangeSet::from(1000..2000);
         for n in 0..STREAK {
             assert!(heat.hot().is_empty(), "hot after {n}");
-            heat.learn(&always.union(&RangeSet::from_iter([n as u64..n as u64 + 1])));
+            heat.learn(&always.union(&RangeSet::from(n as u64..n as u64 + 1)));
         }
         assert_eq!(heat.hot(), &always);
         assert_eq!(heat.split(900..1500), vec![(900..1000, false), (1000..1500, true)]);
