@@ -1,5 +1,6 @@
 //! Descriptors of other processes, and closing what a new process inherited.
 
+use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::sys::check;
@@ -40,11 +41,12 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> 
     Ok(())
 }
 
-/// Whether descriptor `fd1` of `pid1` and `fd2` of `pid2` are one open file description (`kcmp(2)`).
+/// Compares the open file descriptions behind descriptor `fd1` of `pid1` and `fd2` of `pid2` (`kcmp(2)`): equal when they
+/// are one, else in an order that holds until reboot and means nothing.
 ///
 /// # Errors
 /// `EPERM`, `ESRCH` or `EBADF`.
-pub fn same_description(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix::Result<bool> {
+pub fn compare_descriptions(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix::Result<Ordering> {
     const KCMP_FILE: i32 = 0;
     kcmp(pid1, pid2, KCMP_FILE, fd1.into(), fd2.into())
 }
@@ -55,13 +57,17 @@ pub fn same_description(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix::Re
 /// `EPERM` or `ESRCH`.
 pub fn same_table(tid1: i32, tid2: i32) -> nix::Result<bool> {
     const KCMP_FILES: i32 = 2;
-    kcmp(tid1, tid2, KCMP_FILES, 0, 0)
+    kcmp(tid1, tid2, KCMP_FILES, 0, 0).map(Ordering::is_eq)
 }
 
-fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<bool> {
+fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<Ordering> {
     // SAFETY: no memory is passed.
     let order = unsafe { check(libc::syscall(libc::SYS_kcmp, pid1, pid2, what, index1, index2))? };
-    Ok(order == 0)
+    Ok(match order {
+        0 => Ordering::Equal,
+        1 => Ordering::Less,
+        _ => Ordering::Greater,
+    })
 }
 
 /// `tee(2)` without waiting: duplicates up to `len` bytes of pipe `from` into pipe `to` and consumes none of them. Returns

@@ -94,8 +94,12 @@ impl Deleted {
     pub(super) fn open(&self, made: &File) -> Result<OwnedFd> {
         let failed = |e: Errno| Error::system(format!("opening the deleted file {} again", self.path), e);
         // F_GETFL shows O_TMPFILE of whoever made the file, and opening it once more for it would make another file.
-        let fd = open(own_link(made.as_raw_fd()).as_str(), OFlag::from_bits_retain(self.flags & !libc::O_TMPFILE), Mode::empty())
-            .map_err(failed)?;
+        let fd = open(
+            own_link(made.as_raw_fd()).as_str(),
+            OFlag::from_bits_retain(self.flags & !libc::O_TMPFILE),
+            Mode::empty(),
+        )
+        .map_err(failed)?;
         seek(&fd, self.position, &self.path)?;
         Ok(fd)
     }

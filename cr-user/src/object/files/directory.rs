@@ -47,7 +47,9 @@ impl Directory {
         let file = self.open()?;
         let now = statfs::fstatfs(&file).map_err(|e| self.not_here(format!("it cannot be examined ({e})")))?;
         if self.position != 0 && now.filesystem_type().0 != self.filesystem {
-            return Err(self.not_here("the job was in the middle of reading it, on another kind of file system".to_owned()));
+            return Err(
+                self.not_here("the job was in the middle of reading it, on another kind of file system".to_owned())
+            );
         }
         Ok(())
     }

@@ -60,9 +60,8 @@ pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result
         let why = format!("is the memory file \"{name}\" of huge pages");
         return Err(No::new(why, "have the job close it, or make it without MFD_HUGETLB"));
     }
-    let file = File::open(format!("/proc/{pid}/fd/{}", seen.fd)).map_err(|e| {
-        No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root")
-    })?;
+    let file = File::open(format!("/proc/{pid}/fd/{}", seen.fd))
+        .map_err(|e| No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root"))?;
     let seals = fcntl(file.as_fd(), libc::F_GET_SEALS, 0).unwrap_or(0);
     if seals & !KNOWN_SEALS != 0 {
         let why = format!("is the memory file \"{name}\" that is sealed against writing (seals {seals:#x})");

@@ -9,8 +9,9 @@
 //! | [`directory`], [`device`] without state | opened by name |
 //! | [`pipe`] within the job | a new pipe with the same data |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
-//! | everything else ([`unsupported`]) | refused by name |
+//! | everything else | refused by name |
 
+mod capture;
 pub mod deleted;
 pub mod device;
 pub mod directory;
@@ -29,22 +30,18 @@ mod unsupported;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use nix::unistd::{Whence, isatty, lseek64};
+use nix::unistd::{Whence, lseek64};
 
-use crate::error::{Error, Refusal, Result};
+use crate::error::{Error, Result};
 use crate::image::RecordKind;
-use crate::procfs;
-use crate::sys::fd::{pidfd_getfd, pidfd_open, same_table};
-use survey::{Group, Seen};
 
+pub use capture::{ContentSource, capture, refusals};
 pub use open::{Opened, calls, open};
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
@@ -147,6 +144,20 @@ impl Files {
     pub fn numbers(&self, description: usize) -> Vec<i32> {
         self.table.iter().filter(|d| d.description as usize == description).map(|d| d.fd).collect()
     }
+
+    /// Whether every index leads somewhere.
+    fn validate(&self) -> Result<()> {
+        let table = self.table.iter().all(|d| d.fd >= 0 && (d.description as usize) < self.descriptions.len());
+        let pipes = self.descriptions.iter().all(|d| match d {
+            Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
+            _ => true,
+        });
+        if table && pipes {
+            return Ok(());
+        }
+        let why = "it refers to descriptions or pipes that it does not have".to_owned();
+        Err(not_here("the record of open files".to_owned(), why, "restore an older checkpoint with --id"))
+    }
 }
 
 /// A path or name, which need not be UTF-8.
@@ -172,61 +183,12 @@ impl fmt::Display for FilePath {
     }
 }
 
-/// A file whose bytes must go into the image.
-#[derive(Debug)]
-pub struct ContentSource {
-    /// Its content space.
-    pub space: u64,
-    /// The file, open for reading through a description of ours.
-    pub file: File,
-    /// Its size in bytes.
-    pub len: u64,
-}
-
-/// Every descriptor of a process that could not be restored. The process may be running: what it closes meanwhile is left
-/// out, and nothing is changed.
-///
-/// # Errors
-/// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
-    let pidfd = pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-    let groups = survey::look(pid)?;
-    let mut found = describe(pid, pidfd.as_fd(), &groups, &mut |_, _| 0);
-    found.refusals.extend(found.pipes.shared_with_others(pid));
-    let mut refusals = other_tables(pid)?;
-    let still_there = |r: &Refusal| {
-        let seen = groups.iter().flat_map(|g| &g.members).find(|s| place(s) == r.place);
-        seen.is_none_or(|s| procfs::link(pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
-    };
-    refusals.extend(found.refusals.into_iter().filter(still_there));
-    Ok(refusals)
-}
-
-/// Captures the descriptors of a frozen process. `space_of` gives the content space of a file by device and inode.
-///
-/// # Errors
-/// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
-pub fn capture(
-    pid: i32,
-    pidfd: BorrowedFd<'_>,
-    space_of: &mut dyn FnMut(u64, u64) -> u64,
-) -> Result<(Files, Vec<ContentSource>)> {
-    let groups = survey::look(pid)?;
-    let mut found = describe(pid, pidfd, &groups, space_of);
-    found.refusals.extend(other_tables(pid)?);
-    if !found.refusals.is_empty() {
-        return Err(Error::Refused(found.refusals));
-    }
-    found.files.pipes = found.pipes.capture(pid, pidfd)?;
-    found.files.table.sort_unstable_by_key(|d| d.fd);
-    Ok((found.files, found.sources))
-}
-
 /// Compares every file with its record, and finds what has grown. Nothing is changed.
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the first file that cannot be restored.
 pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
+    files.validate()?;
     let mut plan = RollbackPlan::default();
     for description in &files.descriptions {
         match description {
@@ -244,24 +206,6 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     Ok(plan)
 }
 
-/// What was found in a process.
-#[derive(Default)]
-struct Found {
-    files: Files,
-    sources: Vec<ContentSource>,
-    refusals: Vec<Refusal>,
-    pipes: pipe::Pipes,
-}
-
-impl Found {
-    fn add<'a>(&mut self, description: Description, members: impl IntoIterator<Item = &'a Seen>) {
-        let index = self.files.descriptions.len() as u32;
-        self.files.descriptions.push(description);
-        let rows = members.into_iter().map(|s| Descriptor { fd: s.fd, cloexec: s.cloexec, description: index });
-        self.files.table.extend(rows);
-    }
-}
-
 /// Why a descriptor cannot be restored, and what to do.
 struct No {
     why: String,
@@ -272,111 +216,6 @@ impl No {
     fn new(why: String, todo: &'static str) -> Self {
         Self { why, todo }
     }
-}
-
-fn describe(pid: i32, pidfd: BorrowedFd<'_>, groups: &[Group], space_of: &mut dyn FnMut(u64, u64) -> u64) -> Found {
-    let mut found = Found { pipes: pipe::Pipes::of(groups), ..Found::default() };
-    for group in groups {
-        if let Err(no) = describe_one(pid, pidfd, groups, group, space_of, &mut found) {
-            let refuse = |s: &Seen| Refusal { pid, place: place(s), why: no.why.clone(), todo: no.todo.to_owned() };
-            found.refusals.extend(group.members.iter().map(refuse));
-        }
-    }
-    found
-}
-
-/// The table of kinds.
-fn describe_one(
-    pid: i32,
-    pidfd: BorrowedFd<'_>,
-    groups: &[Group],
-    group: &Group,
-    space_of: &mut dyn FnMut(u64, u64) -> u64,
-    found: &mut Found,
-) -> std::result::Result<(), No> {
-    let seen = group.first();
-    if let Some(no) = unsupported::refuse(pid, seen) {
-        return Err(no);
-    }
-    let kind = seen.meta.file_type();
-    let mut space = || space_of(seen.meta.dev(), seen.meta.ino());
-    let description = if memfd::is_memfd(seen) {
-        let (record, source) = memfd::describe(pid, seen, space())?;
-        found.sources.push(source);
-        Description::Memfd(record)
-    } else if kind.is_file() && deleted::is_nameless(seen) {
-        let (record, source) = deleted::describe(pid, seen, space())?;
-        found.sources.push(source);
-        Description::Deleted(record)
-    } else if kind.is_file() {
-        Description::Regular(regular::describe(seen)?)
-    } else if kind.is_dir() {
-        Description::Directory(directory::describe(seen)?)
-    } else if kind.is_fifo() && seen.filesystem == pipe::PIPEFS {
-        match found.pipes.describe(pidfd, group)? {
-            pipe::Found::Own(end) => Description::Pipe(end),
-            pipe::Found::Standard(number) => return Ok(add_stdio(group, number, found)),
-        }
-    } else if kind.is_fifo() {
-        return Err(unsupported::fifo(seen));
-    } else if kind.is_socket() {
-        let number = standard_socket(groups, group).ok_or_else(|| unsupported::socket(seen))?;
-        stdio::no_unread_input(get(pidfd, seen)?.as_fd(), "a socket")?;
-        return Ok(add_stdio(group, number, found));
-    } else if let Some(device) = device::describe(seen) {
-        Description::Device(device)
-    } else if terminal::is_master(seen) {
-        return Err(unsupported::terminal_master(seen));
-    } else if isatty(get(pidfd, seen)?).unwrap_or(false) {
-        match stdio::standing_for(group.members.iter().map(|s| s.fd), seen.writable()) {
-            Some(number) => return Ok(add_stdio(group, number, found)),
-            None => Description::Terminal(terminal::describe(seen)),
-        }
-    } else {
-        return Err(unsupported::device(seen));
-    };
-    found.add(description, &group.members);
-    Ok(())
-}
-
-fn add_stdio(group: &Group, number: i32, found: &mut Found) {
-    for (record, members) in stdio::split(group, number) {
-        found.add(Description::Stdio(record), members);
-    }
-}
-
-/// The standard descriptor that is on the same socket.
-fn standard_socket(groups: &[Group], group: &Group) -> Option<i32> {
-    let ino = group.first().meta.ino();
-    let same = groups.iter().filter(|g| g.first().meta.file_type().is_socket() && g.first().meta.ino() == ino);
-    stdio::standing_for(same.flat_map(|g| &g.members).map(|s| s.fd), true)
-}
-
-fn get(pidfd: BorrowedFd<'_>, seen: &Seen) -> std::result::Result<std::os::fd::OwnedFd, No> {
-    let failed = |e: Errno| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner");
-    pidfd_getfd(pidfd, seen.fd).map_err(failed)
-}
-
-fn place(seen: &Seen) -> String {
-    format!("fd {}", seen.fd)
-}
-
-/// Threads that have a table of descriptors of their own, which would not be seen.
-fn other_tables(pid: i32) -> Result<Vec<Refusal>> {
-    let mut refusals = Vec::new();
-    for tid in procfs::threads(pid).map_err(|_| Error::NoSuchJob { pid })? {
-        match same_table(pid, tid) {
-            Ok(true) | Err(Errno::ESRCH) => {}
-            Ok(false) => refusals.push(Refusal {
-                pid,
-                place: format!("thread {tid}"),
-                why: "has a table of descriptors of its own (unshare(CLONE_FILES))".to_owned(),
-                todo: "have the job's threads share one table".to_owned(),
-            }),
-            Err(e) => return Err(Error::system(format!("comparing the descriptor tables of pid {pid}"), e)),
-        }
-    }
-    Ok(refusals)
 }
 
 fn not_here(what: String, why: String, todo: &str) -> Error {

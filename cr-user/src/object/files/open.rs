@@ -44,7 +44,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             _ => continue,
         };
         fill(space, &made)?;
-        spaces.insert(space, File::from(place(made.into(), base, &taken)?));
+        spaces.insert(space, File::from(place(&made, base, &taken)?));
     }
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for description in &files.descriptions {
@@ -58,7 +58,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             Description::Stdio(r) => r.open()?,
             Description::Terminal(r) => r.open()?,
         };
-        fds.push(place(fd, base, &taken)?);
+        fds.push(place(&fd, base, &taken)?);
     }
     for description in &files.descriptions {
         match description {
@@ -95,7 +95,7 @@ pub fn calls(files: &Files, opened: &Opened, keep: &[i32]) -> Vec<Call> {
 }
 
 /// Moves a descriptor to a number at or above `base` that is not taken.
-fn place(fd: OwnedFd, base: i32, taken: &HashSet<i32>) -> Result<OwnedFd> {
+fn place(fd: &impl AsFd, base: i32, taken: &HashSet<i32>) -> Result<OwnedFd> {
     let mut min = base;
     loop {
         let new = dup_above(fd.as_fd(), min).map_err(|e| Error::system("making a descriptor for the job", e))?;

@@ -93,9 +93,11 @@ impl Pipes {
         let ino = seen.meta.ino();
         let ends = &self.seen[&ino];
         if ends.readers.is_empty() || ends.writers.is_empty() {
-            let ours = pidfd_getfd(pidfd, seen.fd).map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
+            let ours = pidfd_getfd(pidfd, seen.fd)
+                .map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
             let alive = !other_end_closed(ours.as_fd());
-            let standard = stdio::standing_for(ends.readers.iter().chain(&ends.writers).copied(), seen.writable());
+            let standard =
+                stdio::standing_for(|n| ends.readers.contains(&n) || ends.writers.contains(&n), seen.writable());
             match (standard, seen.readable()) {
                 (Some(number), true) if alive => {
                     stdio::no_unread_input(ours.as_fd(), "a pipe")?;
@@ -105,7 +107,10 @@ impl Pipes {
                 (Some(number), false) => return Ok(Found::Standard(number)),
                 _ if alive => {
                     let why = format!("is a pipe ({}) whose other end is outside the job", seen.link.display());
-                    return Err(No::new(why, "checkpoint the process at its other end with it, or have the job close it"));
+                    return Err(No::new(
+                        why,
+                        "checkpoint the process at its other end with it, or have the job close it",
+                    ));
                 }
                 _ => {}
             }
@@ -125,7 +130,9 @@ impl Pipes {
         let mut refusals = Vec::new();
         for other in processes().filter(|other| *other != pid) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
-                let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else { continue };
+                let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
+                    continue;
+                };
                 if !self.own.contains(&ino) {
                     continue;
                 }
@@ -158,7 +165,8 @@ fn capture(pid: i32, pidfd: BorrowedFd<'_>, ends: &Ends) -> Result<Pipe> {
     let pieces = if ends.readers.is_empty() { Vec::new() } else { copy(theirs.as_fd(), capacity).map_err(failed)? };
     let packets = ends.packets || pieces.len() > 1;
     if packets && pieces.iter().any(|p| p.len() > PACKET) {
-        let why = "is a pipe that holds both a stream and packets (O_DIRECT was set or cleared with data in it)".to_owned();
+        let why =
+            "is a pipe that holds both a stream and packets (O_DIRECT was set or cleared with data in it)".to_owned();
         let todo = "wait until the job has read them".to_owned();
         return Err(Error::Refused(vec![Refusal { pid, place: format!("fd {fd}"), why, todo }]));
     }

@@ -49,10 +49,8 @@ pub(super) fn describe(seen: &Seen) -> std::result::Result<Regular, No> {
     let meta = &seen.meta;
     let there = fs::metadata(&seen.link);
     if !there.is_ok_and(|t| (t.dev(), t.ino()) == (meta.dev(), meta.ino())) {
-        let why = format!(
-            "is open on a file that is not at {} any more (it was renamed, or that was one of several names)",
-            seen.link.display()
-        );
+        // A file that was renamed shows its new path, so this one has several names.
+        let why = format!("is open on a file that is not at {} any more, but has another name", seen.link.display());
         return Err(No::new(why, "put the file back under this name, or have the job close it"));
     }
     Ok(Regular {
@@ -71,7 +69,8 @@ pub(super) fn describe(seen: &Seen) -> std::result::Result<Regular, No> {
 impl Regular {
     /// Compares the file with the record, and opens it once to see whether that will work.
     pub(super) fn check(&self, policy: FilePolicy, plan: &mut RollbackPlan) -> Result<()> {
-        let now = fs::metadata(self.path.as_path()).map_err(|e| self.not_here(format!("it is gone ({e})"), PUT_BACK))?;
+        let now =
+            fs::metadata(self.path.as_path()).map_err(|e| self.not_here(format!("it is gone ({e})"), PUT_BACK))?;
         if !now.is_file() {
             return Err(self.not_here(format!("it is {} now, not a regular file", kind_of(now.file_type())), PUT_BACK));
         }
@@ -102,8 +101,9 @@ impl Regular {
     }
 
     fn reopen(&self) -> Result<File> {
-        open_again(self.path.as_path(), self.flags)
-            .map_err(|e| self.not_here(format!("it cannot be opened ({e})"), "give cr the permissions that the job had"))
+        open_again(self.path.as_path(), self.flags).map_err(|e| {
+            self.not_here(format!("it cannot be opened ({e})"), "give cr the permissions that the job had")
+        })
     }
 
     fn not_here(&self, why: String, todo: &str) -> Error {

@@ -28,10 +28,10 @@ pub(super) fn is_standard(fd: i32) -> bool {
     (0..=2).contains(&fd)
 }
 
-/// The standard descriptor that stands for a description of which the job has others too, among `candidates`.
-pub(super) fn standing_for(candidates: impl Iterator<Item = i32> + Clone, writable: bool) -> Option<i32> {
+/// The standard descriptor that stands for something which several descriptors may refer to: one of those that do.
+pub(super) fn standing_for(refers: impl Fn(i32) -> bool, writable: bool) -> Option<i32> {
     let order: &[i32] = if writable { &[1, 2, 0] } else { &[0, 1, 2] };
-    order.iter().copied().find(|n| candidates.clone().any(|c| c == *n))
+    order.iter().copied().find(|n| refers(*n))
 }
 
 /// Takes a description apart: the standard descriptors go by their own numbers, since at restore they may be three
@@ -53,7 +53,8 @@ pub(super) fn no_unread_input(fd: BorrowedFd<'_>, what: &str) -> std::result::Re
     match fd::readable_bytes(fd) {
         Ok(0) | Err(_) => Ok(()),
         Ok(n) => {
-            let why = format!("is {what} from outside the job with {n} unread bytes, which a restore could not give back");
+            let why =
+                format!("is {what} from outside the job with {n} unread bytes, which a restore could not give back");
             Err(No::new(why, "wait until the job has read them, or start it with its input in a file"))
         }
     }

@@ -1,15 +1,17 @@
 //! What `/proc` shows of a process's descriptors, gathered by open file description.
 
+use std::cmp::Ordering;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sys::statfs;
 
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::fd::same_description;
+use crate::sys::fd::compare_descriptions;
 
 /// One descriptor, as `/proc` shows it.
 #[derive(Debug)]
@@ -107,24 +109,34 @@ pub(super) fn look(pid: i32) -> Result<Vec<Group>> {
     // stay ascending.
     all.sort_by_key(Seen::key);
     let mut groups: Vec<Group> = Vec::new();
+    let mut run = 0;
     for seen in all {
-        let mut same = None;
-        for (at, group) in groups.iter().enumerate().rev().take_while(|(_, g)| g.first().key() == seen.key()) {
-            match same_description(pid, group.first().fd, pid, seen.fd) {
-                Ok(true) => same = Some(at),
-                // One of the two was closed meanwhile, which only a running process does.
-                Ok(false) | Err(nix::errno::Errno::EBADF) => continue,
-                Err(e) => return Err(Error::system(format!("comparing the descriptors of pid {pid}"), e)),
-            }
-            break;
+        if groups.get(run).is_some_and(|g| g.first().key() != seen.key()) {
+            run = groups.len();
         }
-        match same {
-            Some(at) => groups[at].members.push(seen),
-            None => groups.push(Group { members: vec![seen] }),
+        match find(pid, &groups[run..], seen.fd)? {
+            Ok(at) => groups[run + at].members.push(seen),
+            Err(at) => groups.insert(run + at, Group { members: vec![seen] }),
         }
     }
     groups.sort_by_key(|g| g.first().fd);
     Ok(groups)
+}
+
+/// Where the description of `fd` is among groups that are in the kernel's order, or belongs.
+fn find(pid: i32, groups: &[Group], fd: i32) -> Result<std::result::Result<usize, usize>> {
+    let (mut low, mut high) = (0, groups.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match compare_descriptions(pid, groups[middle].first().fd, pid, fd) {
+            Ok(Ordering::Equal) => return Ok(Ok(middle)),
+            Ok(Ordering::Less) => low = middle + 1,
+            // One of the two was closed meanwhile, which only a running process does.
+            Ok(Ordering::Greater) | Err(Errno::EBADF) => high = middle,
+            Err(e) => return Err(Error::system(format!("comparing the descriptors of pid {pid}"), e)),
+        }
+    }
+    Ok(Err(low))
 }
 
 fn gone(pid: i32, e: io::Error) -> Error {

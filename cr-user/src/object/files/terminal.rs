@@ -38,7 +38,11 @@ impl Terminal {
         let path = ours.map_or(PathBuf::from("/dev/tty"), |n| own_link(n as i32).into());
         open_again(&path, self.flags).map(Into::into).map_err(|e| {
             let why = format!("cr restore has no terminal to give it ({}: {e})", path.display());
-            not_here("a terminal that the job had open".to_owned(), why, "call cr restore from a terminal, or under script(1)")
+            not_here(
+                "a terminal that the job had open".to_owned(),
+                why,
+                "call cr restore from a terminal, or under script(1)",
+            )
         })
     }
 }

@@ -1,0 +1,542 @@
+//! Each test looks at a Python process that opens something, and opens it again here.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::*;
+use crate::sys::fd::pidfd_open;
+
+const PRELUDE: &str = "
+import os, sys, fcntl, ctypes, threading, socket, select, signal, subprocess, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+os.closerange(3, 1024) # what whoever runs the tests forgot to close
+def wait():
+    print('ready', flush=True)
+    return sys.stdin.readline()
+";
+
+/// A process that set something up and waits.
+struct Guest {
+    child: Child,
+    pidfd: OwnedFd,
+    to: Option<ChildStdin>,
+    from: BufReader<ChildStdout>,
+}
+
+impl Guest {
+    fn new(script: &str) -> Self {
+        Self::with(script, &[])
+    }
+
+    /// Runs `script`, which must call `wait()`, with arguments.
+    fn with(script: &str, args: &[&Path]) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-S", "-c", &format!("{PRELUDE}{script}")]).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("python3 is needed for this test");
+        let (to, from) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        let pidfd = pidfd_open(child.id() as i32).unwrap();
+        let mut guest = Self { child, pidfd, to, from };
+        assert_eq!(guest.line(), "ready");
+        guest
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn capture(&self) -> (Files, Vec<ContentSource>) {
+        let mut files = Vec::new();
+        let mut space_of = |dev, ino| {
+            let known = files.iter().position(|f| *f == (dev, ino));
+            100 + known.unwrap_or_else(|| {
+                files.push((dev, ino));
+                files.len() - 1
+            }) as u64
+        };
+        capture(self.pid(), self.pidfd.as_fd(), &mut space_of).unwrap()
+    }
+
+    fn refusals(&self) -> Vec<String> {
+        let refusals = refusals(self.pid()).unwrap();
+        if let Err(Error::Refused(frozen)) = capture(self.pid(), self.pidfd.as_fd(), &mut |_, _| 0) {
+            assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
+        }
+        refusals.iter().map(ToString::to_string).collect()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The descriptions without those of 0, 1 and 2.
+fn beyond_stdio(files: &Files) -> Vec<(Vec<i32>, &Description)> {
+    let all = files.descriptions.iter().enumerate().map(|(i, d)| (files.numbers(i), d));
+    all.filter(|(fds, _)| fds[0] > 2).collect()
+}
+
+fn no_content(_: u64, _: &File) -> Result<()> {
+    panic!("there is nothing to fill")
+}
+
+fn flags(fd: impl AsFd) -> i32 {
+    fcntl(fd, FcntlArg::F_GETFL).unwrap()
+}
+
+fn message<T: fmt::Debug>(result: Result<T>) -> String {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::NotHere { .. }), "{error:?}");
+    error.to_string()
+}
+
+#[test]
+fn duplicates_share_a_description_and_a_second_open_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a b");
+    fs::write(&path, "0123456789").unwrap();
+    let guest = Guest::with(
+        "a = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)
+os.dup2(a, 40, inheritable=True); os.dup2(a, 41, inheritable=False)
+b = os.open(sys.argv[1], os.O_RDWR | os.O_APPEND)
+for fd in a, b: os.lseek(fd, 4, 0)
+wait()",
+        &[&path],
+    );
+    assert_eq!(guest.refusals(), [""; 0]);
+    let (files, sources) = guest.capture();
+    assert!(sources.is_empty());
+    let found = beyond_stdio(&files);
+    assert_eq!(found.iter().map(|f| f.0.clone()).collect::<Vec<_>>(), [vec![3, 40, 41], vec![4]]);
+    let cloexec: Vec<i32> = files.table.iter().filter(|d| d.cloexec).map(|d| d.fd).collect();
+    assert_eq!(cloexec, [3, 4, 41]);
+
+    let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&files).unwrap();
+    assert_eq!(rkyv::from_bytes::<Files, rkyv::rancor::Error>(&bytes).unwrap(), files);
+
+    assert_eq!(check(&files, FilePolicy::Refuse).unwrap(), RollbackPlan::default());
+    let opened = open(&files, 40, &mut no_content).unwrap();
+    assert!(opened.fds.iter().all(|fd| fd.as_raw_fd() >= 42), "the job's own numbers are left free: {opened:?}");
+    let description = files.table.iter().find(|d| d.fd == 40).unwrap().description as usize;
+    let mut file = File::from(opened.fds[description].try_clone().unwrap());
+    assert_eq!(file.stream_position().unwrap(), 4);
+    assert_eq!(flags(&file) & (libc::O_ACCMODE | libc::O_APPEND), libc::O_RDWR | libc::O_APPEND);
+}
+
+#[test]
+fn many_descriptions_of_one_file_are_told_apart() {
+    let guest = Guest::new("for fd in [os.open('/etc/passwd', 0) for _ in range(50)]: os.dup2(fd, fd + 100)\nwait()");
+    let (files, _) = guest.capture();
+    let expected: Vec<Vec<i32>> = (3..53).map(|fd| vec![fd, fd + 100]).collect();
+    assert_eq!(beyond_stdio(&files).into_iter().map(|f| f.0).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn calls_fill_the_table_and_close_everything_else() {
+    let device = Description::Device(device::Device { minor: 3, flags: libc::O_RDWR });
+    let row = |fd, cloexec| Descriptor { fd, cloexec, description: 0 };
+    let files = Files { descriptions: vec![device], table: vec![row(0, false), row(7, true)], pipes: vec![] };
+    let opened = open(&files, 20, &mut no_content).unwrap();
+    let ours = opened.fds[0].as_raw_fd() as u64;
+    let made: Vec<_> =
+        calls(&files, &opened, &[30]).iter().map(|c| (c.number, c.args[0], c.args[1], c.args[2])).collect();
+    let (dup, close) = (libc::SYS_dup3, libc::SYS_close_range);
+    let all = [
+        (dup, ours, 0, 0),
+        (dup, ours, 7, libc::O_CLOEXEC as u64),
+        (close, 1, 6, 0),
+        (close, 8, 29, 0),
+        (close, 31, u64::from(u32::MAX), 0),
+    ];
+    assert_eq!(made, all);
+}
+
+#[test]
+fn a_pipes_data_are_copied_not_taken() {
+    let mut guest = Guest::new(
+        "r, w = os.pipe(); fcntl.fcntl(w, 1031, 1 << 20); os.set_blocking(r, False)
+os.write(w, b'x' * 100_000)
+pr, pw = os.pipe2(os.O_DIRECT)
+os.write(pw, b'abc'); os.write(pw, b'd' * 5000)
+er, ew = os.pipe(); os.write(ew, b'last'); os.close(ew)
+copy = os.open(f'/proc/self/fd/{w}', os.O_WRONLY)
+wait()
+print(len(os.read(r, 1 << 20)), [len(os.read(pr, 1 << 20)) for _ in range(3)], os.read(er, 99), flush=True)
+wait()",
+    );
+    assert_eq!(guest.refusals(), [""; 0]);
+    let (files, _) = guest.capture();
+    let packets = |p: &pipe::Pipe| (p.capacity, p.packets, p.pieces.iter().map(Vec::len).collect::<Vec<_>>());
+    let all: Vec<_> = files.pipes.iter().map(packets).collect();
+    assert_eq!(all, [(1 << 20, false, vec![100_000]), (65536, true, vec![3, 4096, 904]), (65536, false, vec![4])]);
+    writeln!(guest.to.as_mut().unwrap(), "go on").unwrap();
+    assert_eq!(guest.line(), "100000 [3, 4096, 904] b'last'", "the job still has its data");
+    drop(guest);
+
+    check(&files, FilePolicy::Rollback).unwrap();
+    let opened = open(&files, 30, &mut no_content).unwrap();
+    let by_number = |n: i32| {
+        let row = files.table.iter().find(|d| d.fd == n).unwrap();
+        File::from(opened.fds[row.description as usize].try_clone().unwrap())
+    };
+    let sizes = |n: i32, count: usize| -> Vec<usize> {
+        let mut buffer = vec![0; 1 << 20];
+        (0..count).map(|_| by_number(n).read(&mut buffer).unwrap()).collect()
+    };
+    assert_eq!((flags(by_number(3)), flags(by_number(4))), (libc::O_NONBLOCK, libc::O_WRONLY));
+    assert_eq!(sizes(3, 1), [100_000]);
+    assert_eq!((flags(by_number(5)), flags(by_number(6))), (0, libc::O_WRONLY | libc::O_DIRECT));
+    assert_eq!(sizes(5, 3), [3, 4096, 904]);
+    assert_eq!(sizes(7, 2), [4, 0], "the end of a pipe whose writers are gone");
+    assert_eq!(flags(by_number(8)), libc::O_WRONLY | 0o100_000, "opened through /proc");
+    by_number(8).write_all(b"more").unwrap();
+    assert_eq!(sizes(3, 1), [4], "both writers write into one pipe");
+}
+
+#[test]
+fn standard_descriptors_from_outside_become_those_of_cr_restore() {
+    let mut guest = Guest::new("os.dup2(1, 9)\nwait()\nwait()");
+    let (files, _) = guest.capture();
+    let stdio = |d: &Description| matches!(d, Description::Stdio(s) if (0..=2).contains(&s.number));
+    let two = files.table.iter().find(|d| d.fd == 2).unwrap().description as usize;
+    let mine = files.descriptions.iter().enumerate().filter(|(i, _)| *i != two);
+    assert_eq!(mine.filter(|(_, d)| stdio(d)).count(), 2, "{files:?}");
+    let number = |fd: i32| files.table.iter().find(|d| d.fd == fd).unwrap().description;
+    assert_eq!(number(9), number(1));
+    // Input that nobody read would be lost. The guest's first wait() takes a line, and so would the next.
+    guest.to.as_mut().unwrap().write_all(b"go on\n").unwrap();
+    assert_eq!(guest.line(), "ready");
+    guest.child.stdin = guest.to.take();
+    let stopped = nix::unistd::Pid::from_raw(guest.pid());
+    nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    guest.child.stdin.as_mut().unwrap().write_all(b"unread").unwrap();
+    let why = guest.refusals();
+    assert!(why.len() == 1 && why[0].contains("fd 0 is a pipe from outside the job with 6 unread bytes"), "{why:?}");
+}
+
+#[test]
+fn a_grown_file_is_cut_back_and_its_tail_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.log");
+    let cut = dir.path().join("cut");
+    fs::write(&path, "before").unwrap();
+    let guest =
+        Guest::with("a = os.open(sys.argv[1], os.O_RDWR)\nb = os.open(sys.argv[1], os.O_WRONLY)\nwait()", &[&path]);
+    let (files, _) = guest.capture();
+    let append = |text: &str| OpenOptions::new().append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+
+    append(" after");
+    let refused = message(check(&files, FilePolicy::Refuse));
+    assert!(refused.contains("out.log") && refused.contains("grew from 6 to 12 bytes"), "{refused}");
+    assert_eq!(check(&files, FilePolicy::Keep).unwrap().grew, []);
+    let plan = check(&files, FilePolicy::Rollback).unwrap();
+    assert_eq!(plan.grew, [Growth { path: path.clone(), from: 6, to: 12 }], "two descriptions, one file");
+    let first = roll_back(&plan, &cut, 3).unwrap();
+    assert_eq!(first, [Cut { path: path.clone(), bytes: 6, kept_at: cut.join("3-1-out.log") }]);
+    assert_eq!(fs::read(&path).unwrap(), b"before");
+
+    append(" again");
+    let second = roll_back(&check(&files, FilePolicy::Rollback).unwrap(), &cut, 3).unwrap();
+    assert_eq!(second[0].kept_at, cut.join("3-2-out.log"));
+    assert_eq!(fs::read(&first[0].kept_at).unwrap(), b" after");
+    assert_eq!(fs::read(&second[0].kept_at).unwrap(), b" again");
+    let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&cut), mode(&second[0].kept_at)), (0o700, 0o600));
+    assert_eq!(check(&files, FilePolicy::Rollback).unwrap().modified, [path], "its time is not the old one");
+}
+
+#[test]
+fn no_file_is_cut_when_a_tail_cannot_be_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    fs::write(&path, "before and after").unwrap();
+    fs::write(dir.path().join("cut"), "in the way").unwrap();
+    let plan = RollbackPlan { grew: vec![Growth { path: path.clone(), from: 6, to: 16 }], modified: vec![] };
+    roll_back(&plan, &dir.path().join("cut"), 1).unwrap_err();
+    assert_eq!(fs::read(&path).unwrap(), b"before and after");
+}
+
+#[test]
+fn files_that_shrank_vanished_or_changed_kind_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, "0123456789").unwrap();
+    let guest = Guest::with("a = os.open(sys.argv[1], os.O_RDONLY)\nwait()", &[&path]);
+    let (files, _) = guest.capture();
+
+    fs::write(&path, "0123456789 and more").unwrap();
+    assert_eq!(check(&files, FilePolicy::Refuse).unwrap(), RollbackPlan::default(), "what is only read may grow");
+    fs::write(&path, "9876543210").unwrap();
+    assert_eq!(check(&files, FilePolicy::Refuse).unwrap().modified, std::slice::from_ref(&path));
+    fs::write(&path, "0").unwrap();
+    let shrank = message(check(&files, FilePolicy::Keep));
+    assert!(shrank.contains("data: it had 10 bytes at the checkpoint and has 1 now"), "{shrank}");
+    fs::remove_file(&path).unwrap();
+    let gone = message(check(&files, FilePolicy::Keep));
+    assert!(gone.contains("data: it is gone"), "{gone}");
+    fs::create_dir(&path).unwrap();
+    let kind = message(check(&files, FilePolicy::Keep));
+    assert!(kind.contains("it is a directory now"), "{kind}");
+}
+
+#[test]
+fn deleted_files_come_back_without_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("scratch");
+    let guest = Guest::with(
+        "b = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND); a = os.open(sys.argv[1], os.O_RDWR)
+os.write(a, b'hello'); os.truncate(a, 1 << 20); os.fchmod(a, 0o400); os.utime(a, (5, 7.5))
+os.unlink(sys.argv[1])
+c = os.open(os.path.dirname(sys.argv[1]), os.O_TMPFILE | os.O_RDWR, 0o600); os.write(c, b'tmp')
+wait()",
+        &[&path],
+    );
+    assert_eq!(guest.refusals(), [""; 0]);
+    let (files, sources) = guest.capture();
+    let lens: Vec<_> = sources.iter().map(|s| (s.space, s.len)).collect();
+    assert_eq!(lens, [(100, 1 << 20), (101, 3)]);
+    let mut start = [0; 5];
+    sources[0].file.read_exact_at(&mut start, 0).unwrap();
+    assert_eq!(&start, b"hello", "readable though the job can only write");
+    drop(guest);
+
+    check(&files, FilePolicy::Rollback).unwrap();
+    let mut filled = Vec::new();
+    let opened = open(&files, 30, &mut |space, file: &File| {
+        filled.push((space, file.metadata().unwrap().len()));
+        file.write_all_at(if space == 100 { b"hello" } else { b"tmp" }, 0).unwrap();
+        Ok(())
+    });
+    let opened = opened.unwrap();
+    assert_eq!(filled, [(100, 1 << 20), (101, 3)]);
+    let file = |n: i32| {
+        let row = files.table.iter().find(|d| d.fd == n).unwrap();
+        File::from(opened.fds[row.description as usize].try_clone().unwrap())
+    };
+    let meta = file(4).metadata().unwrap();
+    assert_eq!((meta.nlink(), meta.len(), meta.mode() & 0o7777), (0, 1 << 20, 0o400));
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (7, 500_000_000));
+    assert!(meta.blocks() * 512 < 1 << 16, "the hole is a hole");
+    assert_eq!(file(4).stream_position().unwrap(), 5);
+    assert_eq!(flags(file(3)) & 3, libc::O_WRONLY);
+    file(3).write_all(b"end").unwrap();
+    assert_eq!(file(4).metadata().unwrap().len(), (1 << 20) + 3, "one file, two descriptions");
+    assert_eq!(opened.by_space(100).map(|f| nix::sys::stat::fstat(f).unwrap().st_ino), Some(meta.ino()));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    // A file made by O_TMPFILE can still be given a name.
+    let mut temporary = file(5);
+    assert_eq!(temporary.stream_position().unwrap(), 3);
+    let name = dir.path().join("named");
+    let flags = nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW;
+    nix::unistd::linkat(
+        nix::fcntl::AT_FDCWD,
+        own_link(temporary.as_raw_fd()).as_str(),
+        nix::fcntl::AT_FDCWD,
+        &name,
+        flags,
+    )
+    .unwrap();
+    temporary.write_all(b"!").unwrap();
+    assert_eq!(fs::read(name).unwrap(), b"tmp!");
+}
+
+#[test]
+fn a_deleted_file_whose_directory_is_gone_goes_into_the_one_above() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job/scratch/file");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let guest =
+        Guest::with("a = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\nos.unlink(sys.argv[1])\nwait()", &[&path]);
+    let (files, _) = guest.capture();
+    fs::remove_dir_all(dir.path().join("job")).unwrap();
+    let opened = open(&files, 30, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(
+        opened.by_space(100).map(|f| nix::sys::stat::fstat(f).unwrap().st_dev),
+        Some(dir.path().metadata().unwrap().dev())
+    );
+}
+
+#[test]
+fn memory_files_keep_name_bytes_and_seals() {
+    let guest = Guest::new(
+        "a = os.memfd_create('the data', os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+os.write(a, b'0123456789'); fcntl.fcntl(a, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+b = os.open(f'/proc/self/fd/{a}', os.O_RDONLY)
+c = os.memfd_create('plain', 0)
+wait()",
+    );
+    assert_eq!(guest.refusals(), [""; 0]);
+    let (files, sources) = guest.capture();
+    assert_eq!(sources.iter().map(|s| (s.space, s.len)).collect::<Vec<_>>(), [(100, 10), (101, 0)]);
+    let links = |pid: &str, fds: &[i32]| -> Vec<_> {
+        fds.iter().map(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap()).collect()
+    };
+    let before = links(&guest.pid().to_string(), &[3, 4, 5]);
+    let mut fill = |space: u64, file: &File| {
+        if space == 100 {
+            file.write_all_at(b"0123456789", 0).unwrap();
+        }
+        Ok(())
+    };
+    let opened = open(&files, 30, &mut fill).unwrap();
+    let ours: Vec<i32> = [3, 4, 5]
+        .iter()
+        .map(|n| opened.fds[files.table.iter().find(|d| d.fd == *n).unwrap().description as usize].as_raw_fd())
+        .collect();
+    assert_eq!(links("self", &ours), before);
+    let base = opened.by_space(100).unwrap();
+    let seals = fcntl(base, FcntlArg::F_GET_SEALS).unwrap();
+    assert_eq!(seals, libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL);
+    assert_eq!(fcntl(opened.by_space(101).unwrap(), FcntlArg::F_GET_SEALS).unwrap(), libc::F_SEAL_SEAL);
+    let mut bytes = [0; 10];
+    File::from(base.try_clone_to_owned().unwrap()).read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"0123456789");
+}
+
+#[test]
+fn directories_go_on_where_they_were_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..300 {
+        fs::write(dir.path().join(format!("file-{n}")), "").unwrap();
+    }
+    let guest = Guest::with(
+        "a = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+buf = ctypes.create_string_buffer(4096); libc.syscall(217, a, buf, 4096)
+b = os.open(sys.argv[1], os.O_PATH); c = os.open('/dev/zero', os.O_RDWR); wait()",
+        &[dir.path()],
+    );
+    assert_eq!(guest.refusals(), [""; 0]);
+    let (files, _) = guest.capture();
+    let found = beyond_stdio(&files);
+    let Description::Directory(directory) = found[0].1 else { panic!("{found:?}") };
+    assert_ne!(directory.position, 0);
+    check(&files, FilePolicy::Rollback).unwrap();
+    let opened = open(&files, 30, &mut no_content).unwrap();
+    let index = files.table.iter().find(|d| d.fd == 3).unwrap().description as usize;
+    let rest = nix::dir::Dir::from_fd(opened.fds[index].try_clone().unwrap()).unwrap().into_iter().count();
+    assert!((1..290).contains(&rest), "{rest} entries are left");
+    assert_eq!(found[2].1.path(), Some(Path::new("/dev/zero")));
+
+    drop(opened);
+    dir.close().unwrap();
+    assert!(message(check(&files, FilePolicy::Rollback)).contains("the directory"));
+}
+
+#[test]
+fn a_terminal_as_standard_descriptors_is_taken_apart() {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let end = || Stdio::from(pty.slave.try_clone().unwrap());
+    let script = format!("{PRELUDE}a = os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY)\nb = os.dup(2)\nwait()");
+    let mut child =
+        Command::new("python3").args(["-S", "-c", &script]).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(File::from(pty.master.try_clone().unwrap())).read_line(&mut line).unwrap();
+    let pid = child.id() as i32;
+    let outcome = (refusals(pid), capture(pid, pidfd_open(pid).unwrap().as_fd(), &mut |_, _| 0));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(line.trim_end(), "ready");
+    assert_eq!(outcome.0.unwrap(), []);
+    let (files, _) = outcome.1.unwrap();
+    let kinds: Vec<_> = files.descriptions.iter().enumerate().map(|(i, d)| (files.numbers(i), d.kind())).collect();
+    assert_eq!(kinds, [(vec![0], "stdio"), (vec![1, 4], "stdio"), (vec![2], "stdio"), (vec![3], "terminal")]);
+}
+
+#[test]
+fn what_cannot_be_restored_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, "").unwrap();
+    let cases: &[(&str, &str)] = &[
+        ("fd = libc.eventfd(3, 0)", "is an eventfd"),
+        ("e = select.epoll(); fd = e.fileno()", "is an epoll set"),
+        ("fd = libc.timerfd_create(1, 0)", "is a timerfd"),
+        ("fd = libc.signalfd(-1, ctypes.create_string_buffer(8), 0)", "is a signalfd"),
+        ("fd = libc.inotify_init1(0)", "is an inotify watch"),
+        ("fd = libc.syscall(323, 1)", "is a userfaultfd"),
+        ("fd = os.pidfd_open(os.getpid())", "is a pidfd"),
+        ("fd = os.open('/proc/self/ns/net', 0)", "is a namespace"),
+        ("fd = os.open('/proc/self/maps', 0)", "is a file of /proc"),
+        ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
+        ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
+        ("s = socket.socket(); fd = s.fileno()", "is a socket"),
+        ("s = socket.socketpair(); fd = s[0].fileno(); os.close(s[1].detach())", "is a socket"),
+        ("fd = os.open(sys.argv[1], os.O_PATH)", "is an O_PATH descriptor of"),
+        ("fd = os.open(sys.argv[1], 2); fcntl.flock(fd, fcntl.LOCK_EX)", "holds a lock (flock) on"),
+        ("fd = os.open(sys.argv[1], 2); fcntl.lockf(fd, fcntl.LOCK_EX)", "holds a lock (fcntl) on"),
+        ("fd = os.open(sys.argv[1], 0); fcntl.fcntl(fd, 1024, fcntl.F_RDLCK)", "holds a lease on"),
+        ("n = sys.argv[1] + '.fifo'; os.mkfifo(n); fd = os.open(n, os.O_RDWR)", "is the named FIFO"),
+        (
+            "n = sys.argv[1]; fd = os.open(n, 0); os.link(n, n + f'.{os.getpid()}'); os.unlink(n)",
+            "is open on a file that is not at",
+        ),
+        (
+            "os.mkdir(sys.argv[1] + '.d'); fd = os.open(sys.argv[1] + '.d', 0); os.rmdir(sys.argv[1] + '.d')",
+            "is open on a directory that is not at",
+        ),
+        ("fd = os.open('/dev/kmsg', 0)", "is the device /dev/kmsg (1:11)"),
+        ("fd = os.memfd_create('m', os.MFD_ALLOW_SEALING); fcntl.fcntl(fd, 1033, 8)", "that is sealed against writing"),
+        ("p = ctypes.create_string_buffer(256); fd = libc.syscall(425, 4, p)", "is an io_uring"),
+        ("fd, w = os.pipe(); os.close(w); x = os.dup(fd); fcntl.fcntl(fd, 4, os.O_NONBLOCK | 0o20000)", "(O_ASYNC)"),
+        (
+            "p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL); fd = p.stdin.fileno()",
+            "whose other end is outside the job",
+        ),
+        (
+            "fd, w = os.pipe(); os.set_inheritable(w, True)
+p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=False)",
+            "has open too",
+        ),
+    ];
+    for (setup, expected) in cases {
+        fs::write(&path, "").unwrap();
+        let script = format!("{setup}\nos.dup2(fd, 77); assert fd >= 0, ctypes.get_errno()\nwait()\n");
+        let tail = "if 'p' in dir() and hasattr(p, 'kill'): p.kill()\n";
+        let mut guest = Guest::with(&(script + tail), &[&path]);
+        let found = guest.refusals();
+        let mine = found.iter().find(|r| r.contains("fd 77 "));
+        assert!(mine.is_some_and(|r| r.contains(expected) && r.contains("; ")), "{setup}: {found:?}");
+        writeln!(guest.to.take().unwrap()).unwrap();
+        guest.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_thread_with_descriptors_of_its_own_is_refused() {
+    let guest = Guest::new(
+        "go = threading.Event()
+def f():
+    assert libc.unshare(0x400) == 0
+    go.set(); threading.Event().wait()
+threading.Thread(target=f, daemon=True).start(); go.wait()
+wait()",
+    );
+    let found = guest.refusals();
+    assert!(found.len() == 1 && found[0].contains("thread") && found[0].contains("unshare(CLONE_FILES)"), "{found:?}");
+}
+
+#[test]
+fn a_record_with_a_wild_index_is_an_error() {
+    let row = Descriptor { fd: 0, cloexec: false, description: 1 };
+    let files = Files { descriptions: vec![], table: vec![row], pipes: vec![] };
+    assert!(message(check(&files, FilePolicy::Keep)).contains("the record of open files"));
+}
+
+#[test]
+fn no_such_process_is_said() {
+    assert!(matches!(refusals(i32::MAX), Err(Error::NoSuchJob { .. })));
+}

@@ -48,9 +48,6 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
 
 const CLOSE: &str = "have the job close it before the checkpoint";
 
-/// `O_ASYNC`.
-const ASYNC: i32 = libc::O_ASYNC;
-
 /// What stands against restoring a descriptor whatever its kind, or why its kind cannot be restored at all.
 pub(super) fn refuse(pid: i32, seen: &Seen) -> Option<No> {
     let link = seen.link.display();
@@ -64,7 +61,7 @@ pub(super) fn refuse(pid: i32, seen: &Seen) -> Option<No> {
     if seen.locked {
         return Some(No::new(lock(pid, seen), "have the job release it before the checkpoint"));
     }
-    if seen.flags & ASYNC != 0 {
+    if seen.flags & libc::O_ASYNC != 0 {
         let why = format!("sends signals when {link} is ready (O_ASYNC)");
         return Some(No::new(why, "have the job clear O_ASYNC and use poll(2)"));
     }
@@ -76,7 +73,10 @@ pub(super) fn refuse(pid: i32, seen: &Seen) -> Option<No> {
 
 /// A socket that is not standard input, output or error from outside.
 pub(super) fn socket(seen: &Seen) -> No {
-    No::new(format!("is a socket ({})", seen.link.display()), "have the job close its connections before the checkpoint")
+    No::new(
+        format!("is a socket ({})", seen.link.display()),
+        "have the job close its connections before the checkpoint",
+    )
 }
 
 /// A FIFO with a name.
@@ -112,7 +112,7 @@ fn anonymous(pid: i32, seen: &Seen, name: &str) -> No {
     No::new(format!("is {what}"), todo)
 }
 
-/// Lines look like `lock:	1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
+/// Lines look like `lock: 1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
 fn lock(pid: i32, seen: &Seen) -> String {
     let line = info(pid, seen, "lock:").unwrap_or_default();
     let kind = match line.split_whitespace().nth(1) {

@@ -1,0 +1,209 @@
+//! From the descriptors of a process to records, or to the reasons why there can be none.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use nix::errno::Errno;
+use nix::unistd::isatty;
+
+use super::survey::{self, Group, Seen};
+use super::{
+    Description, Descriptor, Files, No, deleted, device, directory, memfd, pipe, regular, stdio, terminal, unsupported,
+};
+use crate::error::{Error, Refusal, Result};
+use crate::procfs;
+use crate::sys::fd::{pidfd_getfd, pidfd_open, same_table};
+
+/// A file whose bytes must go into the image.
+#[derive(Debug)]
+pub struct ContentSource {
+    /// Its content space.
+    pub space: u64,
+    /// The file, open for reading through a description of ours.
+    pub file: File,
+    /// Its size in bytes.
+    pub len: u64,
+}
+
+/// Every descriptor of a process that could not be restored. The process may be running: what it closes meanwhile is left
+/// out, and nothing is changed.
+///
+/// # Errors
+/// [`Error::NoSuchJob`], [`Error::NotAllowed`].
+pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
+    let pidfd = pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
+    let groups = survey::look(pid)?;
+    let mut look = Look::new(pid, pidfd.as_fd(), &groups);
+    look.at_all(&mut |_, _| 0);
+    look.refusals.extend(look.pipes.shared_with_others(pid));
+    let still_there = |r: &Refusal| {
+        let seen = groups.iter().flat_map(|g| &g.members).find(|s| place(s) == r.place);
+        seen.is_none_or(|s| procfs::link(pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
+    };
+    let mut refusals = other_tables(pid)?;
+    refusals.extend(look.refusals.into_iter().filter(still_there));
+    Ok(refusals)
+}
+
+/// Captures the descriptors of a frozen process. `space_of` gives the content space of a file by device and inode. Each
+/// space has one source.
+///
+/// That no other process has a pipe of the job open is not looked for again: [`refusals`] did.
+///
+/// # Errors
+/// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
+pub fn capture(
+    pid: i32,
+    pidfd: BorrowedFd<'_>,
+    space_of: &mut dyn FnMut(u64, u64) -> u64,
+) -> Result<(Files, Vec<ContentSource>)> {
+    let groups = survey::look(pid)?;
+    let mut look = Look::new(pid, pidfd, &groups);
+    look.at_all(space_of);
+    look.refusals.extend(other_tables(pid)?);
+    if !look.refusals.is_empty() {
+        return Err(Error::Refused(look.refusals));
+    }
+    look.files.pipes = look.pipes.capture(pid, pidfd)?;
+    look.files.table.sort_unstable_by_key(|d| d.fd);
+    Ok((look.files, look.sources))
+}
+
+/// A look at a process, and what was found.
+struct Look<'a> {
+    pid: i32,
+    pidfd: BorrowedFd<'a>,
+    groups: &'a [Group],
+    pipes: pipe::Pipes,
+    files: Files,
+    sources: Vec<ContentSource>,
+    refusals: Vec<Refusal>,
+}
+
+/// What one open file description is.
+enum Kind {
+    /// It has one record.
+    One(Description),
+    /// It is from outside; this standard descriptor stands for it.
+    Standard(i32),
+}
+
+impl<'a> Look<'a> {
+    fn new(pid: i32, pidfd: BorrowedFd<'a>, groups: &'a [Group]) -> Self {
+        let (sources, refusals) = (Vec::new(), Vec::new());
+        Self { pid, pidfd, groups, pipes: pipe::Pipes::of(groups), files: Files::default(), sources, refusals }
+    }
+
+    fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
+        for group in self.groups {
+            match self.kind(group, space_of) {
+                Ok(Kind::One(description)) => self.add(description, &group.members),
+                Ok(Kind::Standard(number)) => {
+                    for (record, members) in stdio::split(group, number) {
+                        self.add(Description::Stdio(record), members);
+                    }
+                }
+                Err(No { why, todo }) => self.refusals.extend(group.members.iter().map(|seen| Refusal {
+                    pid: self.pid,
+                    place: place(seen),
+                    why: why.clone(),
+                    todo: todo.to_owned(),
+                })),
+            }
+        }
+    }
+
+    fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {
+        let index = self.files.descriptions.len() as u32;
+        self.files.descriptions.push(description);
+        let rows = members.into_iter().map(|s| Descriptor { fd: s.fd, cloexec: s.cloexec, description: index });
+        self.files.table.extend(rows);
+    }
+
+    /// The table of kinds: the first that fits describes it.
+    fn kind(&mut self, group: &Group, space_of: &mut dyn FnMut(u64, u64) -> u64) -> std::result::Result<Kind, No> {
+        let seen = group.first();
+        if let Some(no) = unsupported::refuse(self.pid, seen) {
+            return Err(no);
+        }
+        let kind = seen.meta.file_type();
+        let mut space = || space_of(seen.meta.dev(), seen.meta.ino());
+        let description = if memfd::is_memfd(seen) {
+            let (record, source) = memfd::describe(self.pid, seen, space())?;
+            self.add_source(source);
+            Description::Memfd(record)
+        } else if kind.is_file() && deleted::is_nameless(seen) {
+            let (record, source) = deleted::describe(self.pid, seen, space())?;
+            self.add_source(source);
+            Description::Deleted(record)
+        } else if kind.is_file() {
+            Description::Regular(regular::describe(seen)?)
+        } else if kind.is_dir() {
+            Description::Directory(directory::describe(seen)?)
+        } else if kind.is_fifo() && seen.filesystem == pipe::PIPEFS {
+            match self.pipes.describe(self.pidfd, group)? {
+                pipe::Found::Own(end) => Description::Pipe(end),
+                pipe::Found::Standard(number) => return Ok(Kind::Standard(number)),
+            }
+        } else if kind.is_fifo() {
+            return Err(unsupported::fifo(seen));
+        } else if kind.is_socket() {
+            let number = self.standard_socket(seen).ok_or_else(|| unsupported::socket(seen))?;
+            stdio::no_unread_input(self.get(seen)?.as_fd(), "a socket")?;
+            return Ok(Kind::Standard(number));
+        } else if let Some(device) = device::describe(seen) {
+            Description::Device(device)
+        } else if terminal::is_master(seen) {
+            return Err(unsupported::terminal_master(seen));
+        } else if isatty(self.get(seen)?).unwrap_or(false) {
+            match stdio::standing_for(|n| group.members.iter().any(|s| s.fd == n), seen.writable()) {
+                Some(number) => return Ok(Kind::Standard(number)),
+                None => Description::Terminal(terminal::describe(seen)),
+            }
+        } else {
+            return Err(unsupported::device(seen));
+        };
+        Ok(Kind::One(description))
+    }
+
+    fn add_source(&mut self, source: ContentSource) {
+        if self.sources.iter().all(|s| s.space != source.space) {
+            self.sources.push(source);
+        }
+    }
+
+    /// The standard descriptor that is on the same socket.
+    fn standard_socket(&self, seen: &Seen) -> Option<i32> {
+        let is_same = |s: &Seen| s.meta.file_type().is_socket() && s.meta.ino() == seen.meta.ino();
+        let all = self.groups.iter().filter(|g| is_same(g.first())).flat_map(|g| &g.members);
+        stdio::standing_for(|n| all.clone().any(|s| s.fd == n), true)
+    }
+
+    fn get(&self, seen: &Seen) -> std::result::Result<OwnedFd, No> {
+        let failed = |e: Errno| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner");
+        pidfd_getfd(self.pidfd, seen.fd).map_err(failed)
+    }
+}
+
+fn place(seen: &Seen) -> String {
+    format!("fd {}", seen.fd)
+}
+
+/// Threads that have a table of descriptors of their own, which would not be seen.
+fn other_tables(pid: i32) -> Result<Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    for tid in procfs::threads(pid).map_err(|_| Error::NoSuchJob { pid })? {
+        match same_table(pid, tid) {
+            Ok(true) | Err(Errno::ESRCH) => {}
+            Ok(false) => refusals.push(Refusal {
+                pid,
+                place: format!("thread {tid}"),
+                why: "has a table of descriptors of its own (unshare(CLONE_FILES))".to_owned(),
+                todo: "have the job's threads share one table".to_owned(),
+            }),
+            Err(e) => return Err(Error::system(format!("comparing the descriptor tables of pid {pid}"), e)),
+        }
+    }
+    Ok(refusals)
+}
