@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::survey::Seen;
-use super::{ContentSource, FilePath, No, not_here, own_link, seek};
+use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek};
 use crate::error::{Error, Result};
 
 /// `NFS_SUPER_MAGIC` of `linux/magic.h`.
@@ -78,11 +78,16 @@ pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result
 }
 
 impl Deleted {
-    /// Makes the file, of its size and full of zeroes, open for reading and writing.
-    pub(super) fn make(&self) -> Result<File> {
+    /// Whether this is the description that made the file, by `O_TMPFILE`: `F_GETFL` shows it, and of no other.
+    pub(super) fn is_creator(&self) -> bool {
+        self.flags & TMPFILE != 0
+    }
+
+    /// Makes the file, of its size and full of zeroes.
+    pub(super) fn make(&self) -> Result<Made> {
         let dir = self.directory();
-        let made = if self.flags & TMPFILE == 0 { unlinked(&dir) } else { temporary(&dir) };
-        let sized = made.and_then(|file| file.set_len(self.size).map(|()| file));
+        let made = if self.is_creator() { temporary(&dir, self.flags) } else { unlinked(&dir) };
+        let sized = made.and_then(|made| made.file.set_len(self.size).map(|()| made));
         sized.map_err(|e| {
             let what = format!("the deleted file {}", self.path);
             let why = format!("no file of {} bytes can be made in {} ({e})", self.size, dir.display());
@@ -91,17 +96,14 @@ impl Deleted {
     }
 
     /// Opens the file made, with this record's flags, at its offset.
-    pub(super) fn open(&self, made: &File) -> Result<OwnedFd> {
-        let failed = |e: Errno| Error::system(format!("opening the deleted file {} again", self.path), e);
-        // F_GETFL shows O_TMPFILE of whoever made the file, and opening it once more for it would make another file.
-        let fd = open(
-            own_link(made.as_raw_fd()).as_str(),
-            OFlag::from_bits_retain(self.flags & !libc::O_TMPFILE),
-            Mode::empty(),
-        )
-        .map_err(failed)?;
-        seek(&fd, self.position, &self.path)?;
-        Ok(fd)
+    pub(super) fn open(&self, made: &File, creator: Option<File>) -> Result<OwnedFd> {
+        let file = match creator {
+            Some(creator) => creator,
+            None => open_again(own_link(made.as_raw_fd()).as_ref(), self.flags & !libc::O_DIRECTORY)
+                .map_err(|e| Error::system(format!("opening the deleted file {} again", self.path), e))?,
+        };
+        seek(&file, self.position, &self.path)?;
+        Ok(file.into())
     }
 
     /// Gives the file its owner, permissions and time, once its bytes are there.
@@ -123,23 +125,34 @@ impl Deleted {
     }
 }
 
-fn temporary(dir: &Path) -> io::Result<File> {
-    match open(dir, OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR) {
-        Ok(fd) => Ok(File::from(fd)),
+/// A file made.
+pub(super) struct Made {
+    /// It, open for reading and writing.
+    pub(super) file: File,
+    /// The description that made it, by `O_TMPFILE`.
+    pub(super) creator: Option<File>,
+}
+
+fn temporary(dir: &Path, flags: i32) -> io::Result<Made> {
+    match open(dir, OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(fd) => {
+            let file = open_again(own_link(fd.as_raw_fd()).as_ref(), libc::O_RDWR)?;
+            Ok(Made { file, creator: Some(fd.into()) })
+        }
         // Not every file system knows O_TMPFILE.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR) => unlinked(dir),
         Err(e) => Err(e.into()),
     }
 }
 
-fn unlinked(dir: &Path) -> io::Result<File> {
+fn unlinked(dir: &Path) -> io::Result<Made> {
     let mut n = 0u32;
     loop {
         let path = dir.join(format!(".cr-{}-{n}", std::process::id()));
         let mut options = File::options();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.read(true).write(true).create_new(true).open(&path) {
-            Ok(file) => return fs::remove_file(&path).map(|()| file),
+            Ok(file) => return fs::remove_file(&path).map(|()| Made { file, creator: None }),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
             Err(e) => return Err(e),
         }

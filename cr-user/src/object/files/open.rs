@@ -22,6 +22,11 @@ impl Opened {
     pub fn by_space(&self, space: u64) -> Option<BorrowedFd<'_>> {
         self.spaces.get(&space).map(AsFd::as_fd)
     }
+
+    /// Every content space whose object was made, with the object.
+    pub fn spaces(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
+        self.spaces.iter().map(|(space, file)| (*space, file.as_fd()))
+    }
 }
 
 /// Opens every description in our process, under numbers at or above `base` that the job itself did not use: a child made
@@ -36,10 +41,16 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let taken: HashSet<i32> = files.table.iter().map(|d| d.fd).collect();
     let mut pipes = files.pipes.iter().map(super::pipe::Pipe::filled).collect::<Result<Vec<_>>>()?;
     let mut spaces: HashMap<u64, File> = HashMap::new();
-    for description in &files.descriptions {
+    let mut creators: HashMap<u64, File> = HashMap::new();
+    let creators_first = files.descriptions.iter().filter(|d| is_creator(d)).chain(&files.descriptions);
+    for description in creators_first {
         let Some(space) = description.space().filter(|s| !spaces.contains_key(s)) else { continue };
         let made = match description {
-            Description::Deleted(r) => r.make()?,
+            Description::Deleted(r) => {
+                let made = r.make()?;
+                creators.extend(made.creator.map(|c| (space, c)));
+                made.file
+            }
             Description::Memfd(r) => r.make()?,
             _ => continue,
         };
@@ -50,7 +61,10 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     for description in &files.descriptions {
         let fd = match description {
             Description::Regular(r) => r.open()?,
-            Description::Deleted(r) => r.open(&spaces[&r.space])?,
+            Description::Deleted(r) => {
+                let creator = if r.is_creator() { creators.remove(&r.space) } else { None };
+                r.open(&spaces[&r.space], creator)?
+            }
             Description::Memfd(r) => r.open(&spaces[&r.space])?,
             Description::Directory(r) => r.open()?,
             Description::Device(r) => r.open()?,
@@ -92,6 +106,10 @@ pub fn calls(files: &Files, opened: &Opened, keep: &[i32]) -> Vec<Call> {
     }
     calls.push(Call::new(libc::SYS_close_range, &[next as u64, u64::from(u32::MAX), 0]));
     calls
+}
+
+fn is_creator(description: &Description) -> bool {
+    matches!(description, Description::Deleted(r) if r.is_creator())
 }
 
 /// Moves a descriptor to a number at or above `base` that is not taken.

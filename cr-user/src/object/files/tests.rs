@@ -322,6 +322,7 @@ wait()",
         Ok(())
     });
     let opened = opened.unwrap();
+    filled.sort_unstable();
     assert_eq!(filled, [(100, 1 << 20), (101, 3)]);
     let file = |n: i32| {
         let row = files.table.iter().find(|d| d.fd == n).unwrap();
@@ -337,6 +338,7 @@ wait()",
     assert_eq!(file(4).metadata().unwrap().len(), (1 << 20) + 3, "one file, two descriptions");
     assert_eq!(opened.by_space(100).map(|f| nix::sys::stat::fstat(f).unwrap().st_ino), Some(meta.ino()));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(flags(file(5)) & libc::O_TMPFILE, libc::O_TMPFILE, "F_GETFL tells who made the file");
     // A file made by O_TMPFILE can still be given a name.
     let mut temporary = file(5);
     assert_eq!(temporary.stream_position().unwrap(), 3);
