@@ -157,12 +157,16 @@ impl Pipes {
 }
 
 fn capture(pid: i32, pidfd: BorrowedFd<'_>, ends: &Ends) -> Result<Pipe> {
-    // Data that nobody is left to read (no reader in the job, none outside) need not be kept.
     let fd = ends.readers.first().or(ends.writers.first()).copied().unwrap_or(-1);
     let failed = |e: io::Error| Error::system(format!("reading the pipe at fd {fd} of pid {pid}"), e);
-    let theirs = pidfd_getfd(pidfd, fd).map_err(|e| failed(e.into()))?;
+    // Where nobody is left to read, the data are still there (FIONREAD tells) and opening the pipe makes us a reader.
+    let theirs: OwnedFd = if ends.readers.is_empty() {
+        open_again(format!("/proc/{pid}/fd/{fd}").as_ref(), libc::O_RDONLY | libc::O_NONBLOCK).map_err(failed)?.into()
+    } else {
+        pidfd_getfd(pidfd, fd).map_err(|e| failed(e.into()))?
+    };
     let capacity = fcntl(theirs.as_fd(), libc::F_GETPIPE_SZ, 0).map_err(|e| failed(e.into()))?;
-    let pieces = if ends.readers.is_empty() { Vec::new() } else { copy(theirs.as_fd(), capacity).map_err(failed)? };
+    let pieces = copy(theirs.as_fd(), capacity).map_err(failed)?;
     let packets = ends.packets || pieces.len() > 1;
     if packets && pieces.iter().any(|p| p.len() > PACKET) {
         let why =

@@ -174,6 +174,7 @@ pr, pw = os.pipe2(os.O_DIRECT)
 os.write(pw, b'abc'); os.write(pw, b'd' * 5000)
 er, ew = os.pipe(); os.write(ew, b'last'); os.close(ew)
 copy = os.open(f'/proc/self/fd/{w}', os.O_WRONLY)
+nr, nw = os.pipe(); os.write(nw, b'to nobody'); os.close(nr)
 wait()
 print(len(os.read(r, 1 << 20)), [len(os.read(pr, 1 << 20)) for _ in range(3)], os.read(er, 99), flush=True)
 wait()",
@@ -182,7 +183,15 @@ wait()",
     let (files, _) = guest.capture();
     let packets = |p: &pipe::Pipe| (p.capacity, p.packets, p.pieces.iter().map(Vec::len).collect::<Vec<_>>());
     let all: Vec<_> = files.pipes.iter().map(packets).collect();
-    assert_eq!(all, [(1 << 20, false, vec![100_000]), (65536, true, vec![3, 4096, 904]), (65536, false, vec![4])]);
+    assert_eq!(
+        all,
+        [
+            (1 << 20, false, vec![100_000]),
+            (65536, true, vec![3, 4096, 904]),
+            (65536, false, vec![4]),
+            (65536, false, vec![9])
+        ]
+    );
     writeln!(guest.to.as_mut().unwrap(), "go on").unwrap();
     assert_eq!(guest.line(), "100000 [3, 4096, 904] b'last'", "the job still has its data");
     drop(guest);
@@ -203,6 +212,8 @@ wait()",
     assert_eq!(sizes(5, 3), [3, 4096, 904]);
     assert_eq!(sizes(7, 2), [4, 0], "the end of a pipe whose writers are gone");
     assert_eq!(flags(by_number(8)), libc::O_WRONLY | 0o100_000, "opened through /proc");
+    assert_eq!(crate::sys::fd::readable_bytes(by_number(10).as_fd()), Ok(9));
+    assert_eq!(by_number(10).write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE), "nobody reads it");
     by_number(8).write_all(b"more").unwrap();
     assert_eq!(sizes(3, 1), [4], "both writers write into one pipe");
 }
