@@ -15,7 +15,10 @@ mod written;
 pub use event::{TaskEvent, TaskEventKind};
 pub use fields::{FIELDS, KernelField};
 pub use record::{ANON_NAME_LEN, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord, VmaRecord};
-pub use written::{PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, WrittenBits, WrittenKey, page_in_region, region_of};
+pub use written::{
+    PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, WrittenBits, WrittenKey, WrittenRegion, page_in_region,
+    region_of,
+};
 
 /// What the programs could not record, in the per-CPU array `LOST`: index 0 for written pages (the map of regions was
 /// full), index 1 for task events (the ring buffer was full), index 2 for tasks that could not be followed (the map of

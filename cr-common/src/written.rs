@@ -4,10 +4,12 @@
 pub const PAGE_SHIFT: u32 = 12;
 /// A region is what one page-table page maps: 2 MiB.
 pub const REGION_SHIFT: u32 = 21;
-/// Pages in a region, and bits in a [`WrittenBits`].
+/// Pages in a region, and bits in a [`WrittenRegion`].
 pub const PAGES_PER_REGION: usize = 1 << (REGION_SHIFT - PAGE_SHIFT);
+/// Words in a region's bitmap.
+pub const REGION_WORDS: usize = PAGES_PER_REGION / 64;
 
-/// Which region of which address space, in which epoch.
+/// Which region of which address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct WrittenKey {
@@ -15,17 +17,19 @@ pub struct WrittenKey {
     pub mm: u64,
     /// The address of the region, shifted right by [`REGION_SHIFT`].
     pub region: u64,
-    /// The epoch in which the write was recorded. The controller begins a new epoch before it reads the
-    /// old one, so that no program writes to an entry that is being read and removed.
-    pub epoch: u64,
 }
 
 /// One bit for each page of a region: bit `i % 64` of word `i / 64` is page `i`.
+pub type WrittenBits = [u64; REGION_WORDS];
+
+/// What the iterator over the record writes for each region with a written page, and takes out of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct WrittenBits {
-    /// The bitmap.
-    pub words: [u64; PAGES_PER_REGION / 64],
+pub struct WrittenRegion {
+    /// Which region.
+    pub key: WrittenKey,
+    /// Its written pages.
+    pub bits: WrittenBits,
 }
 
 /// The region that holds `address`.
@@ -38,5 +42,5 @@ pub const fn page_in_region(address: u64) -> usize {
     (address >> PAGE_SHIFT) as usize % PAGES_PER_REGION
 }
 
-const _: () = assert!(size_of::<WrittenKey>() == 24);
-const _: () = assert!(size_of::<WrittenBits>() == 64);
+const _: () = assert!(size_of::<WrittenKey>() == 2 * 8);
+const _: () = assert!(size_of::<WrittenRegion>() == 2 * 8 + 8 * REGION_WORDS);

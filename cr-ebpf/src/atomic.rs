@@ -31,3 +31,18 @@ pub(crate) unsafe fn or(word: *mut u64, mask: u64) {
         asm!("lock *(u64 *)({word} + 0) |= {mask}", word = in(reg) word, mask = in(reg) mask);
     }
 }
+
+/// Puts 0 into the word and returns what it was.
+///
+/// # Safety
+///
+/// `word` must be an aligned word of a map's value.
+#[inline(always)]
+pub(crate) unsafe fn take(word: *mut u64) -> u64 {
+    let mut value = 0;
+    // SAFETY: as in `fetch_add`.
+    unsafe {
+        asm!("{value} = xchg_64({word} + 0, {value})", word = in(reg) word, value = inout(reg) value);
+    }
+    value
+}

@@ -66,6 +66,7 @@ fn fill(record: &mut VmaRecord, vma: u64) {
     // For a file mapping the same word is part of the file's tree of mappings.
     if file == 0 && name != 0 && offset != KernelField::ABSENT {
         // SAFETY: the helper checks the kernel's address. A name that cannot be read is shown as none.
-        let _ = unsafe { bpf_probe_read_kernel_str_bytes((name + u64::from(offset)) as *const u8, &mut record.anon_name) };
+        let _ =
+            unsafe { bpf_probe_read_kernel_str_bytes((name + u64::from(offset)) as *const u8, &mut record.anon_name) };
     }
 }

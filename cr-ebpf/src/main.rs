@@ -8,6 +8,7 @@ mod atomic;
 mod follow;
 mod iter_task;
 mod iter_vma;
+mod iter_written;
 mod kernel;
 mod tasks;
 mod writes;

@@ -8,21 +8,17 @@
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     macros::{btf_tracepoint, map},
-    maps::{Array, HashMap},
+    maps::HashMap,
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use cr_common::{Lost, WrittenBits, WrittenKey, page_in_region, region_of};
+use cr_common::{Lost, REGION_WORDS, WrittenBits, WrittenKey, page_in_region, region_of};
 
 use crate::{atomic, follow, kernel, kernel::offset};
 
 /// The record. The controller sets its size before it loads.
 #[map]
 static WRITTEN: HashMap<WrittenKey, WrittenBits> = HashMap::with_max_entries(32768, 0);
-
-/// One word: the epoch in which writes are recorded now.
-#[map]
-static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 
 /// The bit of a page fault's error code that says "by a write" (`X86_PF_WRITE` in `asm/trap_pf.h`).
 const WRITE: u64 = 1 << 1;
@@ -58,18 +54,18 @@ fn fault(ctx: &BtfTracePointContext) {
 
 #[inline(always)]
 fn record(mm: u64, address: u64) -> Option<()> {
-    let key = WrittenKey { mm, region: region_of(address), epoch: *EPOCH.get(0)? };
+    let key = WrittenKey { mm, region: region_of(address) };
     let page = page_in_region(address);
     let bits = match WRITTEN.get_ptr_mut(&key) {
         Some(bits) => bits,
         None => {
             // Another CPU may be first; then its entry is found below.
-            let _ = WRITTEN.insert(&key, &WrittenBits { words: [0; 8] }, u64::from(BPF_NOEXIST));
+            let _ = WRITTEN.insert(&key, &[0; REGION_WORDS], u64::from(BPF_NOEXIST));
             WRITTEN.get_ptr_mut(&key)?
         }
     };
     // SAFETY: `page` is less than 512, so the word lies within the map's value, which is aligned and stays valid until the
     // program ends. Shared with other CPUs, hence atomic.
-    unsafe { atomic::or(bits.cast::<u64>().add(page / 64 % 8), 1 << (page % 64)) };
+    unsafe { atomic::or(bits.cast::<u64>().add(page / 64), 1 << (page % 64)) };
     Some(())
 }

@@ -33,14 +33,14 @@ pub(crate) fn cr(tools: &Tools) -> Result<PathBuf> {
     Ok(target().join("release/cr"))
 }
 
+/// No `--btf`: bpf-linker 0.10 leaves the name of the union `MaybeUninit<u8>` in aya's `Global` as it is, and the kernel
+/// refuses type information with such a name. The programs need only the kernel's own.
 fn flags(linker: &Path) -> String {
     let linker = format!("-Clinker={}", linker.display());
     [
         "--cfg=bpf_target_arch=\"x86_64\"",
         // The instruction set with atomic bit operations; kernels have it since 5.12.
         "-Ctarget-cpu=v3",
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
         &linker,
     ]
     .join("\x1f")
