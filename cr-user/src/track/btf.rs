@@ -225,7 +225,7 @@ mod tests {
             vec![0, info(4, 1, 0), 4, name("b"), 1, 0],
             vec![0, info(4, 1, 0), 4, name("c"), 1, 0],
             vec![0, info(5, 2, 0), 4, name("in"), 2, 0, 0, 3, 0],
-            vec![name("outer"), info(4, 3, 1), 12, name("a"), 1, 0, 0, 4, 32, name("d"), 1, 3 << 24 | 65],
+            vec![name("outer"), info(4, 3, 1), 12, name("a"), 1, 0, 0, 4, 32, name("d"), 1, (3 << 24) + 65],
         ]
         .concat();
         let length = types.len() as u32 * 4;
