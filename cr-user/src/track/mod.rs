@@ -1,6 +1,9 @@
-//! Which pages changed since the last checkpoint.
+//! Which pages changed since the last checkpoint: the oracle (page tables) and the hints (eBPF programs).
 
+pub mod btf;
 pub mod heat;
+pub mod hints;
+pub mod iters;
 pub mod oracle;
 
 pub use heat::Heat;

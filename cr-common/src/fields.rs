@@ -1,0 +1,97 @@
+//! The kernel fields that the programs read. Rust emits no CO-RE relocations, so the controller looks the offsets up
+//! in the running kernel's BTF and hands each over as a global of the program.
+
+/// A field (or the size of a structure) that the programs must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelField {
+    /// The program's global that takes the offset, a `u32`.
+    pub global: &'static str,
+    /// The kernel structure's name.
+    pub structure: &'static str,
+    /// The members' names from the structure on, joined by dots; empty asks for the structure's size.
+    pub path: &'static str,
+    /// Whether kernels may lack it: the global is then [`KernelField::ABSENT`].
+    pub optional: bool,
+}
+
+impl KernelField {
+    /// The value of a global whose field this kernel lacks.
+    pub const ABSENT: u32 = u32::MAX;
+}
+
+/// Calls `$then!` with every field as `GLOBAL, "structure", "path", optional;`.
+#[macro_export]
+macro_rules! for_each_kernel_field {
+    ($then:ident) => {
+        $then! {
+            TASK_MM, "task_struct", "mm", false;
+            TASK_PID, "task_struct", "pid", false;
+            TASK_TGID, "task_struct", "tgid", false;
+            TASK_THREAD_PID, "task_struct", "thread_pid", false;
+            TASK_GROUP_LEADER, "task_struct", "group_leader", false;
+            TASK_SIGNAL, "task_struct", "signal", false;
+            TASK_SIGHAND, "task_struct", "sighand", false;
+            TASK_CLEAR_CHILD_TID, "task_struct", "clear_child_tid", false;
+            TASK_SET_CHILD_TID, "task_struct", "set_child_tid", false;
+            TASK_ROBUST_LIST, "task_struct", "robust_list", true;
+            TASK_SAS_SS_SP, "task_struct", "sas_ss_sp", false;
+            TASK_SAS_SS_SIZE, "task_struct", "sas_ss_size", false;
+            TASK_SAS_SS_FLAGS, "task_struct", "sas_ss_flags", false;
+            TASK_BLOCKED, "task_struct", "blocked", false;
+            TASK_SAVED_SIGMASK, "task_struct", "saved_sigmask", false;
+            TASK_RESTART_BLOCK, "task_struct", "restart_block", false;
+            TASK_TIMER_SLACK_NS, "task_struct", "timer_slack_ns", false;
+            TASK_PDEATH_SIGNAL, "task_struct", "pdeath_signal", false;
+            TASK_EXIT_SIGNAL, "task_struct", "exit_signal", false;
+            TASK_PERSONALITY, "task_struct", "personality", false;
+            PID_LEVEL, "pid", "level", false;
+            PID_NUMBERS, "pid", "numbers", false;
+            UPID_SIZE, "upid", "", false;
+            UPID_NR, "upid", "nr", false;
+            UPID_NS, "upid", "ns", false;
+            PIDNS_INUM, "pid_namespace", "ns.inum", false;
+            SIGNAL_LIVE, "signal_struct", "live.counter", false;
+            SIGNAL_REAL_TIMER_EXPIRES, "signal_struct", "real_timer.node.expires", true;
+            SIGNAL_REAL_TIMER_STATE, "signal_struct", "real_timer.state", true;
+            SIGNAL_IT_REAL_INCR, "signal_struct", "it_real_incr", true;
+            SIGNAL_OOM_SCORE_ADJ, "signal_struct", "oom_score_adj", false;
+            SIGHAND_ACTION, "sighand_struct", "action", false;
+            MM_FLAGS, "mm_struct", "flags", false;
+            MM_START_CODE, "mm_struct", "start_code", false;
+            MM_END_CODE, "mm_struct", "end_code", false;
+            MM_START_DATA, "mm_struct", "start_data", false;
+            MM_END_DATA, "mm_struct", "end_data", false;
+            MM_START_BRK, "mm_struct", "start_brk", false;
+            MM_BRK, "mm_struct", "brk", false;
+            MM_START_STACK, "mm_struct", "start_stack", false;
+            MM_ARG_START, "mm_struct", "arg_start", false;
+            MM_ARG_END, "mm_struct", "arg_end", false;
+            MM_ENV_START, "mm_struct", "env_start", false;
+            MM_ENV_END, "mm_struct", "env_end", false;
+            VMA_START, "vm_area_struct", "vm_start", false;
+            VMA_END, "vm_area_struct", "vm_end", false;
+            VMA_FLAGS, "vm_area_struct", "vm_flags", false;
+            VMA_PGOFF, "vm_area_struct", "vm_pgoff", false;
+            VMA_FILE, "vm_area_struct", "vm_file", false;
+            VMA_ANON_NAME, "vm_area_struct", "anon_name", true;
+            ANON_NAME_NAME, "anon_vma_name", "name", true;
+            FILE_INODE, "file", "f_inode", false;
+            INODE_INO, "inode", "i_ino", false;
+            INODE_SB, "inode", "i_sb", false;
+            SUPER_BLOCK_DEV, "super_block", "s_dev", false;
+        }
+    };
+}
+
+macro_rules! list {
+    ($($global:ident, $structure:literal, $path:literal, $optional:literal;)*) => {
+        /// Every field of [`for_each_kernel_field`](crate::for_each_kernel_field).
+        pub const FIELDS: &[KernelField] = &[$(KernelField {
+            global: stringify!($global),
+            structure: $structure,
+            path: $path,
+            optional: $optional,
+        }),*];
+    };
+}
+for_each_kernel_field!(list);

@@ -1,0 +1,111 @@
+//! What the BPF iterators write: one record for each task, one for each mapping.
+
+/// Signals have numbers from 1 to this; `actions[0]` is signal 1.
+pub const SIGNALS: usize = 64;
+/// Room for `struct restart_block`; it has 56 bytes in Linux 6.18.
+pub const RESTART_BLOCK_LEN: usize = 64;
+/// `ANON_VMA_NAME_MAX_LEN` of `mm/madvise.c`, the terminating zero included.
+pub const ANON_NAME_LEN: usize = 80;
+
+/// How a task looks to `iter/task`: state that `/proc` does not show and that otherwise only system calls within the task could tell.
+///
+/// If [`has_actions`](Self::has_actions) is not 0, an array of [`SIGNALS`] [`SignalAction`]s follows the record.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TaskRecord {
+    /// The process, in the first pid namespace.
+    pub tgid: u32,
+    /// The task, in the first pid namespace.
+    pub tid: u32,
+    /// The process, as the controller's pid namespace numbers it; 0 if it is not visible there.
+    pub seen_tgid: u32,
+    /// The task, as the controller's pid namespace numbers it; 0 if it is not visible there.
+    pub seen_tid: u32,
+    /// The address space: the kernel's address of its `mm_struct`; 0 for a kernel thread or a dead task.
+    pub mm: u64,
+    /// `mm->flags`: bits 0 and 1 are what `PR_GET_DUMPABLE` answers, bits 2 to 10 the core dump filter.
+    pub mm_flags: u64,
+    /// Bounds of code, data, heap, stack, arguments and environment, in the order of `struct prctl_mm_map`:
+    /// `start_code`, `end_code`, `start_data`, `end_data`, `start_brk`, `brk`, `start_stack`, `arg_start`, `arg_end`,
+    /// `env_start`, `env_end`.
+    pub mm_bounds: [u64; 11],
+    /// Where the kernel writes 0 and wakes a futex when the task ends (`set_tid_address`).
+    pub clear_child_tid: u64,
+    /// Where `clone` wrote the new task's id (`CLONE_CHILD_SETTID`).
+    pub set_child_tid: u64,
+    /// The head of the list of robust futexes.
+    pub robust_list: u64,
+    /// Alternate signal stack: address.
+    pub sas_ss_sp: u64,
+    /// Alternate signal stack: size in bytes.
+    pub sas_ss_size: u64,
+    /// Blocked signals.
+    pub blocked: u64,
+    /// The mask to be put back when a call such as `sigsuspend` or `ppoll` returns.
+    pub saved_sigmask: u64,
+    /// Timer slack in nanoseconds.
+    pub timer_slack_ns: u64,
+    /// `ITIMER_REAL`: when it expires next, nanoseconds of `CLOCK_MONOTONIC`; meaningful only if
+    /// [`real_timer_armed`](Self::real_timer_armed) is not 0.
+    pub real_timer_expires_ns: u64,
+    /// `ITIMER_REAL`: its interval in nanoseconds.
+    pub real_timer_interval_ns: u64,
+    /// `struct restart_block`, bytewise: where an interrupted system call keeps what `restart_syscall` will need.
+    pub restart_block: [u8; RESTART_BLOCK_LEN],
+    /// Alternate signal stack: flags.
+    pub sas_ss_flags: u32,
+    /// The signal that the task gets when its parent ends.
+    pub pdeath_signal: u32,
+    /// The signal that the parent gets when the task ends; −1 for a thread that is not the leader.
+    pub exit_signal: i32,
+    /// Execution domain.
+    pub personality: u32,
+    /// Whether `ITIMER_REAL` runs (1 or 0).
+    pub real_timer_armed: u32,
+    /// The process's badness for the out-of-memory killer.
+    pub oom_score_adj: i32,
+    /// Whether the process's signal handlers follow, as they do for group leaders only (1 or 0).
+    pub has_actions: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// The kernel's `struct k_sigaction` on x86-64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SignalAction {
+    /// The handler's address, or `SIG_DFL` (0), or `SIG_IGN` (1).
+    pub handler: u64,
+    /// `SA_*`.
+    pub flags: u64,
+    /// The trampoline to `rt_sigreturn`.
+    pub restorer: u64,
+    /// Signals blocked while the handler runs.
+    pub mask: u64,
+}
+
+/// A mapping of a process.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct VmaRecord {
+    /// Its first address.
+    pub start: u64,
+    /// The address after its last.
+    pub end: u64,
+    /// The kernel's `VM_*` flags.
+    pub flags: u64,
+    /// Offset in the file, in pages; the address in pages for anonymous memory.
+    pub pgoff: u64,
+    /// The file's inode number; 0 without a file. On a stacked file system (overlayfs) that of the file beneath.
+    pub inode: u64,
+    /// The file system's device, in the kernel's form (major in the upper 12 bits of 32, minor in the lower 20).
+    pub dev: u32,
+    /// Whether a file is mapped (1 or 0).
+    pub has_file: u32,
+    /// The name given by `PR_SET_VMA_ANON_NAME`, ended by a zero.
+    pub anon_name: [u8; ANON_NAME_LEN],
+}
+
+const _: () = assert!(size_of::<SignalAction>() == 32);
+const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 10) + RESTART_BLOCK_LEN + 8 * 4);
+const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

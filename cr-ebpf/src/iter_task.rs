@@ -1,0 +1,136 @@
+//! `iter/task`: what the kernel keeps about a process's tasks, in binary. The controller opens the iterator for one
+//! process, and the kernel finds it by the number that it has in the controller's own pid namespace.
+
+use aya_ebpf::{
+    helpers::{bpf_probe_read_kernel_buf, generated::bpf_seq_write},
+    macros::map,
+    maps::PerCpuArray,
+};
+use cr_common::{KernelField, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+
+use crate::kernel::{offset, read, seen_tgid, seen_tid};
+
+/// `struct bpf_iter_meta`, as far as it is read.
+#[repr(C)]
+pub(crate) struct Meta {
+    pub(crate) seq: *mut aya_ebpf::bindings::seq_file,
+}
+
+/// `struct bpf_iter__task`.
+#[repr(C)]
+pub struct Context {
+    meta: *const Meta,
+    task: *const u8,
+}
+
+/// A record is too large for the stack of 512 bytes.
+#[map]
+static TASK_RECORD: PerCpuArray<TaskRecord> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the handlers stand between the kernel's table and the output.
+#[map]
+static ACTIONS: PerCpuArray<[SignalAction; SIGNALS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The active bit of a high-resolution timer's state (`HRTIMER_STATE_ENQUEUED` in `linux/hrtimer.h`).
+const ENQUEUED: u8 = 1;
+
+/// # Safety
+///
+/// The kernel calls it with its own context.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn iter_task(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel's context; the verifier checks the two loads.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
+    // The last call, after all tasks, has none.
+    if task.is_null() {
+        return 0;
+    }
+    let (Some(record), Some(actions)) = (TASK_RECORD.get_ptr_mut(0), ACTIONS.get_ptr_mut(0)) else {
+        return 0;
+    };
+    let task = task as u64;
+    // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
+    let (record, actions) = unsafe { (&mut *record, &mut *actions) };
+    fill(record, task);
+    if record.has_actions != 0 && !read_actions(task, actions) {
+        record.has_actions = 0;
+    }
+    // SAFETY: `meta` is the kernel's; both buffers are map values of the sizes given. An overflow of the output makes the
+    // kernel call again for this task, so that no half of a record can be read.
+    unsafe {
+        let seq = (*meta).seq;
+        bpf_seq_write(seq, (&raw const *record).cast(), size_of::<TaskRecord>() as u32);
+        if record.has_actions != 0 {
+            bpf_seq_write(seq, (&raw const *actions).cast(), (SIGNALS * size_of::<SignalAction>()) as u32);
+        }
+    }
+    0
+}
+
+/// Sets every field of `record`, which still holds the previous task's.
+#[inline(always)]
+fn fill(record: &mut TaskRecord, task: u64) {
+    let leader: u64 = read(task, &offset::TASK_GROUP_LEADER);
+    record.tgid = read(task, &offset::TASK_TGID);
+    record.tid = read(task, &offset::TASK_PID);
+    record.seen_tgid = seen_tgid(task);
+    record.seen_tid = seen_tid(task);
+
+    let mm: u64 = read(task, &offset::TASK_MM);
+    record.mm = mm;
+    record.mm_flags = read(mm, &offset::MM_FLAGS);
+    record.mm_bounds = [
+        read(mm, &offset::MM_START_CODE),
+        read(mm, &offset::MM_END_CODE),
+        read(mm, &offset::MM_START_DATA),
+        read(mm, &offset::MM_END_DATA),
+        read(mm, &offset::MM_START_BRK),
+        read(mm, &offset::MM_BRK),
+        read(mm, &offset::MM_START_STACK),
+        read(mm, &offset::MM_ARG_START),
+        read(mm, &offset::MM_ARG_END),
+        read(mm, &offset::MM_ENV_START),
+        read(mm, &offset::MM_ENV_END),
+    ];
+
+    record.clear_child_tid = read(task, &offset::TASK_CLEAR_CHILD_TID);
+    record.set_child_tid = read(task, &offset::TASK_SET_CHILD_TID);
+    record.robust_list = read(task, &offset::TASK_ROBUST_LIST);
+    record.sas_ss_sp = read(task, &offset::TASK_SAS_SS_SP);
+    record.sas_ss_size = read(task, &offset::TASK_SAS_SS_SIZE);
+    record.sas_ss_flags = read(task, &offset::TASK_SAS_SS_FLAGS);
+    record.blocked = read(task, &offset::TASK_BLOCKED);
+    record.saved_sigmask = read(task, &offset::TASK_SAVED_SIGMASK);
+    record.timer_slack_ns = read(task, &offset::TASK_TIMER_SLACK_NS);
+    record.pdeath_signal = read(task, &offset::TASK_PDEATH_SIGNAL);
+    record.exit_signal = read(task, &offset::TASK_EXIT_SIGNAL);
+    record.personality = read(task, &offset::TASK_PERSONALITY);
+    let words: [u64; RESTART_BLOCK_LEN / 8] = read(task, &offset::TASK_RESTART_BLOCK);
+    for (bytes, word) in record.restart_block.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+
+    let signal: u64 = read(task, &offset::TASK_SIGNAL);
+    record.oom_score_adj = i32::from(read::<i16>(signal, &offset::SIGNAL_OOM_SCORE_ADJ));
+    record.real_timer_armed = u32::from(read::<u8>(signal, &offset::SIGNAL_REAL_TIMER_STATE) & ENQUEUED);
+    record.real_timer_expires_ns = read(signal, &offset::SIGNAL_REAL_TIMER_EXPIRES);
+    record.real_timer_interval_ns = read(signal, &offset::SIGNAL_IT_REAL_INCR);
+    record.has_actions = u32::from(leader == task);
+    record.reserved = 0;
+}
+
+#[inline(always)]
+fn read_actions(task: u64, actions: &mut [SignalAction; SIGNALS]) -> bool {
+    let sighand: u64 = read(task, &offset::TASK_SIGHAND);
+    let offset = offset::SIGHAND_ACTION.load();
+    if sighand == 0 || offset == KernelField::ABSENT {
+        return false;
+    }
+    // SAFETY: the buffer is the map's value, as large as the kernel's table on x86-64.
+    let bytes = unsafe {
+        core::slice::from_raw_parts_mut((&raw mut *actions).cast::<u8>(), SIGNALS * size_of::<SignalAction>())
+    };
+    // SAFETY: the helper checks the kernel's address.
+    unsafe { bpf_probe_read_kernel_buf((sighand + u64::from(offset)) as *const u8, bytes) }.is_ok()
+}

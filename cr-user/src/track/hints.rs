@@ -1,0 +1,416 @@
+//! What the eBPF programs saw: hints, beside the oracle of the page tables.
+//!
+//! The programs are loaded once and follow the processes that [`Hints::follow`] names, with the processes that these
+//! fork and the images that they exec. They record, they never hold the job up, and they may miss: each answer says how
+//! much was lost, and what raises no fault is never in it (see [`Hints::drain_written`]). Dropping [`Hints`] detaches and
+//! unloads them.
+
+use std::{
+    collections::{BTreeMap, HashMap as StdHashMap},
+    fs::File,
+    io::{self, Read as _},
+    ops::Range,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+};
+use aya_log::EbpfLogger;
+use cr_common::{Lost, PAGE_SHIFT, REGION_SHIFT, TaskEventKind, WrittenBits, WrittenKey, WrittenRegion};
+
+pub use self::error::HintsError;
+use self::{
+    error::{map_error, no_map, no_program, program_error, torn},
+    load::{ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
+};
+use super::iters::{self, RestartLayout, TaskHidden, VmaRecord};
+use crate::sys::bpf::{IterTarget, iter_open};
+
+mod error;
+mod load;
+
+/// The compiled programs; empty where the library was built without them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CR_EBPF_EMBEDDED"));
+
+/// Regions of 2 MiB that the record has room for: 64 GiB of touched address space in 4 MiB of kernel memory.
+pub const REGIONS: u32 = 32768;
+
+/// Names an address space for as long as it lives. (It is the kernel's address of the `mm_struct`, and only a name here.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AddressSpaceId(pub u64);
+
+/// Which pages of an address space had a write fault since the last time this was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrittenRecord {
+    /// Addresses in bytes, in whole pages, ascending, neither touching nor overlapping.
+    pub pages: Vec<Range<u64>>,
+    /// How many faults could not be recorded. Not 0: the record is not complete, and the page tables must be asked about
+    /// everything.
+    pub lost: u64,
+}
+
+/// Something that became of a followed process. Pids are as this process's pid namespace numbers them (0: not visible).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskEvent {
+    /// A new task.
+    Fork {
+        /// The process that forked.
+        pid: i32,
+        /// The thread that forked.
+        tid: i32,
+        /// The new task's process; `pid` again if it is a thread.
+        child_pid: i32,
+        /// The new task.
+        child_tid: i32,
+        /// Its address space; the parent's for a thread and for `vfork`. It is followed already.
+        space: AddressSpaceId,
+    },
+    /// A new image, in a new address space that is followed in place of the old one.
+    Exec {
+        /// The process.
+        pid: i32,
+        /// The address space it left.
+        old: AddressSpaceId,
+        /// The address space it has now.
+        new: AddressSpaceId,
+    },
+    /// A task ended.
+    Exit {
+        /// Its process.
+        pid: i32,
+        /// The task.
+        tid: i32,
+        /// Whether it was the process's last.
+        last_thread: bool,
+        /// Its address space.
+        space: AddressSpaceId,
+    },
+    /// Events were lost, or processes could not be followed: read the tree anew.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// The loaded programs.
+pub struct Hints {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    logs: Option<EbpfLogger<&'static dyn log::Log>>,
+    restart: RestartLayout,
+    /// Taken out of the kernel's record, but not asked for yet.
+    pending: StdHashMap<AddressSpaceId, BTreeMap<u64, WrittenBits>>,
+    /// Followed address spaces, with the count of lost pages that each already knows of.
+    told: StdHashMap<AddressSpaceId, u64>,
+    /// The count of lost events and tasks that was already told.
+    told_events: u64,
+    /// The count of lost pages at which the full record was last emptied.
+    full_at: u64,
+    /// How often that was: each time may have lost pages that no program counted.
+    removals: u64,
+}
+
+impl Hints {
+    /// Loads the programs and attaches them.
+    pub fn load() -> Result<Self, HintsError> {
+        Self::load_object(OBJECT, REGIONS)
+    }
+
+    /// As [`load`](Self::load), with room for a number of regions of 2 MiB (128 bytes of kernel memory each) other than
+    /// [`REGIONS`].
+    pub fn with_regions(regions: u32) -> Result<Self, HintsError> {
+        Self::load_object(OBJECT, regions)
+    }
+
+    /// As [`with_regions`](Self::with_regions), with the programs of another object (an ELF file of this version of cr's).
+    pub fn load_object(object: &[u8], regions: u32) -> Result<Self, HintsError> {
+        let Loaded { mut ebpf, restart } = load::load(object, regions)?;
+        let logs = EbpfLogger::init(&mut ebpf).ok();
+        let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
+        let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
+        Ok(Self {
+            ebpf,
+            events,
+            logs,
+            restart,
+            pending: StdHashMap::new(),
+            told: StdHashMap::new(),
+            told_events: 0,
+            full_at: 0,
+            removals: 0,
+        })
+    }
+
+    /// Follows a process from now on: its written pages, its forks, execs and exit. `pid` is as this process sees it. Processes
+    /// that it had forked before are not followed with it. Following twice is the same as once.
+    pub fn follow(&mut self, pid: i32) -> Result<AddressSpaceId, HintsError> {
+        /// A process that execs while it is looked at is looked at again, at most so often.
+        const TRIES: u32 = 8;
+        for _ in 0..TRIES {
+            let before = self.leader(pid)?;
+            self.insert(before.tgid, before.mm)?;
+            if self.leader(pid).is_ok_and(|now| now.mm == before.mm) {
+                let space = AddressSpaceId(before.mm);
+                let lost = self.lost_pages()?;
+                self.told.entry(space).or_insert(lost);
+                return Ok(space);
+            }
+            self.unfollow(AddressSpaceId(before.mm))?;
+        }
+        Err(HintsError::NoProcess { pid })
+    }
+
+    /// Ends following an address space and the processes in it, and forgets what was recorded about it.
+    pub fn unfollow(&mut self, space: AddressSpaceId) -> Result<(), HintsError> {
+        let mut processes: HashMap<_, u32, u64> = self.map_mut("PROCESSES")?;
+        let keys = processes.iter().filter_map(Result::ok).filter(|(_, mm)| *mm == space.0).map(|(tgid, _)| tgid);
+        for tgid in keys.collect::<Vec<_>>() {
+            remove(&mut processes, &tgid, "PROCESSES")?;
+        }
+        let mut followed: HashMap<_, u64, u64> = self.map_mut("FOLLOWED")?;
+        remove(&mut followed, &space.0, "FOLLOWED")?;
+        self.remove_written(|key| key.mm == space.0)?;
+        self.pending.remove(&space);
+        self.told.remove(&space);
+        Ok(())
+    }
+
+    /// Takes the record of an address space: the pages that had a write fault since the last call.
+    ///
+    /// Each page is handed out once; a fault while this runs is either in this answer or in the next one. Never in any
+    /// answer, because no fault in this address space says so: writes by `process_vm_writev`, ptrace or
+    /// `/proc/PID/mem`, `O_DIRECT` and `io_uring` transfers into pinned pages, stores through another mapping of a shared
+    /// page, and stores to pages that are writable already.
+    pub fn drain_written(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        for WrittenRegion { key, bits } in self.take_regions()? {
+            let pending = self.pending.entry(AddressSpaceId(key.mm)).or_default();
+            let known = pending.entry(key.region).or_default();
+            known.iter_mut().zip(bits).for_each(|(known, new)| *known |= new);
+        }
+        let regions = self.pending.remove(&space).unwrap_or_default();
+
+        let total = self.lost_pages()?;
+        let told = self.told.insert(space, total).unwrap_or(0);
+        self.empty_if_full()?;
+        self.flush_logs();
+        Ok(WrittenRecord { pages: page_ranges(&regions), lost: total - told })
+    }
+
+    /// What became of the followed processes since the last call, oldest first.
+    pub fn events(&mut self) -> Result<Vec<TaskEvent>, HintsError> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            // The ring also holds nothing but events, so another size is another version of the programs.
+            let event = bytemuck::try_pod_read_unaligned::<cr_common::TaskEvent>(&item)
+                .map_err(|error| HintsError::Map { map: "EVENTS", why: error.to_string() })?;
+            events.extend(task_event(&event));
+        }
+        let lost = self.lost(Lost::Event)? + self.lost(Lost::Task)?;
+        if lost > self.told_events {
+            events.push(TaskEvent::Lost { count: lost - self.told_events });
+            self.told_events = lost;
+        }
+        self.flush_logs();
+        Ok(events)
+    }
+
+    /// Readable when [`events`](Self::events) has something to say; for `poll` or an asynchronous runtime.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// What the kernel keeps about each thread of a process (`pid` as this process sees it), the leader first.
+    ///
+    /// The threads are looked at one after the other: for a consistent picture the process must be stopped.
+    pub fn tasks(&self, pid: i32) -> Result<Vec<TaskHidden>, HintsError> {
+        let bytes = self.read_iter(ITER_TASK.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
+        iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
+    }
+
+    /// The mappings of a process (`pid` as this process sees it), ascending.
+    pub fn vmas(&self, pid: i32) -> Result<Vec<VmaRecord>, HintsError> {
+        let vmas = self.open_iter(ITER_VMA.0, IterTarget::Task(pid))?.and_then(iters::vmas);
+        vmas.map_err(|source| HintsError::Iter { iter: ITER_VMA.0, over: format!("pid {pid}"), source })
+    }
+
+    /// Passes what the programs logged on to the `log` crate. [`events`](Self::events) and
+    /// [`drain_written`](Self::drain_written) do it too, so that no runtime and no thread is needed for it; a controller
+    /// with one may watch [`logs_fd`](Self::logs_fd). The programs log what the `log` crate's level was when they were loaded.
+    pub fn flush_logs(&mut self) {
+        if let Some(logs) = &mut self.logs {
+            logs.flush();
+        }
+    }
+
+    /// Readable when [`flush_logs`](Self::flush_logs) has something to pass on; nothing if the programs log nothing.
+    pub fn logs_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.logs.as_ref().map(|logs| logs.as_fd())
+    }
+
+    fn leader(&self, pid: i32) -> Result<cr_common::TaskRecord, HintsError> {
+        let tasks = match self.tasks(pid) {
+            Err(HintsError::Iter { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => Vec::new(),
+            other => other?,
+        };
+        let leader = tasks.iter().find(|task| task.record.seen_tid.cast_signed() == pid && task.record.mm != 0);
+        leader.map(|task| task.record).ok_or(HintsError::NoProcess { pid })
+    }
+
+    fn insert(&mut self, tgid: u32, mm: u64) -> Result<(), HintsError> {
+        let mut processes: HashMap<_, u32, u64> = self.map_mut("PROCESSES")?;
+        if processes.get(&tgid, 0).is_ok_and(|known| known == mm) {
+            return Ok(());
+        }
+        processes.insert(tgid, mm, 0).map_err(map_error("PROCESSES"))?;
+        let mut followed: HashMap<_, u64, u64> = self.map_mut("FOLLOWED")?;
+        let users = followed.get(&mm, 0).unwrap_or(0);
+        followed.insert(mm, users + 1, 0).map_err(map_error("FOLLOWED"))
+    }
+
+    fn take_regions(&self) -> Result<Vec<WrittenRegion>, HintsError> {
+        let map = match self.ebpf.map("WRITTEN") {
+            Some(Map::HashMap(map)) => map.fd().as_fd(),
+            _ => return Err(no_map("WRITTEN")),
+        };
+        let bytes = self.read_iter(ITER_WRITTEN.0, IterTarget::Map(map), || "the record of written pages".into())?;
+        iters::records(&bytes).ok_or_else(|| HintsError::Map { map: "WRITTEN", why: "half a record was read".into() })
+    }
+
+    fn remove_written(&mut self, which: impl Fn(&WrittenKey) -> bool) -> Result<(), HintsError> {
+        let mut written: HashMap<_, WrittenKey, WrittenBits> = self.map_mut("WRITTEN")?;
+        for key in written.keys().filter_map(Result::ok).filter(which).collect::<Vec<_>>() {
+            remove(&mut written, &key, "WRITTEN")?;
+        }
+        Ok(())
+    }
+
+    /// Entries of regions that are not written any more fill the record up. Removing them may take a bit with them that was
+    /// set since the record was taken; the next record of each address space owns up to that.
+    fn empty_if_full(&mut self) -> Result<(), HintsError> {
+        let lost = self.lost(Lost::Page)?;
+        if lost > self.full_at {
+            self.remove_written(|_| true)?;
+            self.full_at = lost;
+            self.removals += 1;
+        }
+        Ok(())
+    }
+
+    fn lost_pages(&self) -> Result<u64, HintsError> {
+        Ok(self.lost(Lost::Page)? + self.removals)
+    }
+
+    fn lost(&self, what: Lost) -> Result<u64, HintsError> {
+        let map = self.ebpf.map("LOST").ok_or_else(|| no_map("LOST"))?;
+        let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(map_error("LOST"))?;
+        Ok(counts.get(&(what as u32), 0).map_err(map_error("LOST"))?.iter().sum())
+    }
+
+    fn map_mut<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<HashMap<&mut MapData, K, V>, HintsError> {
+        let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+        HashMap::try_from(map).map_err(map_error(name))
+    }
+
+    fn read_iter(
+        &self,
+        name: &'static str,
+        target: IterTarget<'_>,
+        over: impl Fn() -> String,
+    ) -> Result<Vec<u8>, HintsError> {
+        let mut bytes = Vec::new();
+        let done = self.open_iter(name, target)?.and_then(|mut file| file.read_to_end(&mut bytes));
+        done.map_err(|source| HintsError::Iter { iter: name, over: over(), source })?;
+        Ok(bytes)
+    }
+
+    /// The outer error is about the programs, the inner one about the target.
+    fn open_iter(&self, name: &'static str, target: IterTarget<'_>) -> Result<io::Result<File>, HintsError> {
+        let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
+        let fd = program.fd().map_err(|error| program_error(name, error))?;
+        Ok(iter_open(fd.as_fd(), target))
+    }
+}
+
+impl std::fmt::Debug for Hints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hints").field("followed", &self.told.keys()).finish_non_exhaustive()
+    }
+}
+
+/// Joins the bits of regions to ranges of addresses.
+fn page_ranges(regions: &BTreeMap<u64, WrittenBits>) -> Vec<Range<u64>> {
+    const PAGE: u64 = 1 << PAGE_SHIFT;
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for (region, bits) in regions {
+        for (index, word) in bits.iter().enumerate() {
+            let mut word = *word;
+            while word != 0 {
+                let page = index as u64 * 64 + u64::from(word.trailing_zeros());
+                word &= word - 1;
+                let start = (region << REGION_SHIFT) + page * PAGE;
+                match ranges.last_mut() {
+                    Some(last) if last.end == start => last.end = start + PAGE,
+                    _ => ranges.push(start..start + PAGE),
+                }
+            }
+        }
+    }
+    ranges
+}
+
+fn task_event(event: &cr_common::TaskEvent) -> Option<TaskEvent> {
+    let (pid, tid) = (event.seen_tgid.cast_signed(), event.seen_tid.cast_signed());
+    let (space, new) = (AddressSpaceId(event.mm), AddressSpaceId(event.new_mm));
+    Some(match event.kind {
+        kind if kind == TaskEventKind::Fork as u32 => TaskEvent::Fork {
+            pid,
+            tid,
+            child_pid: event.child_seen_tgid.cast_signed(),
+            child_tid: event.child_seen_tid.cast_signed(),
+            space: new,
+        },
+        kind if kind == TaskEventKind::Exec as u32 => TaskEvent::Exec { pid, old: space, new },
+        kind if kind == TaskEventKind::Exit as u32 => {
+            TaskEvent::Exit { pid, tid, last_thread: event.last_thread != 0, space }
+        }
+        _ => return None,
+    })
+}
+
+/// Removes an entry, or finds that a program has done so already.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<&mut MapData, K, V>,
+    key: &K,
+    name: &'static str,
+) -> Result<(), HintsError> {
+    match map.remove(key) {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map_err(map_error(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_become_ranges_that_join_across_words_and_regions() {
+        let mut first = [0; 8];
+        (first[0], first[1], first[7]) = (0b110, 1, 1 << 63);
+        first[0] |= 1 << 63;
+        let regions = BTreeMap::from([(1, first), (2, [1, 0, 0, 0, 0, 0, 0, 0])]);
+        let page = |page: u64| (1 << 21) + page * 4096;
+        assert_eq!(page_ranges(&regions), [page(1)..page(3), page(63)..page(65), page(511)..page(513)]);
+    }
+
+    #[test]
+    fn no_object_is_a_typed_error() {
+        assert!(matches!(Hints::load_object(&[], REGIONS), Err(HintsError::NoObject)));
+    }
+}

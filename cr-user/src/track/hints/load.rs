@@ -1,0 +1,94 @@
+//! Loading the programs: offsets in, tracepoints attached, iterators ready.
+
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, Iter, Program, ProgramError},
+};
+use cr_common::{FIELDS, KernelField};
+
+use super::error::{HintsError, load_error, no_program, program_error};
+use crate::track::{
+    btf::{Btf, BtfError},
+    iters::RestartLayout,
+};
+
+/// Programs on tracepoints, by the tracepoint's name, which is the program's too.
+const TRACEPOINTS: [&str; 5] =
+    ["page_fault_user", "page_fault_kernel", "sched_process_fork", "sched_process_exec", "sched_process_exit"];
+
+/// Iterator programs, and what they go over.
+pub(super) const ITER_TASK: (&str, &str) = ("iter_task", "task");
+pub(super) const ITER_VMA: (&str, &str) = ("iter_vma", "task_vma");
+pub(super) const ITER_WRITTEN: (&str, &str) = ("iter_written", "bpf_map_elem");
+
+/// The programs in the kernel, and what else the kernel's type information told.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    pub(super) restart: RestartLayout,
+}
+
+pub(super) fn load(object: &[u8], regions: u32) -> Result<Loaded, HintsError> {
+    if object.is_empty() {
+        return Err(HintsError::NoObject);
+    }
+    let kernel = Btf::of_kernel()?;
+    let offsets = offsets(&kernel)?;
+    let restart = RestartLayout::of(&kernel)?;
+    let attach_types = aya::Btf::from_sys_fs()
+        .map_err(|error| HintsError::Refused { program: "(all)".into(), why: error.to_string() })?;
+
+    let pid_namespace = own_pid_namespace()?;
+    let log_level = log::max_level() as u8;
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&attach_types)).map_max_entries("WRITTEN", regions);
+    loader.override_global("CONTROLLER_PIDNS", &pid_namespace, true);
+    loader.override_global("AYA_LOG_LEVEL", &log_level, false);
+    for (field, offset) in FIELDS.iter().zip(&offsets) {
+        loader.override_global(field.global, offset, true);
+    }
+    let mut ebpf = loader.load(object).map_err(load_error)?;
+
+    for name in TRACEPOINTS {
+        let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
+        program.load(name, &attach_types).map_err(|error| program_error(name, error))?;
+        program.attach().map_err(|error| program_error(name, error))?;
+    }
+    for (name, over) in [ITER_TASK, ITER_VMA, ITER_WRITTEN] {
+        let program: &mut Iter = program(&mut ebpf, name)?;
+        program.load(over, &attach_types).map_err(|error| program_error(name, error))?;
+    }
+    Ok(Loaded { ebpf, restart })
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| no_program(name))?;
+    program.try_into().map_err(|error| program_error(name, error))
+}
+
+/// The value of each of [`FIELDS`] for this kernel.
+fn offsets(kernel: &Btf) -> Result<Vec<u32>, BtfError> {
+    let offset = |field: &KernelField| {
+        let found = match field.path {
+            "" => kernel.size(field.structure),
+            path => kernel.offset(field.structure, path),
+        };
+        match found {
+            Err(BtfError::NoField { .. } | BtfError::NoStructure(_)) if field.optional => Ok(KernelField::ABSENT),
+            other => other,
+        }
+    };
+    FIELDS.iter().map(offset).collect()
+}
+
+/// The inode number that names this process's pid namespace.
+fn own_pid_namespace() -> Result<u32, HintsError> {
+    const PATH: &str = "/proc/self/ns/pid";
+    let metadata =
+        fs::metadata(PATH).map_err(|source| HintsError::Iter { iter: ITER_TASK.0, over: PATH.into(), source })?;
+    Ok(metadata.ino() as u32)
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask setup`: everything that a fresh Debian 12 with rustup's stable Rust lacks. Says one line for each
+//! thing that it has to do, and nothing when all is there.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    command::{as_root, cargo, output, run as run_command, target},
+    toolchain::Toolchain,
+};
+
+/// The linker's version; its LLVM major version is the one that [`Toolchain::find`] asks for.
+const BPF_LINKER: &str = "0.10.0";
+/// A compiler for Rust with LLVM 22 and the source of `core`, from Debian 12's security suite.
+const RUST_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// What compiles the tests' guests.
+const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
+
+/// The tools that building the eBPF programs takes.
+pub(crate) struct Tools {
+    pub(crate) toolchain: Toolchain,
+    pub(crate) bpf_linker: PathBuf,
+}
+
+/// Sets up what is missing.
+pub(crate) fn run() -> Result<Tools> {
+    if output(Command::new("gcc").arg("--version")).is_none() {
+        println!("setup: installing gcc with apt");
+        apt_install(&C_PACKAGES).context("the tests' guests are C programs: install gcc and try again")?;
+    }
+    let toolchain = match Toolchain::find() {
+        Some(toolchain) => toolchain,
+        None => install_toolchain()?,
+    };
+    let bpf_linker = target().join("bpf-linker/bin/bpf-linker");
+    if !linker_works(&bpf_linker, &toolchain) {
+        println!("setup: building bpf-linker {BPF_LINKER} into target/bpf-linker (about two minutes)");
+        install_linker(&bpf_linker, &toolchain)?;
+    }
+    Ok(Tools { toolchain, bpf_linker })
+}
+
+fn install_toolchain() -> Result<Toolchain> {
+    const ELSE: &str = "another way: `rustup toolchain install nightly --component rust-src`, with LLVM 22";
+    println!("setup: no toolchain here builds for BPF; installing {} with apt", RUST_PACKAGES.join(", "));
+    apt_install(&RUST_PACKAGES).context(ELSE)?;
+    Toolchain::find().with_context(|| format!("apt installed {RUST_PACKAGES:?}, but they do not fit; {ELSE}"))
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    // Through `env`, because sudo drops the variables of its caller.
+    let apt = |arguments: &[&str]| {
+        let mut command = as_root("env");
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]).args(arguments);
+        run_command(&mut command)
+    };
+    // A source of packages that cannot be reached is no reason to stop: the ones needed may come from another.
+    if let Err(error) = apt(&["update"]) {
+        println!("setup: {error:#}; going on with the package lists that are here");
+    }
+    apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())
+}
+
+fn linker_works(linker: &Path, toolchain: &Toolchain) -> bool {
+    let version = output(Command::new(linker).arg("--version").env("LD_LIBRARY_PATH", toolchain.llvm_folder()));
+    version.is_some_and(|version| version.ends_with(BPF_LINKER))
+}
+
+fn install_linker(linker: &Path, toolchain: &Toolchain) -> Result<()> {
+    let mut install = cargo();
+    // Its build goes to a temporary folder of cargo's, so that this repository's profiles and flags do not reach it.
+    install.args(["install", "--quiet", "--locked", "--force", "--version", BPF_LINKER, "bpf-linker", "--root"]);
+    install.arg(target().join("bpf-linker")).env_remove("CARGO_TARGET_DIR");
+    run_command(&mut install)?;
+    if !linker_works(linker, toolchain) {
+        bail!("{} was built but does not run; is libstdc++ or zlib missing?", linker.display());
+    }
+    Ok(())
+}
