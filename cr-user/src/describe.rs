@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Report;
 use crate::error::Result;
 use crate::image::Image;
+use crate::object::files::{self, Description, Files};
 use crate::object::memory::advice;
 use crate::object::memory::backing::{Backing, ObjectKind};
 use crate::object::memory::{self, Mappings};
@@ -167,11 +168,11 @@ pub struct OpenFile {
     /// The descriptors that refer to it.
     pub fds: Vec<i32>,
     /// `file`, `directory`, `pipe`, ….
-    pub kind: String,
+    pub kind: &'static str,
     /// Where it is; empty for what has no path.
     pub path: String,
     /// Its offset in bytes, for what has one.
-    pub pos: Option<u64>,
+    pub pos: Option<i64>,
 }
 
 impl Details {
@@ -184,6 +185,7 @@ impl Details {
         let process: Process = get(image, process::KIND)?;
         let threads: Threads = get(image, threads::KIND)?;
         let mappings: Mappings = get(image, memory::KIND)?;
+        let files: Files = get(image, files::KIND)?;
         Ok(Self {
             checkpoint: Checkpoint::of_image(image)?,
             job: image.job().to_string(),
@@ -192,7 +194,7 @@ impl Details {
             kernel: process.host.kernel,
             threads: threads.all.iter().map(thread).collect(),
             mappings: mappings_of(chain, &mappings),
-            files: Vec::new(),
+            files: files_of(&files),
         })
     }
 }
@@ -205,6 +207,16 @@ fn thread(thread: &threads::Thread) -> Thread {
     }
 }
 
+fn files_of(files: &Files) -> Vec<OpenFile> {
+    let describe = |(number, description): (usize, &Description)| OpenFile {
+        fds: files.numbers(number),
+        kind: description.kind(),
+        path: description.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        pos: description.position(),
+    };
+    files.descriptions.iter().enumerate().map(describe).collect()
+}
+
 fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
     let own = stored(chain, Spaces::of_process(mappings.pid));
     let describe = |mapping: &memory::Mapping| {
@@ -213,7 +225,7 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
             Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), own.count_in(pages.clone())),
             Backing::Kernel(name) => ("kernel", name.clone(), 0),
             Backing::File(stamp) => ("file", stamp.path.clone(), own.count_in(pages.clone())),
-            Backing::Object { space, kind } => {
+            Backing::Object { space, kind, .. } => {
                 let first = mapping.offset / PAGE;
                 let shown = first..first + mapping.len() / PAGE;
                 // A private mapping of an object has pages of its own besides.
