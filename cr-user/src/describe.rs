@@ -94,7 +94,7 @@ impl Checkpoint {
     /// When its record of the process is not valid.
     pub fn of_image(image: &Image) -> Result<Self> {
         let summary = image.summary();
-        let process: Process = get(image, process::KIND)?;
+        let processes: Vec<Process> = get(image, process::KIND)?;
         let parent = summary.parent.map(|parent| parent.id);
         Ok(Self {
             id: summary.id,
@@ -106,7 +106,7 @@ impl Checkpoint {
             stored_bytes: summary.file_bytes,
             frozen_ms: milliseconds(Duration::from_nanos(summary.statistics.frozen_ns)),
             total_ms: milliseconds(Duration::from_nanos(summary.statistics.total_ns)),
-            pid: process.pid,
+            pid: processes.first().map_or(0, |process| process.pid),
             widened: summary.widened,
         })
     }
@@ -182,19 +182,21 @@ impl Details {
     /// When a record is not valid.
     pub fn of_chain(chain: &Chain) -> Result<Self> {
         let image = chain.newest();
-        let process: Process = get(image, process::KIND)?;
-        let threads: Threads = get(image, threads::KIND)?;
-        let mappings: Mappings = get(image, memory::KIND)?;
-        let files: Files = get(image, files::KIND)?;
+        let processes: Vec<Process> = get(image, process::KIND)?;
+        let threads: Vec<Threads> = get(image, threads::KIND)?;
+        let mappings: Vec<Mappings> = get(image, memory::KIND)?;
+        let files: Vec<Files> = get(image, files::KIND)?;
+        // Of several processes, the first is the job's own.
+        let first = processes.first();
         Ok(Self {
             checkpoint: Checkpoint::of_image(image)?,
             job: image.job().to_string(),
-            command: command_line(&process.command_line),
-            cwd: process.cwd,
-            kernel: process.host.kernel,
-            threads: threads.all.iter().map(thread).collect(),
-            mappings: mappings_of(chain, &mappings),
-            files: files_of(&files),
+            command: first.map(|process| command_line(&process.command_line)).unwrap_or_default(),
+            cwd: first.map(|process| process.cwd.clone()).unwrap_or_default(),
+            kernel: first.map(|process| process.host.kernel.clone()).unwrap_or_default(),
+            threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
+            mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
+            files: files.iter().flat_map(files_of).collect(),
         })
     }
 }
