@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -73,6 +74,20 @@ pub enum Error {
         /// Its sentence.
         message: String,
     },
+    /// The command that was to become the job cannot be run.
+    #[error("cannot run `{program}`: {source}")]
+    Command {
+        /// The command's name.
+        program: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A new job was to go into a store that has one.
+    #[error("{} holds checkpoints already: add --resume to restart the job from the last one, or name another store", dir.display())]
+    HoldsChain {
+        /// The store.
+        dir: PathBuf,
+    },
     /// A step was made to fail by a test.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -95,6 +110,10 @@ impl Error {
             Self::Image(e) => e.exit_code(),
             Self::Store(e) => e.exit_code(),
             Self::Controller { code, .. } => *code,
+            // As shells have it.
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Command { .. } => 126,
+            Self::HoldsChain { .. } => 122,
         }
     }
 }

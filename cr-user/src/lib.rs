@@ -3,15 +3,18 @@
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
 pub mod checkpoint;
+pub mod describe;
 pub mod error;
 pub mod fault;
 pub mod image;
 pub mod object;
+pub mod probe;
 pub mod procfs;
 pub mod ranges;
 pub mod remote;
 pub mod restore;
 pub mod store;
+pub mod supervise;
 pub mod sys;
 pub mod track;
 

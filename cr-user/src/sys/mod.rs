@@ -10,6 +10,8 @@ pub mod cpu;
 pub mod fd;
 pub mod mmap;
 pub mod pagemap;
+pub mod probe;
+pub mod process;
 pub mod ptrace;
 pub mod stub;
 pub mod task;

@@ -1,0 +1,121 @@
+//! Arguments that several subcommands have.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use cr::checkpoint;
+use cr::object;
+use cr::store::Store;
+use cr::supervise::{Config, Outcome};
+
+/// The store.
+#[derive(Debug, Args)]
+pub(super) struct StoreArg {
+    /// The directory that holds the job's checkpoints.
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: PathBuf,
+}
+
+impl StoreArg {
+    pub(super) fn open(&self) -> cr::Result<Store> {
+        Ok(Store::open_existing(&self.store, object::KINDS)?)
+    }
+}
+
+/// How checkpoints are taken.
+#[derive(Debug, Args)]
+pub(super) struct Taking {
+    /// Most memory that cr uses for pages on their way to the store: `64M`, `1G`.
+    ///
+    /// Where the job writes more than this between two looks at it, it waits for the disk while it is frozen.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    memory_limit: u64,
+}
+
+impl Taking {
+    pub(super) fn options(&self) -> checkpoint::Options {
+        checkpoint::Options { memory_limit: self.memory_limit, ..checkpoint::Options::default() }
+    }
+}
+
+/// How a job is supervised.
+#[derive(Debug, Args)]
+pub(super) struct Supervision {
+    #[command(flatten)]
+    pub(super) store: StoreArg,
+
+    /// Time between checkpoints: `500ms`, `30s`, `10min`, `1h`. Without it, only those are taken that are asked for.
+    #[arg(long, value_name = "T", value_parser = parse_interval)]
+    interval: Option<Duration>,
+
+    #[command(flatten)]
+    pub(super) taking: Taking,
+}
+
+impl Supervision {
+    pub(super) fn config(&self) -> Config {
+        Config {
+            store: self.store.store.clone(),
+            interval: self.interval,
+            checkpoints: self.taking.options(),
+        }
+    }
+}
+
+/// The exit code of a supervision that has ended, with a word on those that are no exit codes of the job's.
+pub(super) fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Ended(code) => *code,
+        Outcome::EndedUnknown => {
+            log::warn!("the job has ended; this kernel tells only its parent how");
+            0
+        }
+        Outcome::LetGo | Outcome::Detached(_) => 0,
+    }
+}
+
+/// Bytes, with an optional unit of 1024s.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        unit => return Err(format!("`{unit}` is no unit of bytes: use K, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| "give a number of bytes, such as 268435456 or 256M".to_owned())?;
+    let bytes = number.checked_mul(1 << shift).ok_or("that is more bytes than there are")?;
+    if bytes < 1 << 20 { Err("less than 1M is too little to work with".to_owned()) } else { Ok(bytes) }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|e| format!("{e}; write 500ms, 30s or 10min"))?;
+    if interval < Duration::from_millis(10) { Err("less than 10ms is no interval".to_owned()) } else { Ok(interval) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("2097152"), Ok(2 << 20));
+        for bad in ["", "M", "1X", "-1", "1", "99999999999T", "1.5G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn intervals_have_units() {
+        assert_eq!(parse_interval("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(parse_interval("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["soon", "", "0s", "1", "-1s"] {
+            assert!(parse_interval(bad).is_err(), "{bad}");
+        }
+    }
+}

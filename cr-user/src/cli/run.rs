@@ -1,0 +1,58 @@
+//! `cr run`: a job from its start on.
+
+use std::ffi::OsString;
+
+use cr::supervise::{self, Command};
+
+use super::common::{Supervision, exit_code};
+use super::restore::tell_cuts;
+use super::{Execute, Output};
+
+const LONG: &str = "\
+Starts a job and takes checkpoints of it until it ends.
+
+The job runs in the same session and process group, on the same terminal, as if it had been started without cr. Signals \
+that are sent to cr are passed on to it, and cr ends with its exit code. If cr dies, the job runs on without it.
+
+The first checkpoint is taken one interval after the start. `cr checkpoint PID --store DIR` asks for one at any time. A \
+checkpoint that fails is reported on standard error and in DIR/log.jsonl, and tried again at the next interval; the job \
+goes on.";
+
+const AFTER: &str = "\
+Examples:
+  cr run --store ckpt --interval 10min -- ./solver --input mesh.h5
+  cr run --store ckpt --interval 10min --resume -- ./solver --input mesh.h5
+        the same in a batch script that is run again after a crash or a preemption: goes on from the last checkpoint, \
+and starts anew only if there is none
+
+Exit codes: the job's own, 128 and the signal's number if a signal ended it; 126 if CMD cannot be executed, 127 if it is \
+not found; 122 if the store holds checkpoints and --resume is not given";
+
+/// Start a job and take checkpoints of it until it ends.
+#[derive(Debug, clap::Args)]
+#[command(long_about = LONG, after_long_help = AFTER)]
+pub(super) struct Args {
+    #[command(flatten)]
+    supervision: Supervision,
+
+    /// If the store holds checkpoints, restart the job from the newest instead of starting CMD.
+    #[arg(long)]
+    resume: bool,
+
+    /// The command, with its arguments.
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Execute for Args {
+    fn json(&self) -> bool {
+        false
+    }
+
+    fn execute(&self, _: &Output) -> cr::Result<u8> {
+        let (program, args) = self.command.split_first().expect("clap requires one");
+        let command = Command { program: program.clone(), args: args.to_vec() };
+        let outcome = supervise::run(&self.supervision.config(), &command, self.resume, |started| tell_cuts(started))?;
+        Ok(exit_code(&outcome))
+    }
+}

@@ -1,0 +1,342 @@
+//! Checkpoints in words and numbers, as `cr list`, `cr show` and the controller tell of them.
+
+use std::ops::Range;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Report;
+use crate::error::Result;
+use crate::image::Image;
+use crate::object::files::{self, Description, Files};
+use crate::object::memory::advice;
+use crate::object::memory::backing::{Backing, ObjectKind};
+use crate::object::memory::{self, Mappings};
+use crate::object::process::{self, Process};
+use crate::object::records::get;
+use crate::object::spaces::Spaces;
+use crate::object::threads::{self, Threads};
+use crate::store::{Chain, Source};
+
+/// One checkpoint: a row of `cr list`. The names are those of the documented JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Its number in the store.
+    pub id: u64,
+    /// `full` or `delta`.
+    pub kind: Kind,
+    /// The checkpoint that it is a delta on.
+    pub parent: Option<u64>,
+    /// When the job was frozen (RFC 3339, UTC).
+    pub taken_at: String,
+    /// Pages that had, or may have, changed.
+    pub dirty_pages: u64,
+    /// Pages stored.
+    pub stored_pages: u64,
+    /// Bytes of its file.
+    pub stored_bytes: u64,
+    /// How long the job stood still, in milliseconds.
+    pub frozen_ms: f64,
+    /// How long it all took, in milliseconds.
+    pub total_ms: f64,
+    /// The job.
+    pub pid: i32,
+    /// Why more was read than the kernel said had changed.
+    pub widened: Vec<String>,
+}
+
+/// What a checkpoint builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Nothing.
+    Full,
+    /// Its parent.
+    Delta,
+}
+
+impl Kind {
+    fn of(parent: Option<u64>) -> Self {
+        parent.map_or(Self::Full, |_| Self::Delta)
+    }
+
+    /// As in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Delta => "delta",
+        }
+    }
+}
+
+impl From<&Report> for Checkpoint {
+    fn from(report: &Report) -> Self {
+        Self {
+            id: report.id,
+            kind: Kind::of(report.parent),
+            parent: report.parent,
+            taken_at: rfc3339(report.taken_at),
+            dirty_pages: report.dirty_pages,
+            stored_pages: report.stored_pages,
+            stored_bytes: report.stored_bytes,
+            frozen_ms: milliseconds(report.frozen),
+            total_ms: milliseconds(report.total),
+            pid: report.pid,
+            widened: report.widened.clone(),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// What an image says of itself.
+    ///
+    /// # Errors
+    /// When its record of the process is not valid.
+    pub fn of_image(image: &Image) -> Result<Self> {
+        let summary = image.summary();
+        let processes: Vec<Process> = get(image, process::KIND)?;
+        let parent = summary.parent.map(|parent| parent.id);
+        Ok(Self {
+            id: summary.id,
+            kind: Kind::of(parent),
+            parent,
+            taken_at: rfc3339(summary.taken_at),
+            dirty_pages: summary.statistics.dirty_pages,
+            stored_pages: summary.statistics.stored_pages,
+            stored_bytes: summary.file_bytes,
+            frozen_ms: milliseconds(Duration::from_nanos(summary.statistics.frozen_ns)),
+            total_ms: milliseconds(Duration::from_nanos(summary.statistics.total_ns)),
+            pid: processes.first().map_or(0, |process| process.pid),
+            widened: summary.widened,
+        })
+    }
+}
+
+/// One checkpoint in detail: what `cr show` tells.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Details {
+    /// The row of `cr list`.
+    #[serde(flatten)]
+    pub checkpoint: Checkpoint,
+    /// The job's id: 32 hex digits.
+    pub job: String,
+    /// The command line, its words parted by blanks.
+    pub command: String,
+    /// The working directory.
+    pub cwd: String,
+    /// The machine and kernel that it ran on.
+    pub kernel: String,
+    /// Its threads.
+    pub threads: Vec<Thread>,
+    /// Its mappings, ascending.
+    pub mappings: Vec<Mapping>,
+    /// Its open files.
+    pub files: Vec<OpenFile>,
+}
+
+/// A thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Thread {
+    /// Its number.
+    pub tid: i32,
+    /// Its name.
+    pub name: String,
+    /// Where it goes on.
+    pub rip: String,
+}
+
+/// A mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mapping {
+    /// First byte, as `0x…`.
+    pub start: String,
+    /// Past the last byte, as `0x…`.
+    pub end: String,
+    /// As in `/proc/PID/maps`: `rw-p`.
+    pub perms: String,
+    /// `anonymous`, `file`, `memfd`, ….
+    pub kind: &'static str,
+    /// The file, or the name of the memory; empty for none.
+    pub path: String,
+    /// Pages of it that the chain stores.
+    pub stored_pages: u64,
+}
+
+/// An open file description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OpenFile {
+    /// The descriptors that refer to it.
+    pub fds: Vec<i32>,
+    /// `file`, `directory`, `pipe`, ….
+    pub kind: &'static str,
+    /// Where it is; empty for what has no path.
+    pub path: String,
+    /// Its offset in bytes, for what has one.
+    pub pos: Option<i64>,
+}
+
+impl Details {
+    /// Reads them from the newest image of a chain.
+    ///
+    /// # Errors
+    /// When a record is not valid.
+    pub fn of_chain(chain: &Chain) -> Result<Self> {
+        let image = chain.newest();
+        let processes: Vec<Process> = get(image, process::KIND)?;
+        let threads: Vec<Threads> = get(image, threads::KIND)?;
+        let mappings: Vec<Mappings> = get(image, memory::KIND)?;
+        let files: Vec<Files> = get(image, files::KIND)?;
+        // Of several processes, the first is the job's own.
+        let first = processes.first();
+        Ok(Self {
+            checkpoint: Checkpoint::of_image(image)?,
+            job: image.job().to_string(),
+            command: first.map(|process| command_line(&process.command_line)).unwrap_or_default(),
+            cwd: first.map(|process| process.cwd.clone()).unwrap_or_default(),
+            kernel: first.map(|process| process.host.kernel.clone()).unwrap_or_default(),
+            threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
+            mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
+            files: files.iter().flat_map(files_of).collect(),
+        })
+    }
+}
+
+fn thread(thread: &threads::Thread) -> Thread {
+    Thread {
+        tid: thread.tid,
+        name: String::from_utf8_lossy(&thread.name).trim_end_matches(['\0', '\n']).to_owned(),
+        rip: format!("{:#x}", thread.registers().rip),
+    }
+}
+
+fn files_of(files: &Files) -> Vec<OpenFile> {
+    let describe = |(number, description): (usize, &Description)| OpenFile {
+        fds: files.numbers(number),
+        kind: description.kind(),
+        path: description.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        pos: description.position(),
+    };
+    files.descriptions.iter().enumerate().map(describe).collect()
+}
+
+fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
+    let own = stored(chain, Spaces::of_process(mappings.pid));
+    let describe = |mapping: &memory::Mapping| {
+        let pages = mapping.start / PAGE..mapping.end / PAGE;
+        let (kind, path, stored_pages) = match &mapping.backing {
+            Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), own.count_in(pages.clone())),
+            Backing::Kernel(name) => ("kernel", name.clone(), 0),
+            Backing::File(stamp) => ("file", stamp.path.clone(), own.count_in(pages.clone())),
+            Backing::Object { space, kind, .. } => {
+                let first = mapping.offset / PAGE;
+                let shown = first..first + mapping.len() / PAGE;
+                // A private mapping of an object has pages of its own besides.
+                let count = stored(chain, *space).count_in(shown) + own.count_in(pages.clone());
+                let (kind, path) = object(kind);
+                (kind, path, count)
+            }
+        };
+        Mapping {
+            start: format!("{:#x}", mapping.start),
+            end: format!("{:#x}", mapping.end),
+            perms: perms(mapping),
+            kind,
+            path,
+            stored_pages,
+        }
+    };
+    mappings.all.iter().map(describe).collect()
+}
+
+const PAGE: u64 = crate::sys::PAGE;
+
+/// The pages of a space that the chain stores, ascending.
+struct Stored(Vec<Range<u64>>);
+
+fn stored(chain: &Chain, space: u64) -> Stored {
+    let runs = chain.resolve(space).filter(|run| matches!(run.source, Source::Stored { .. }));
+    Stored(runs.map(|run| run.first_page..run.first_page + run.pages).collect())
+}
+
+impl Stored {
+    /// How many of `pages` these are.
+    fn count_in(&self, pages: Range<u64>) -> u64 {
+        let first = self.0.partition_point(|run| run.end <= pages.start);
+        let runs = self.0[first..].iter().take_while(|run| run.start < pages.end);
+        runs.map(|run| run.end.min(pages.end) - run.start.max(pages.start)).sum()
+    }
+}
+
+fn object(kind: &ObjectKind) -> (&'static str, String) {
+    match kind {
+        ObjectKind::SharedAnonymous => ("shared", String::new()),
+        ObjectKind::Memfd(name) => ("memfd", name.clone()),
+        ObjectKind::Deleted(path) => ("deleted", path.clone()),
+        ObjectKind::Written(stamp) => ("shared file", stamp.path.clone()),
+    }
+}
+
+fn perms(mapping: &memory::Mapping) -> String {
+    let bit = |bit: i32, letter: char| if mapping.prot & bit == 0 { '-' } else { letter };
+    let sharing = if mapping.shared { 's' } else { 'p' };
+    let huge = if mapping.advice & advice::HUGETLB == 0 { "" } else { " huge" };
+    let letters = [bit(libc::PROT_READ, 'r'), bit(libc::PROT_WRITE, 'w'), bit(libc::PROT_EXEC, 'x'), sharing];
+    letters.into_iter().collect::<String>() + huge
+}
+
+/// `/proc/PID/cmdline` with blanks for its zero bytes.
+fn command_line(bytes: &[u8]) -> String {
+    let words = bytes.split(|b| *b == 0).map(String::from_utf8_lossy);
+    words.collect::<Vec<_>>().join(" ").trim_end().to_owned()
+}
+
+/// Nanoseconds since 1970 as RFC 3339.
+fn rfc3339(ns: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(ns)).to_string()
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_the_documented_names() {
+        let report = Report {
+            id: 2,
+            parent: Some(1),
+            taken_at: 1_700_000_000_123_000_000,
+            dirty_pages: 3,
+            stored_pages: 2,
+            stored_bytes: 9000,
+            frozen: Duration::from_micros(1500),
+            total: Duration::from_millis(20),
+            pid: 42,
+            widened: vec!["why".into()],
+        };
+        let json = serde_json::to_value(Checkpoint::from(&report)).unwrap();
+        let expected = serde_json::json!({
+            "id": 2, "kind": "delta", "parent": 1, "taken_at": "2023-11-14T22:13:20.123Z", "dirty_pages": 3,
+            "stored_pages": 2, "stored_bytes": 9000, "frozen_ms": 1.5, "total_ms": 20.0, "pid": 42, "widened": ["why"],
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn stored_pages_are_counted_within_a_range() {
+        let stored = Stored(vec![2..5, 7..9]);
+        assert_eq!(stored.count_in(0..100), 5);
+        assert_eq!(stored.count_in(4..8), 2);
+        assert_eq!(stored.count_in(5..7), 0);
+        assert_eq!(stored.count_in(9..20), 0);
+    }
+
+    #[test]
+    fn a_command_line_is_parted_by_blanks() {
+        assert_eq!(command_line(b"sleep\0100\0"), "sleep 100");
+        assert_eq!(command_line(b""), "");
+    }
+}

@@ -1,0 +1,204 @@
+//! The story of a resident controller: get hold of a job, take a checkpoint of it whenever it is time or somebody asks,
+//! pass signals on to it, and end as it ends.
+//!
+//! The controller is what makes increments possible, and nothing that the job needs: if it dies, the job runs on.
+//!
+//! One thread, the engine, does all ptrace work; this one waits for events and never touches the job but by signals.
+
+mod background;
+mod client;
+mod control;
+mod engine;
+mod exit;
+mod journal;
+mod launch;
+pub mod protocol;
+mod signals;
+mod watch;
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Job};
+use crate::error::{Error, Result};
+use crate::object;
+use crate::object::files::{self, FilePolicy};
+use crate::store::{Store, StoreWriter};
+
+use background::Side;
+use control::Socket;
+use engine::{Engine, Origin};
+use journal::Journal;
+
+pub use background::LOG;
+pub use client::{checkpoint, status};
+pub use control::SOCKET;
+pub use journal::JOURNAL;
+pub use launch::Command;
+pub use protocol::Status;
+
+/// How a job is supervised.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Time between checkpoints; none: only when asked.
+    pub interval: Option<Duration>,
+    /// How checkpoints are taken.
+    pub checkpoints: checkpoint::Options,
+}
+
+/// A job that is held, and runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its pid.
+    pub pid: i32,
+    /// The tails of files that were cut off to restore it.
+    pub cuts: Vec<Cut>,
+}
+
+/// The tail of a file that was cut off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The file.
+    pub path: PathBuf,
+    /// Bytes cut off.
+    pub bytes: u64,
+    /// Where they are now.
+    pub kept_at: PathBuf,
+}
+
+impl From<&files::Cut> for Cut {
+    fn from(cut: &files::Cut) -> Self {
+        Self { path: cut.path.clone(), bytes: cut.bytes, kept_at: cut.kept_at.clone() }
+    }
+}
+
+/// How a supervision ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The job ended, with this exit code (128 and the signal's number if it was killed).
+    Ended(u8),
+    /// The job ended, and only its parent knows how.
+    EndedUnknown,
+    /// We were told to let the job go on alone.
+    LetGo,
+    /// Another process, in the background, supervises it.
+    Detached(Started),
+}
+
+/// Starts `command` and supervises it until it ends. With `resume`, and if the store holds a chain, the job is restarted
+/// from that instead.
+///
+/// `started` is called once the job runs.
+///
+/// # Errors
+/// When the command cannot be run, the store has a chain and `resume` is not set, or the chain cannot be restored.
+pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
+    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    let writer = store.lock()?;
+    if store.newest_id()?.is_some() {
+        if !resume {
+            return Err(Error::HoldsChain { dir: config.store.clone() });
+        }
+        signals::block()?;
+        let origin = Origin::Chain { id: None, files: FilePolicy::default() };
+        return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
+    }
+    // The socket first: that it cannot be made must not leave a job running.
+    let socket = Socket::bind(store.dir())?;
+    let mask = signals::block()?;
+    let pid = launch::start(command, mask)?;
+    supervise(config, Origin::Child(pid), writer, socket, started)
+}
+
+/// Supervises a process that runs already, until it ends or we are told to let go of it.
+///
+/// `started` is called once the job is held; with `detach`, a process in the background does the rest, and this one
+/// returns then.
+///
+/// # Errors
+/// When there is no such job, or the store belongs to something else.
+pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
+    // Before anything is made: a wrong pid must not leave an empty store behind.
+    Job::open(pid)?;
+    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    here_or_behind(config, &store, Origin::Process(pid), detach, started)
+}
+
+/// Restarts the job from checkpoint `id` (none: the newest), and supervises it until it ends.
+///
+/// `started` is called once the job runs; with `detach`, a process in the background does the rest, and this one returns
+/// then.
+///
+/// # Errors
+/// When the chain cannot be restored here and now.
+pub fn restore(
+    config: &Config,
+    id: Option<u64>,
+    files: FilePolicy,
+    detach: bool,
+    started: impl FnOnce(&Started),
+) -> Result<Outcome> {
+    let store = Store::open_existing(&config.store, object::KINDS)?;
+    here_or_behind(config, &store, Origin::Chain { id, files }, detach, started)
+}
+
+/// Supervises in this process, or with `detach` in one in the background.
+fn here_or_behind(
+    config: &Config,
+    store: &Store,
+    origin: Origin,
+    detach: bool,
+    started: impl FnOnce(&Started),
+) -> Result<Outcome> {
+    if !detach {
+        return lock_and_supervise(config, store, origin, started);
+    }
+    match background::split(store.dir())? {
+        Side::Foreground(messages) => {
+            let begun = messages.receive()?;
+            started(&begun);
+            Ok(Outcome::Detached(begun))
+        }
+        Side::Background(messenger) => {
+            let messenger = Cell::new(Some(messenger));
+            let tell = |begun: &Started| messenger.take().expect("told once").started(begun);
+            let outcome = lock_and_supervise(config, store, origin, tell);
+            if let (Err(e), Some(messenger)) = (&outcome, messenger.take()) {
+                messenger.failed(e);
+            }
+            outcome
+        }
+    }
+}
+
+fn lock_and_supervise(
+    config: &Config,
+    store: &Store,
+    origin: Origin,
+    started: impl FnOnce(&Started),
+) -> Result<Outcome> {
+    let writer = store.lock()?;
+    let socket = Socket::bind(store.dir())?;
+    signals::block()?;
+    supervise(config, origin, writer, socket, started)
+}
+
+/// Signals are blocked by now, and this is still the only thread.
+fn supervise(
+    config: &Config,
+    origin: Origin,
+    writer: StoreWriter,
+    socket: Socket,
+    started: impl FnOnce(&Started),
+) -> Result<Outcome> {
+    let journal = Journal::open(&config.store);
+    let engine = Engine::start(origin, writer, config.checkpoints.clone())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = runtime.map_err(|e| Error::system("starting the event loop", e))?;
+    runtime.block_on(watch::watch(config, engine, socket, journal, started))
+}

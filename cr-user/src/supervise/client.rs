@@ -1,0 +1,135 @@
+//! One checkpoint of a running job: by the controller that holds it, or by ourselves.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::control::{self, Place};
+use super::protocol::{Answer, Command, Done, Response, Status};
+use super::{engine, journal};
+use crate::checkpoint::{self, Job};
+use crate::describe::Checkpoint;
+use crate::error::{Error, Result};
+use crate::object;
+use crate::store::{self, Store, StoreWriter};
+
+/// How long to wait for a lock whose holder does not answer: it may be starting, ending, or another `cr checkpoint`.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be; with `kill`, ends the job once the
+/// checkpoint is durable.
+///
+/// If a resident controller holds the store, it is asked. Otherwise the process is held for just this checkpoint.
+///
+/// # Errors
+/// When there is no such job, the store belongs to something else, or the checkpoint fails.
+pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
+    // Before anything is made: a wrong pid must not leave an empty store behind.
+    Job::open(pid)?;
+    if let Ok(store) = Store::open_existing(dir, object::KINDS)
+        && let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })?
+    {
+        return taken(response);
+    }
+    let store = Store::create_or_open(dir, object::KINDS)?;
+    match lock(&store, pid, kill)? {
+        Turn::Writer(writer) => by_ourselves(pid, &writer, kill, options),
+        Turn::Answered(checkpoint) => Ok(checkpoint),
+    }
+}
+
+/// What the controller of a store holds; none if there is no controller.
+///
+/// # Errors
+/// When there is one that does not answer.
+pub fn status(dir: &Path) -> Result<Option<Status>> {
+    match ask(dir, Command::Status)?.map(|response| response.answer) {
+        None => Ok(None),
+        Some(Answer::Ok(Done::Status(status))) => Ok(Some(status)),
+        Some(Answer::Ok(Done::Checkpoint(_))) => Err(strange("a checkpoint instead of a status")),
+        Some(Answer::Error(failure)) => Err(failure.into()),
+    }
+}
+
+fn by_ourselves(pid: i32, writer: &StoreWriter, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
+    let mut journal = journal::Journal::open(writer.store().dir());
+    let taken = engine::open(pid, writer).and_then(|mut job| {
+        let report = job.checkpoint(writer, options)?;
+        Ok((job, report))
+    });
+    match taken {
+        Ok((job, report)) => {
+            let checkpoint = Checkpoint::from(&report);
+            journal.note(journal::Trigger::Request, Ok(&checkpoint));
+            if kill {
+                engine::kill(&job)?;
+            }
+            Ok(checkpoint)
+        }
+        Err(error) => {
+            journal.note(journal::Trigger::Request, Err(&(&error).into()));
+            Err(error)
+        }
+    }
+}
+
+enum Turn {
+    Writer(StoreWriter),
+    Answered(Checkpoint),
+}
+
+/// The store's lock, or the answer of a controller that was just starting.
+fn lock(store: &Store, pid: i32, kill: bool) -> Result<Turn> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match store.lock() {
+            Err(store::Error::Locked { .. }) if Instant::now() < until => sleep(Duration::from_millis(20)),
+            other => return Ok(Turn::Writer(other?)),
+        }
+        if let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })? {
+            return taken(response).map(Turn::Answered);
+        }
+    }
+}
+
+fn taken(response: Response) -> Result<Checkpoint> {
+    match response.answer {
+        Answer::Ok(Done::Checkpoint(checkpoint)) => Ok(checkpoint),
+        Answer::Ok(Done::Status(_)) => Err(strange("a status instead of a checkpoint")),
+        Answer::Error(failure) => Err(failure.into()),
+    }
+}
+
+/// Asks the controller of a store; none if there is no controller.
+fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
+    let talking = |e: io::Error| Error::system(format!("talking to the controller of {}", dir.display()), e);
+    let place = Place::open(dir).map_err(talking)?;
+    let stream = match UnixStream::connect(place.socket()) {
+        Ok(stream) => OwnedFd::from(stream),
+        // No socket, or one that nobody listens at any more.
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(talking(e)),
+    };
+    if !control::is_trusted(&stream).map_err(talking)? {
+        return Err(strange("a socket that belongs to another user"));
+    }
+    let mut stream = UnixStream::from(stream);
+    let mut line = serde_json::to_string(&command.request()).expect("plain structures");
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(talking)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).map_err(talking)?;
+    if answer.is_empty() {
+        return Err(talking(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let response = serde_json::from_str(&answer).map_err(|e| strange(&format!("an answer that makes no sense ({e})")))?;
+    Ok(Some(response))
+}
+
+fn strange(what: &str) -> Error {
+    let message = format!("the store's controller gave {what}: is it of the same version as this `cr`?");
+    Error::Controller { code: 125, message }
+}

@@ -1,0 +1,205 @@
+//! The one thread that does all ptrace work: it owns the job, and takes one order after another.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::oneshot;
+
+use super::{Cut, Started};
+use crate::checkpoint::{self, Job, Report};
+use crate::error::{Error, Result};
+use crate::object::files::FilePolicy;
+use crate::restore;
+use crate::store::StoreWriter;
+use crate::sys::fd;
+
+/// Where the job comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin {
+    /// It is a child that was just started. That it cannot be opened is no reason to stop waiting for it.
+    Child(i32),
+    /// It runs already.
+    Process(i32),
+    /// It is restored from the store.
+    Chain {
+        /// The checkpoint; none for the newest.
+        id: Option<u64>,
+        /// What to do with files that grew.
+        files: FilePolicy,
+    },
+}
+
+/// An order to take a checkpoint.
+#[derive(Debug)]
+struct Order {
+    kill: bool,
+    reply: oneshot::Sender<Result<Report>>,
+}
+
+/// The thread, as its employer sees it.
+#[derive(Debug)]
+pub(super) struct Engine {
+    orders: mpsc::Sender<Order>,
+    thread: JoinHandle<()>,
+    /// Where the job came from.
+    pub(super) origin: Origin,
+    begun: Option<oneshot::Receiver<Result<Begun>>>,
+}
+
+/// A job that the thread has got hold of.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// What to tell of it.
+    pub(super) started: Started,
+    /// Readable once it has ended.
+    pub(super) pidfd: OwnedFd,
+}
+
+impl Engine {
+    /// Starts the thread, which begins by getting hold of the job.
+    ///
+    /// # Errors
+    /// When the kernel makes no thread.
+    pub(super) fn start(origin: Origin, writer: StoreWriter, options: checkpoint::Options) -> Result<Self> {
+        let (orders, work) = mpsc::channel::<Order>();
+        let (tell, begun) = oneshot::channel();
+        let life = move || {
+            let (mut held, begun) = match begin(origin, &writer) {
+                Ok(begun) => begun,
+                Err(e) => {
+                    // The lock goes first: whoever hears of the failure may try again at once.
+                    drop(writer);
+                    let _ = tell.send(Err(e));
+                    return;
+                }
+            };
+            let _ = tell.send(Ok(begun));
+            for order in work {
+                let outcome = held.checkpoint(&writer, &options).and_then(|report| {
+                    if order.kill {
+                        held.kill()?;
+                    }
+                    Ok(report)
+                });
+                let _ = order.reply.send(outcome);
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("cr-engine".to_owned())
+            .spawn(life)
+            .map_err(|e| Error::system("starting a thread", e))?;
+        Ok(Self { orders, thread, origin, begun: Some(begun) })
+    }
+
+    /// Waits until the thread has got hold of the job. To be asked once.
+    ///
+    /// # Errors
+    /// Why it has not.
+    pub(super) async fn begun(&mut self) -> Result<Begun> {
+        match self.begun.take().expect("asked once").await {
+            Ok(begun) => begun,
+            Err(_) => Err(died()),
+        }
+    }
+
+    /// Orders a checkpoint.
+    pub(super) fn order(&self, kill: bool) -> Flight {
+        let (reply, answer) = oneshot::channel();
+        // Where the thread has died, the order is dropped, and so the flight fails.
+        let _ = self.orders.send(Order { kill, reply });
+        Flight(answer)
+    }
+
+    /// Lets go of the job and of the store.
+    pub(super) fn end(self) {
+        drop(self.orders);
+        if self.thread.join().is_err() {
+            log::error!("the thread that takes checkpoints has panicked; this is a defect of cr");
+        }
+    }
+}
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(super) struct Flight(oneshot::Receiver<Result<Report>>);
+
+impl Flight {
+    /// What became of it. Nothing is lost when this is dropped before it is ready.
+    pub(super) async fn landed(&mut self) -> Result<Report> {
+        (&mut self.0).await.unwrap_or_else(|_| Err(died()))
+    }
+}
+
+fn died() -> Error {
+    let message = "the thread that takes checkpoints has died; this is a defect of cr. The job runs on, and `cr attach` \
+                   with this store protects it again";
+    Error::Controller { code: 125, message: message.to_owned() }
+}
+
+/// A job that may not be open yet.
+#[derive(Debug)]
+struct Held {
+    pid: i32,
+    job: Option<Job>,
+}
+
+impl Held {
+    fn checkpoint(&mut self, writer: &StoreWriter, options: &checkpoint::Options) -> Result<Report> {
+        let job = match &mut self.job {
+            Some(job) => job,
+            none => none.insert(Job::open(self.pid)?),
+        };
+        job.checkpoint(writer, options)
+    }
+
+    /// Ends the job, and waits until it is dead.
+    fn kill(&self) -> Result<()> {
+        self.job.as_ref().map_or(Ok(()), kill)
+    }
+}
+
+/// Ends a job by SIGKILL and waits until it is dead (though perhaps not reaped by its parent).
+pub(super) fn kill(job: &Job) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    match fd::pidfd_send_signal(job.pidfd(), libc::SIGKILL) {
+        // It ended by itself.
+        Err(nix::errno::Errno::ESRCH) => return Ok(()),
+        other => other.map_err(|e| Error::system(format!("killing pid {}", job.pid()), e))?,
+    }
+    let timeout = PollTimeout::try_from(PATIENCE).expect("a few seconds");
+    let _ = poll(&mut [PollFd::new(job.pidfd(), PollFlags::POLLIN)], timeout);
+    Ok(())
+}
+
+fn begin(origin: Origin, writer: &StoreWriter) -> Result<(Held, Begun)> {
+    let (job, cuts) = match origin {
+        Origin::Child(pid) => {
+            // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
+            let job = Job::open(pid).inspect_err(|e| log::info!("cannot hold the job yet: {e}")).ok();
+            let pidfd = fd::pidfd_open(pid).map_err(|e| Error::system(format!("pidfd_open of pid {pid}"), e))?;
+            let started = Started { pid, cuts: Vec::new() };
+            return Ok((Held { pid, job }, Begun { started, pidfd }));
+        }
+        Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
+        Origin::Chain { id, files } => {
+            let restored = restore::restore(writer.store(), id, &restore::Options { files })?;
+            let cuts = restored.cuts().iter().map(Cut::from).collect();
+            (restored.run()?, cuts)
+        }
+    };
+    let pid = job.pid();
+    let pidfd = job.pidfd().try_clone_to_owned().map_err(|e| Error::system("duplicating a pidfd", e))?;
+    Ok((Held { pid, job: Some(job) }, Begun { started: Started { pid, cuts }, pidfd }))
+}
+
+/// Opens a job whose store may hold older checkpoints of it.
+pub(super) fn open(pid: i32, writer: &StoreWriter) -> Result<Job> {
+    let mut job = Job::open(pid)?;
+    if writer.store().newest_id()?.is_some() {
+        job.follow_chain(writer.store())?;
+    }
+    Ok(job)
+}

@@ -1,0 +1,169 @@
+//! What is said over the control socket: one JSON object a line, a request and then its answer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::describe::Checkpoint;
+use crate::error::Error;
+
+/// The version of the protocol that this program speaks.
+pub const VERSION: u32 = 1;
+
+/// What a controller is asked: `{"v":1,"cmd":"checkpoint","kill":false,"pid":42}`, `{"v":1,"cmd":"status"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What to do.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "lowercase")]
+pub enum Command {
+    /// Take a checkpoint now.
+    Checkpoint {
+        /// End the job once the checkpoint is durable.
+        #[serde(default)]
+        kill: bool,
+        /// The job that is meant; another one is an error.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
+    },
+    /// Say what you hold.
+    Status,
+}
+
+impl Command {
+    /// The command as it is sent.
+    pub fn request(self) -> Request {
+        Request { v: VERSION, command: self }
+    }
+}
+
+/// What a controller answers: `{"v":1,"ok":…}` or `{"v":1,"error":{"code":121,"message":"…"}}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The rest.
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+/// The two kinds of answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// It was done.
+    Ok(Done),
+    /// It was not.
+    Error(Failure),
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Done {
+    /// The checkpoint that was taken.
+    Checkpoint(Checkpoint),
+    /// The state of the controller.
+    Status(Status),
+}
+
+/// The state of a controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The job.
+    pub pid: i32,
+    /// Whether a checkpoint is being taken.
+    pub busy: bool,
+    /// Checkpoints that this controller has taken.
+    pub taken: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Milliseconds between checkpoints; none without an interval.
+    pub interval_ms: Option<u64>,
+}
+
+/// An error with its exit code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit code of `cr` for it.
+    pub code: u8,
+    /// What, where, why, and what to do.
+    pub message: String,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self { code: error.exit_code(), message: error.to_string() }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(Failure { code, message }: Failure) -> Self {
+        Self::Controller { code, message }
+    }
+}
+
+impl Response {
+    /// That it was done.
+    pub fn ok(done: Done) -> Self {
+        Self { v: VERSION, answer: Answer::Ok(done) }
+    }
+
+    /// That it was not.
+    pub fn error(code: u8, message: impl Into<String>) -> Self {
+        Self { v: VERSION, answer: Answer::Error(Failure { code, message: message.into() }) }
+    }
+}
+
+/// Reads a request, or says why it is none: what to answer then.
+pub fn parse(line: &str) -> Result<Command, Response> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    let bad = |why: serde_json::Error| Response::error(125, format!("the controller does not understand the request: {why}"));
+    let Version { v } = serde_json::from_str(line).map_err(bad)?;
+    if v != VERSION {
+        let message = format!("the controller speaks version {VERSION} of the protocol, not {v}: use the `cr` that started it");
+        return Err(Response::error(125, message));
+    }
+    serde_json::from_str::<Request>(line).map(|request| request.command).map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_as_documented() {
+        assert_eq!(
+            parse(r#"{"v":1,"cmd":"checkpoint","kill":true}"#).unwrap(),
+            Command::Checkpoint { kill: true, pid: None }
+        );
+        assert_eq!(parse(r#"{"v":1,"cmd":"status"}"#).unwrap(), Command::Status);
+        let sent = serde_json::to_string(&Command::Checkpoint { kill: false, pid: Some(7) }.request()).unwrap();
+        assert_eq!(sent, r#"{"v":1,"cmd":"checkpoint","kill":false,"pid":7}"#);
+    }
+
+    #[test]
+    fn other_versions_and_nonsense_get_an_answer() {
+        for line in [r#"{"v":2,"cmd":"checkpoint"}"#, r#"{"v":1,"cmd":"dance"}"#, "", "[]", "{"] {
+            let Answer::Error(failure) = parse(line).unwrap_err().answer else { panic!("{line} was understood") };
+            assert_eq!(failure.code, 125);
+        }
+    }
+
+    #[test]
+    fn answers_survive_the_way() {
+        let status = Status { pid: 7, busy: false, taken: 3, failed: 0, interval_ms: Some(1000) };
+        for response in [Response::ok(Done::Status(status)), Response::error(121, "gone")] {
+            let line = serde_json::to_string(&response).unwrap();
+            assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");
+        }
+    }
+}

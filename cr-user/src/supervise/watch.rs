@@ -1,0 +1,306 @@
+//! The event loop: time, requests, signals, the end of the job.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, raise};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
+
+use super::control::{Asked, Server, Socket};
+use super::engine::{Engine, Flight, Origin};
+use super::journal::{Journal, Trigger};
+use super::protocol::{Command, Done, Failure, Response, Status};
+use super::signals::{Meaning, Received, Signals};
+use super::{Config, Outcome, Started, exit};
+use crate::checkpoint::Report;
+use crate::describe::Checkpoint;
+use crate::error::{Error, Result};
+use crate::procfs;
+use crate::sys::fd::pidfd_send_signal;
+use crate::sys::process;
+
+/// How long the job may take to stop after we were told to, before it is taken to ignore that.
+const TIME_TO_STOP: Duration = Duration::from_millis(500);
+
+/// Waits for the engine to hold the job, calls `started`, and supervises until the job ends or we are told to let it go.
+pub(super) async fn watch(
+    config: &Config,
+    mut engine: Engine,
+    socket: Socket,
+    journal: Journal,
+    started: impl FnOnce(&Started),
+) -> Result<Outcome> {
+    let signals = Signals::new()?;
+    let origin = engine.origin;
+    let begun = tokio::select! {
+        begun = engine.begun() => begun?,
+        // A child has got the signal from the terminal, or will get it from us once it is held.
+        interrupted = interruption(&signals), if !matches!(origin, Origin::Child(_)) => return Err(interrupted?),
+    };
+    let pid = begun.started.pid;
+    let ended = process::watch(begun.pidfd).map_err(|e| Error::system("watching the job", e))?;
+    let mut server = Server::start(socket)?;
+    let mut ticks = config.interval.map(ticks_of);
+    started(&begun.started);
+
+    let mut desk = Desk::new(config, engine, journal, pid);
+    loop {
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                let signal = signal.map_err(|e| Error::system("reading a signal", e))?;
+                desk.signalled(signal, &ended)?;
+            }
+            outcome = desk.landing(), if desk.flight.is_some() => desk.landed(outcome),
+            _ = ended.readable() => break,
+            Some(asked) = server.next() => desk.asked(asked),
+            () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
+            () = sleep(Duration::from_millis(20)), if desk.stopping.is_some() => (),
+        }
+        if desk.is_idle() && desk.leaving {
+            break;
+        }
+        desk.stop_if_job_has();
+        desk.take_off();
+    }
+
+    let closing = server.close();
+    if desk.flight.is_some() {
+        let outcome = desk.landing().await;
+        desk.landed(outcome);
+    }
+    let outcome = if desk.leaving {
+        Outcome::LetGo
+    } else if desk.is_ours {
+        exit::of_child(pid)
+    } else {
+        exit::of_other(ended.as_fd()).await
+    };
+    let last = if desk.leaving {
+        Response::error(125, format!("the controller lets go of pid {pid}; ask again, or attach to it anew"))
+    } else {
+        Response::error(121, format!("pid {pid} has ended; the checkpoints that were taken of it are intact"))
+    };
+    desk.close(&last);
+    closing.finish(&last).await;
+    Ok(outcome)
+}
+
+/// Ready once we are told to end.
+async fn interruption(signals: &Signals) -> Result<Error> {
+    loop {
+        let signal = signals.next().await.map_err(|e| Error::system("reading a signal", e))?;
+        if signal.meaning() == Meaning::End {
+            return Ok(interrupted(signal, "before the job was held: nothing was changed"));
+        }
+    }
+}
+
+fn interrupted(signal: Received, when: &str) -> Error {
+    let name = Signal::try_from(signal.number).map_or("a signal", Signal::as_str);
+    Error::Controller { code: 128 + signal.number as u8, message: format!("stopped by {name} {when}") }
+}
+
+fn ticks_of(every: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + every, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn tick(ticks: &mut Option<Interval>) {
+    if let Some(ticks) = ticks {
+        ticks.tick().await;
+    }
+}
+
+/// A checkpoint that is wanted.
+struct Wish {
+    trigger: Trigger,
+    kill: bool,
+    reply: Option<oneshot::Sender<Response>>,
+}
+
+/// What the controller knows, has in hand, and has to do.
+struct Desk<'c> {
+    config: &'c Config,
+    engine: Engine,
+    journal: Journal,
+    pid: i32,
+    /// The job is our child.
+    is_ours: bool,
+    flight: Option<(Flight, Wish)>,
+    wishes: VecDeque<Wish>,
+    /// Answers that are given once the job is reaped and the store unlocked.
+    last_words: Vec<(oneshot::Sender<Response>, Response)>,
+    /// We were told to let the job go.
+    leaving: bool,
+    /// We were told to stop, and until when the job may follow suit.
+    stopping: Option<Instant>,
+    taken: u64,
+    failed: u64,
+    /// The refusal that was reported last: it stays as it is for as long as the job does.
+    refusal: Option<String>,
+}
+
+impl<'c> Desk<'c> {
+    fn new(config: &'c Config, engine: Engine, journal: Journal, pid: i32) -> Self {
+        Self {
+            config,
+            is_ours: !matches!(engine.origin, Origin::Process(_)),
+            engine,
+            journal,
+            pid,
+            flight: None,
+            wishes: VecDeque::new(),
+            last_words: Vec::new(),
+            leaving: false,
+            stopping: None,
+            taken: 0,
+            failed: 0,
+            refusal: None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flight.is_none()
+    }
+
+    /// The interval is over. A checkpoint that takes longer than that is not followed at once by another.
+    fn is_time(&mut self) {
+        if self.is_idle() && self.wishes.is_empty() {
+            self.wishes.push_back(Wish { trigger: Trigger::Interval, kill: false, reply: None });
+        }
+    }
+
+    fn asked(&mut self, Asked { command, reply }: Asked) {
+        match command {
+            Command::Status => {
+                let _ = reply.send(Response::ok(Done::Status(self.status())));
+            }
+            Command::Checkpoint { pid: Some(pid), .. } if pid != self.pid => {
+                let (dir, held) = (self.config.store.display(), self.pid);
+                let message = format!("{dir} holds the checkpoints of pid {held}, not of {pid}: name another store");
+                let _ = reply.send(Response::error(122, message));
+            }
+            Command::Checkpoint { kill, .. } => {
+                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, reply: Some(reply) });
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            pid: self.pid,
+            busy: !self.is_idle(),
+            taken: self.taken,
+            failed: self.failed,
+            interval_ms: self.config.interval.map(|every| every.as_millis() as u64),
+        }
+    }
+
+    /// Begins the next checkpoint that is wanted, if none is under way.
+    fn take_off(&mut self) {
+        if self.is_idle()
+            && let Some(wish) = self.wishes.pop_front()
+        {
+            self.flight = Some((self.engine.order(wish.kill), wish));
+        }
+    }
+
+    /// Ready once the checkpoint under way has become something.
+    async fn landing(&mut self) -> Result<Report> {
+        let (flight, _) = self.flight.as_mut().expect("asked only while there is one");
+        flight.landed().await
+    }
+
+    fn landed(&mut self, outcome: Result<Report>) {
+        let (_, wish) = self.flight.take().expect("something has landed");
+        let response = match &outcome {
+            Ok(report) => {
+                self.taken += 1;
+                self.refusal = None;
+                let checkpoint = Checkpoint::from(report);
+                log::info!("checkpoint {}: {} pages, frozen {} ms", report.id, report.stored_pages, checkpoint.frozen_ms);
+                self.journal.note(wish.trigger, Ok(&checkpoint));
+                Response::ok(Done::Checkpoint(checkpoint))
+            }
+            Err(error) => {
+                self.failed += 1;
+                let failure = Failure::from(error);
+                self.journal.note(wish.trigger, Err(&failure));
+                if wish.reply.is_none() {
+                    self.complain(error, &failure);
+                }
+                Response::error(failure.code, failure.message)
+            }
+        };
+        match wish.reply {
+            Some(reply) if wish.kill && outcome.is_ok() => self.last_words.push((reply, response)),
+            Some(reply) => drop(reply.send(response)),
+            None => (),
+        }
+    }
+
+    /// Reports a checkpoint that nobody waits for and that failed.
+    fn complain(&mut self, error: &Error, failure: &Failure) {
+        match error {
+            // The end of the job is told by our exit code.
+            Error::JobGone { .. } | Error::NoSuchJob { .. } => log::info!("no checkpoint: {}", failure.message),
+            Error::Refused(_) if self.refusal.as_ref() == Some(&failure.message) => (),
+            Error::Refused(_) => {
+                log::warn!("{}\nthe job runs on without checkpoints as long as this is so", failure.message);
+                self.refusal = Some(failure.message.clone());
+            }
+            _ => log::warn!("no checkpoint this time, the job runs on: {}", failure.message),
+        }
+    }
+
+    fn signalled(&mut self, signal: Received, job: &AsyncFd<OwnedFd>) -> Result<()> {
+        if self.is_ours {
+            if signal.is_for_job(self.pid)
+                && let Err(e) = pidfd_send_signal(job.as_fd(), signal.number)
+            {
+                log::info!("cannot pass signal {} on: {e}", signal.number);
+            }
+        } else if signal.meaning() == Meaning::End {
+            if self.leaving {
+                return Err(interrupted(signal, "in the middle of a checkpoint: the job runs on, that checkpoint is lost"));
+            }
+            self.leaving = true;
+            self.wishes.clear();
+        }
+        if signal.meaning() == Meaning::Stop {
+            self.stopping = Some(Instant::now() + TIME_TO_STOP);
+        }
+        Ok(())
+    }
+
+    /// Stops as a shell expects of its foreground job, but not in the middle of a checkpoint; and if the job is our child,
+    /// only once it has stopped too.
+    fn stop_if_job_has(&mut self) {
+        let Some(until) = self.stopping else { return };
+        let has_stopped = || procfs::stat(self.pid).is_ok_and(|fields| fields.first().is_some_and(|state| state == "T"));
+        if self.is_idle() && (!self.is_ours || has_stopped()) {
+            self.stopping = None;
+            if let Err(e) = raise(Signal::SIGSTOP) {
+                log::info!("cannot stop: {e}");
+            }
+        } else if self.is_idle() && Instant::now() > until {
+            self.stopping = None;
+        }
+    }
+
+    /// Answers everybody who still waits, after letting go of the job and the store.
+    fn close(self, last: &Response) {
+        self.engine.end();
+        for reply in self.wishes.into_iter().filter_map(|wish| wish.reply) {
+            let _ = reply.send(last.clone());
+        }
+        for (reply, response) in self.last_words {
+            let _ = reply.send(response);
+        }
+    }
+}
