@@ -232,7 +232,7 @@ pub fn descriptors() -> (nix::Result<()>, nix::Result<()>) {
     });
     let compared = open("/proc/self/status").and_then(|file| {
         let fd = file.as_raw_fd();
-        super::fd::same_description(me, fd, me, fd).and_then(|same| if same { Ok(()) } else { Err(Errno::EIO) })
+        super::fd::compare_descriptions(me, fd, me, fd).and_then(|order| if order.is_eq() { Ok(()) } else { Err(Errno::EIO) })
     });
     (fetched.map(drop), compared)
 }

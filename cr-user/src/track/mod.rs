@@ -7,4 +7,5 @@ pub mod iters;
 pub mod oracle;
 
 pub use heat::Heat;
+pub use hints::Hints;
 pub use oracle::Oracle;
