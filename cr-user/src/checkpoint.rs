@@ -9,6 +9,7 @@ mod collect;
 mod precopy;
 mod sink;
 mod survey;
+mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +23,7 @@ use crate::image::{IndexInfo, Parent};
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::object::{files, memory, process, threads};
-use crate::procfs::{self, Status};
+use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
 use crate::remote::{Frozen, Gadgets, Puppet};
 use crate::store::{Chain, Store, StoreWriter};
@@ -34,6 +35,7 @@ use collect::State;
 use precopy::precopy;
 use sink::{Prior, Sink};
 use survey::Survey;
+use watch::Watch;
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -84,6 +86,9 @@ pub struct Job {
     pidfd: OwnedFd,
     memory: Memory,
     oracle: Option<Oracle>,
+    /// The eBPF programs that follow it; none where they cannot be loaded, or it was not tried yet.
+    watch: Option<Watch>,
+    watch_tried: bool,
     gadgets: Option<Gadgets>,
     spaces: Spaces,
     /// The newest durable checkpoint.
@@ -137,6 +142,8 @@ impl Job {
             pidfd,
             memory,
             oracle: None,
+            watch: None,
+            watch_tried: false,
             gadgets: None,
             spaces: Spaces::default(),
             parent: None,
@@ -234,11 +241,13 @@ impl Job {
             self.content.clear();
         }
         let prior = self.prior(writer.store());
+        self.watch();
         let mut frozen_time = self.arm()?;
         let mut sink = Sink::new(writer.begin()?);
         fault::point("precopy")?;
         precopy(self, &mut sink, prior.as_ref())?;
         self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit)?;
+        self.learn_mappings();
 
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
@@ -288,12 +297,43 @@ impl Job {
         })
     }
 
+    /// Has the eBPF programs follow the job. Without them everything is as right, and a little slower.
+    fn watch(&mut self) {
+        if !std::mem::replace(&mut self.watch_tried, true) {
+            match Watch::begin(self.pid) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(e) => log::info!("no eBPF programs: {e}"),
+            }
+        }
+    }
+
+    /// Reads the mappings in words before the frozen window, where their number may cost time.
+    fn learn_mappings(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            let pid = self.pid;
+            // Should it fail, they are read again in the frozen window, which will say why.
+            let _ = watch.learn(pid, || procfs::smaps(pid));
+        }
+    }
+
+    /// The mappings of the stopped job, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
+    /// iterator shows that nothing changed since it was read, it is not read again.
+    fn mappings_now(&self) -> Result<Vec<Vma>> {
+        match self.watch.as_ref().and_then(|w| w.recall(self.pid)) {
+            Some(vmas) => Ok(vmas),
+            None => procfs::smaps(self.pid).map_err(|_| self.gone("the collection of its state")),
+        }
+    }
+
     /// Makes sure that an oracle watches the address space, and says for how long the job stood still for that.
     fn arm(&mut self) -> Result<Duration> {
         if self.oracle.as_ref().is_some_and(|o| !o.is_alive()) {
             // The job has called execve: the address space that was watched is gone, and all that it held with it.
             self.oracle = None;
             self.gadgets = None;
+            self.watch = None;
+            self.watch_tried = false;
+            self.watch();
         }
         if self.oracle.is_some() {
             fault::point("arm")?;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::object::files::{self, Description, Files};
 use crate::object::memory::advice;
-use crate::object::memory::backing::{Backing, ObjectKind};
+use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::{self, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::get;
@@ -227,7 +227,7 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
             Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), own.count_in(pages.clone())),
             Backing::Kernel(name) => ("kernel", name.clone(), 0),
             Backing::File(stamp) => ("file", stamp.path.clone(), own.count_in(pages.clone())),
-            Backing::Object { space, kind, .. } => {
+            Backing::Object(Object { space, kind, .. }) => {
                 let first = mapping.offset / PAGE;
                 let shown = first..first + mapping.len() / PAGE;
                 // A private mapping of an object has pages of its own besides.

@@ -89,6 +89,10 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
     prepared.adopt(&mut spaces)?;
+    for (space, file) in opened.spaces() {
+        let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
+        spaces.adopt(stat.st_dev, stat.st_ino, space);
+    }
     let regs = soul::resume_waits(&mut body, &saved)?;
     let syscall = crate::remote::Gadgets::find_outside(body.pid(), body.own_range())
         .map_err(|e| Error::system("looking through the restored code", e))?;
@@ -182,7 +186,7 @@ fn track(body: &mut Body, saved: &Saved) -> Result<Option<Oracle>> {
     let pagemap = oracle::pagemap_of(body.pid())?;
     for mapping in saved.mappings.all.iter().filter(|m| m.has_own_content()) {
         let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0;
-        if matches!(mapping.backing, Backing::File(_) | Backing::Anonymous | Backing::Object { .. })
+        if matches!(mapping.backing, Backing::File(_) | Backing::Anonymous | Backing::Object(_))
             && worthwhile
             && oracle.register(mapping.start, mapping.end).is_ok()
         {

@@ -15,9 +15,11 @@ use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
 use crate::object::signals::{self, Signals};
-use crate::object::threads::{self, Threads};
+use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
-use crate::procfs::{self, Status, Vma};
+use crate::procfs::{Status, Vma};
+use crate::sys::ptrace::{self, Regs};
+use crate::track::iters::TaskHidden;
 use crate::store::Chain;
 use crate::remote::{Frozen, Gadgets, Puppet, Questions};
 
@@ -53,6 +55,7 @@ impl State {
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
+        let waits = Waits::look(job, &tids);
         let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
         let mut questions = Questions::new(&puppet);
         let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
@@ -71,7 +74,8 @@ impl State {
             let status = Status::read(pid, tid).map_err(|_| job.gone("the collection of its state"))?;
             let context = puppet.context();
             let xstate = context.xstate.clone();
-            threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, None)?);
+            let wait = waits.of(tid, &context.regs);
+            threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
             credentials.threads.push(credentials::capture(tid, &status, rights, &answers));
             scheduling.threads.push(scheduling::capture(tid, turns, &answers)?);
@@ -79,7 +83,7 @@ impl State {
         }
         signals.queued = signals::queued_for_process(pid)?;
         puppet.end()?;
-        let vmas = procfs::smaps(pid).map_err(|_| job.gone("the collection of its state"))?;
+        let vmas = job.mappings_now()?;
         let spaces = &mut job.spaces;
         let (files, contents) = files::capture(pid, job.pidfd.as_fd(), &mut |dev, ino| spaces.of_file(dev, ino))?;
         let file_contents =
@@ -111,6 +115,28 @@ impl State {
         put(image, credentials::KIND, &vec![self.credentials])?;
         put(image, files::KIND, &vec![self.files])?;
         put(image, scheduling::KIND, &vec![self.scheduling])
+    }
+}
+
+/// What the kernel remembers of interrupted waits. Only asked where a thread is in one.
+struct Waits<'a> {
+    pid: i32,
+    tasks: Vec<TaskHidden>,
+    functions: Option<&'a RestartFunctions>,
+}
+
+impl<'a> Waits<'a> {
+    fn look(job: &'a Job, tids: &[i32]) -> Self {
+        let any = tids.iter().any(|tid| ptrace::regs(*tid).is_ok_and(|r| threads::has_restart_block(&r)));
+        let watch = job.watch.as_ref().filter(|_| any);
+        let tasks = watch.and_then(|w| w.hints.tasks(job.pid).ok()).unwrap_or_default();
+        Self { pid: job.pid, tasks, functions: watch.map(|w| &w.functions) }
+    }
+
+    fn of(&self, tid: i32, regs: &Regs) -> Option<Wait> {
+        let task = self.tasks.iter().find(|t| t.record.seen_tid as i32 == tid);
+        let unknown = RestartFunctions::default();
+        threads::wait(self.pid, regs, task, self.functions.unwrap_or(&unknown))
     }
 }
 

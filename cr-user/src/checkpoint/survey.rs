@@ -10,7 +10,7 @@ use nix::unistd::{Whence, lseek};
 use crate::checkpoint::arena::{Piece, groups};
 use crate::checkpoint::collect::State;
 use crate::checkpoint::sink::{Prior, Sink};
-use crate::checkpoint::{Job, refuse};
+use crate::checkpoint::{Job, refuse, watch};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
@@ -162,10 +162,18 @@ impl Survey {
 
         let space = Spaces::of_process(job.pid);
         let known = job.content.get(&space).cloned().unwrap_or_default();
-        let dirty = job.debt.union(&untracked).union(&own.difference(&known)).intersection(&own);
+        let mut dirty = job.debt.union(&untracked).union(&own.difference(&known)).intersection(&own);
+        let mut widened = std::mem::take(&mut job.notes);
+        // The page tables are the oracle. A write that a program saw and they do not show would be a bug, of ours or of the
+        // kernel's: it is copied all the same, and said.
+        let seen = job.watch.as_mut().map(watch::Watch::written).unwrap_or_default();
+        let missed = seen.intersection(&own).difference(&dirty);
+        if !missed.is_empty() {
+            widened.push(format!("{} pages that a program saw written were not marked in the page tables", missed.count()));
+            dirty = dirty.union(&missed);
+        }
         // Copied already, and neither written again nor of unknown history.
         let copied = sink.held(space).difference(&taken).difference(&untracked).difference(&job.late);
-        let mut widened = std::mem::take(&mut job.notes);
         if untracked_mappings > 0 {
             widened.push(format!("{untracked_mappings} mappings are not tracked: {} pages read", untracked.count()));
         }

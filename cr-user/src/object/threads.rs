@@ -6,6 +6,7 @@ use crate::procfs::Status;
 use crate::remote::{Answers, Call, Questions, restart};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::{task, vm};
+use crate::track::iters::TaskHidden;
 
 /// The record of a process's threads.
 pub const KIND: RecordKind = RecordKind { id: 2, version: 1, name: "threads" };
@@ -40,10 +41,34 @@ pub struct Thread {
     pub clear_child_tid: u64,
     /// Alternate signal stack: first byte, flags, bytes.
     pub altstack: (u64, i32, u64),
-    /// What is left of an interrupted timed wait, in nanoseconds; none when the call restarts from its arguments.
-    pub time_left: Option<u64>,
+    /// An interrupted timed wait with the time that was left; none when the call restarts from its arguments.
+    pub wait: Option<Wait>,
     /// `PR_SET_PDEATHSIG`.
     pub parent_death_signal: i32,
+}
+
+/// A wait of which only the kernel knows how long it still is to take. Times are what is left, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Wait {
+    /// `nanosleep` or `clock_nanosleep` with a relative time.
+    Sleep(Sleep),
+    /// `futex` with a time limit.
+    Futex(u64),
+    /// `poll`, with its time limit or `u64::MAX`.
+    Poll(u64),
+    /// The kernel was not asked: the call with this number starts again with its whole time.
+    Anew(u64),
+}
+
+/// An interrupted sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Sleep {
+    /// The clock.
+    pub clock: i32,
+    /// Where the time left is reported; 0 for nowhere.
+    pub report: u64,
+    /// The time left in nanoseconds.
+    pub left: u64,
 }
 
 const REGISTERS: usize = 27;
@@ -78,10 +103,84 @@ impl Thread {
         self.xstate.get(512..520).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
     }
 
-    /// Whether a call was interrupted that the kernel can only resume with what it remembers of it.
-    pub fn has_restart_block(&self) -> bool {
-        self.regs[15] as i64 >= 0 && self.regs[10] as i64 == restart::RESTARTBLOCK
+}
+
+/// Whether a call was interrupted that the kernel can only resume with what it remembers of it.
+pub fn has_restart_block(regs: &Regs) -> bool {
+    regs.orig_rax as i64 >= 0 && regs.rax as i64 == restart::RESTARTBLOCK
+}
+
+/// The wait that a thread was in, from what the kernel remembers of it (`hidden`), or else from its code.
+pub fn wait(pid: i32, regs: &Regs, hidden: Option<&TaskHidden>, functions: &RestartFunctions) -> Option<Wait> {
+    if !has_restart_block(regs) {
+        return None;
     }
+    let known = hidden.and_then(|task| functions.wait(regs, task));
+    known.or_else(|| Some(Wait::Anew(call_number(pid, regs))))
+}
+
+/// The number of the interrupted call. Once resumed it is `restart_syscall`, and the first number stands only in the code.
+fn call_number(pid: i32, regs: &Regs) -> u64 {
+    const MOV_EAX: u8 = 0xb8;
+    let mut code = [0; 7];
+    let range = vm::Range { start: regs.rip.wrapping_sub(7), len: 7 };
+    let read = regs.orig_rax == libc::SYS_restart_syscall as u64 && vm::read(pid, &[range], &mut code).is_ok_and(|n| n == 7);
+    match code {
+        [MOV_EAX, a, b, c, d, 0x0f, 0x05] if read => u64::from(u32::from_le_bytes([a, b, c, d])),
+        _ => regs.orig_rax,
+    }
+}
+
+/// Kernel functions that resume waits (`struct restart_block`), by address.
+#[derive(Clone, Debug, Default)]
+pub struct RestartFunctions {
+    sleep: u64,
+    futex: u64,
+    poll: u64,
+}
+
+impl RestartFunctions {
+    /// From `/proc/kallsyms`; all unknown where the kernel does not tell addresses.
+    pub fn read() -> Self {
+        let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+        let find = |name: &str| {
+            let line = symbols.lines().find(|l| l.split_whitespace().nth(2) == Some(name));
+            line.and_then(|l| u64::from_str_radix(l.split_whitespace().next()?, 16).ok()).unwrap_or(0)
+        };
+        Self {
+            sleep: find("hrtimer_nanosleep_restart"),
+            futex: find("futex_wait_restart"),
+            poll: find("do_restart_poll"),
+        }
+    }
+
+    fn wait(&self, regs: &Regs, task: &TaskHidden) -> Option<Wait> {
+        const CLOCK_MONOTONIC: i32 = libc::CLOCK_MONOTONIC;
+        let function = u64::from_le_bytes(task.restart_block()[8..16].try_into().expect("eight bytes"));
+        let number = regs.orig_rax as i64;
+        let is = |address: u64, numbers: &[i64]| (address != 0 && function == address) || numbers.contains(&number);
+        let left = |clock: i32, end: u64| end.saturating_sub(now(clock));
+        if is(self.sleep, &[libc::SYS_nanosleep, libc::SYS_clock_nanosleep]) {
+            let sleep = task.restart_sleep();
+            let report = if sleep.report == 0 { 0 } else { sleep.remaining };
+            let left = left(sleep.clock, sleep.expires_ns);
+            return Some(Wait::Sleep(Sleep { clock: sleep.clock, report, left }));
+        }
+        if is(self.futex, &[libc::SYS_futex]) {
+            return Some(Wait::Futex(left(CLOCK_MONOTONIC, task.restart_futex().expires_ns)));
+        }
+        if is(self.poll, &[libc::SYS_poll]) {
+            let poll = task.restart_poll();
+            let end = poll.end_s * 1_000_000_000 + poll.end_ns;
+            return Some(Wait::Poll(if poll.limited { left(CLOCK_MONOTONIC, end) } else { u64::MAX }));
+        }
+        None
+    }
+}
+
+fn now(clock: i32) -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock));
+    now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
 fn words(r: &Regs) -> [u64; REGISTERS] {
@@ -121,7 +220,7 @@ pub fn capture(
     mut xstate: Vec<u8>,
     asked: Asked,
     answers: &Answers,
-    time_left: Option<u64>,
+    wait: Option<Wait>,
 ) -> Result<Thread> {
     let failed = |what: &str, e: std::io::Error| Error::system(format!("reading {what} of thread {tid}"), e);
     let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).map_err(|e| failed("the name", e))?;
@@ -141,7 +240,7 @@ pub fn capture(
         robust_list: task::robust_list(tid).map_err(|e| failed("the robust list", e.into()))?,
         clear_child_tid: answers.word(asked.tid_address),
         altstack: (answers.word(asked.altstack), answers.int(asked.altstack + 8), answers.word(asked.altstack + 16)),
-        time_left,
+        wait,
         parent_death_signal: answers.int(asked.death_signal),
     })
 }

@@ -1,6 +1,6 @@
 //! The address space: mappings where they were, filled straight from the images.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{Error, Result};
 use crate::image;
-use crate::object::memory::backing::{Backing, ObjectKind};
+use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::mapping::{self, BackingFds, Mapping};
 use crate::object::spaces::Spaces;
 use crate::restore::body::Body;
@@ -43,7 +43,7 @@ impl Prepared {
         existing: impl Fn(u64) -> Option<i32>,
     ) -> Result<Self> {
         let mut prepared = Self::default();
-        let mut sizes: HashMap<u64, u64> = HashMap::new();
+        let mut seen = HashSet::new();
         for mapping in mappings {
             match &mapping.backing {
                 Backing::File(stamp) if !prepared.fds.files.contains_key(&stamp.path) => {
@@ -51,8 +51,7 @@ impl Prepared {
                     let number = prepared.hold(&file, base)?;
                     prepared.fds.files.insert(stamp.path.clone(), number);
                 }
-                Backing::Object { space, kind, size } if !sizes.contains_key(space) => {
-                    sizes.insert(*space, *size);
+                Backing::Object(Object { space, kind, size }) if seen.insert(*space) => {
                     if let Some(number) = existing(*space) {
                         prepared.fds.objects.insert(*space, number);
                         continue;
@@ -66,7 +65,7 @@ impl Prepared {
                 }
                 _ => {}
             }
-            if let Backing::Object { space, kind: ObjectKind::Written(stamp), size } = &mapping.backing
+            if let Backing::Object(Object { space, kind: ObjectKind::Written(stamp), size }) = &mapping.backing
                 && put_back
             {
                 let file = open(&stamp.path, OpenOptions::new().read(true).write(true))?;

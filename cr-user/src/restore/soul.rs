@@ -7,11 +7,11 @@ use crate::object::credentials;
 use crate::object::process;
 use crate::object::scheduling;
 use crate::object::signals;
-use crate::object::threads::{self, Thread};
+use crate::object::threads::{self, Thread, Wait};
 use crate::object::timers;
 use crate::procfs::Status;
 use crate::remote::frame;
-use crate::remote::{Call, kernel_result};
+use crate::remote::{Call, restart};
 use crate::restore::body::Body;
 use crate::restore::saved::Saved;
 use crate::sys::{ptrace, stub};
@@ -90,45 +90,52 @@ fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> R
 pub fn resume_waits(body: &mut Body, saved: &Saved) -> Result<Vec<ptrace::Regs>> {
     let mut all = Vec::new();
     for (index, thread) in saved.threads.all.iter().enumerate() {
-        let regs = thread.registers();
-        all.push(match (thread.has_restart_block(), wait_call(body, thread)?) {
-            (false, _) => regs,
-            // The time left is not known: with its whole time.
-            (true, None) => frame::resumed(&regs),
-            (true, Some(call)) => {
+        let mut regs = thread.registers();
+        match thread.wait {
+            None => {}
+            Some(Wait::Anew(number)) => {
+                regs.orig_rax = number;
+                regs = frame::resumed(&regs);
+            }
+            Some(wait) => {
+                let call = wait_call(body, wait, &regs)?;
                 let (runner, scratch, base) = body.thread(index);
                 let left = runner.interrupted(scratch.code() + stub::syscall_offset(), &base, &call)?;
-                let mut regs = regs;
                 regs.rax = left as u64;
-                if kernel_result(left).is_ok() || left > -512 {
-                    // It was over at once (the futex had changed, the time was up).
+                if left != restart::RESTARTBLOCK {
+                    // It was over at once (the futex had changed, the time was up): that is its result.
                     regs.orig_rax = u64::MAX;
                 }
-                regs
             }
-        });
+        }
+        all.push(regs);
     }
     Ok(all)
 }
 
-/// The interrupted call with the time that was left.
-fn wait_call(body: &Body, thread: &Thread) -> Result<Option<Call>> {
-    let Some(left) = thread.time_left else { return Ok(None) };
-    let regs = thread.registers();
-    let mut args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-    let number = regs.orig_rax as i64;
-    let mut time = [0; 16];
-    time[..8].copy_from_slice(&(left / 1_000_000_000).to_le_bytes());
-    time[8..].copy_from_slice(&(left % 1_000_000_000).to_le_bytes());
+/// The interrupted call with the time that was left. All but the time is still in its registers.
+fn wait_call(body: &Body, wait: Wait, regs: &ptrace::Regs) -> Result<Call> {
+    const FUTEX_WAIT_BITSET: u64 = 9;
+    const FUTEX_COMMANDS: u64 = 0x7f;
+    let own = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    let left = match wait {
+        Wait::Sleep(sleep) => sleep.left,
+        Wait::Futex(left) | Wait::Poll(left) => left,
+        Wait::Anew(_) => 0,
+    };
+    let time: Vec<u8> = [left / 1_000_000_000, left % 1_000_000_000].iter().flat_map(|w| w.to_le_bytes()).collect();
     body.put(&time)?;
-    match number {
-        libc::SYS_nanosleep => args[0] = body.data(),
-        libc::SYS_clock_nanosleep => args[2] = body.data(),
-        libc::SYS_futex => args[3] = body.data(),
-        libc::SYS_poll => args[2] = left.div_ceil(1_000_000),
-        _ => return Ok(None),
-    }
-    Ok(Some(Call { args, ..Call::new(number, &[]) }))
+    Ok(match wait {
+        Wait::Sleep(s) => Call::new(libc::SYS_clock_nanosleep, &[s.clock as u64, 0, body.data(), s.report]),
+        // Its limit is a point in time, not a duration: it stays.
+        Wait::Futex(_) if own[1] & FUTEX_COMMANDS == FUTEX_WAIT_BITSET => Call::new(libc::SYS_futex, &own),
+        Wait::Futex(_) => Call::new(libc::SYS_futex, &[own[0], own[1], own[2], body.data(), own[4], own[5]]),
+        Wait::Poll(_) => {
+            let milliseconds = i32::try_from(left.div_ceil(1_000_000)).unwrap_or(-1);
+            Call::new(libc::SYS_poll, &[own[0], own[1], milliseconds as u64])
+        }
+        Wait::Anew(number) => Call::new(number as i64, &own),
+    })
 }
 
 /// Puts each thread where it was. After this nothing may be run on its behalf any more.

@@ -20,14 +20,18 @@ pub enum Backing {
     /// A file that is not stored: it must be the same at restore.
     File(FileStamp),
     /// A file or memory object whose content is stored.
-    Object {
-        /// The content space.
-        space: u64,
-        /// What it is.
-        kind: ObjectKind,
-        /// Its bytes.
-        size: u64,
-    },
+    Object(Object),
+}
+
+/// A stored object.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Object {
+    /// The content space.
+    pub space: u64,
+    /// What it is.
+    pub kind: ObjectKind,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// A memory object or file whose bytes are in the image.
@@ -154,7 +158,7 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         ObjectKind::Deleted(_) | ObjectKind::Memfd(_) => 0..meta.size(),
         _ => vma.offset.min(meta.size())..(vma.offset + vma.len()).min(meta.size()),
     };
-    Ok((Backing::Object { space, kind, size: meta.size() }, Some(Source { space, file, range })))
+    Ok((Backing::Object(Object { space, kind, size: meta.size() }), Some(Source { space, file, range })))
 }
 
 /// What kind of stored object the mapped file is; `None` when it stays a file.

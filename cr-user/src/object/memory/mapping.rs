@@ -144,7 +144,7 @@ pub fn make(mapping: &Mapping, fds: &BackingFds) -> Result<Option<Call>> {
         Backing::Kernel(_) => return Ok(None),
         Backing::Anonymous => (libc::MAP_ANONYMOUS, -1),
         Backing::File(stamp) => (0, *fds.files.get(&stamp.path).ok_or_else(|| missing(&stamp.path))?),
-        Backing::Object { space, .. } => (0, *fds.objects.get(space).ok_or_else(|| missing("its object"))?),
+        Backing::Object(object) => (0, *fds.objects.get(&object.space).ok_or_else(|| missing("its object"))?),
     };
     flags |= libc::MAP_FIXED_NOREPLACE | if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     if mapping.has(advice::GROWS_DOWN) {
