@@ -119,6 +119,24 @@ pub fn wait(pid: i32, regs: &Regs, hidden: Option<&TaskHidden>, functions: &Rest
     known.or_else(|| Some(Wait::Anew(call_number(pid, regs))))
 }
 
+/// Whether a thread of the running process is in a call of which, interrupted, only the kernel knows the time left.
+pub fn any_timed_wait(pid: i32) -> bool {
+    let timed = |tid: &i32| {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) else { return false };
+        let mut words = text.split_whitespace();
+        let number = words.next().and_then(|w| w.parse::<i64>().ok());
+        let args: Vec<u64> =
+            words.filter_map(|w| u64::from_str_radix(w.trim_start_matches("0x"), 16).ok()).take(6).collect();
+        match number {
+            Some(libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_restart_syscall) => true,
+            Some(libc::SYS_poll) => args.get(2).is_some_and(|ms| (*ms as i32) > 0),
+            Some(libc::SYS_futex) => args.get(3).is_some_and(|timeout| *timeout != 0),
+            _ => false,
+        }
+    };
+    crate::procfs::threads(pid).unwrap_or_default().iter().any(timed)
+}
+
 /// The number of the interrupted call. Once resumed it is `restart_syscall`, and the first number stands only in the code.
 fn call_number(pid: i32, regs: &Regs) -> u64 {
     const MOV_EAX: u8 = 0xb8;
@@ -142,16 +160,18 @@ pub struct RestartFunctions {
 impl RestartFunctions {
     /// From `/proc/kallsyms`; all unknown where the kernel does not tell addresses.
     pub fn read() -> Self {
-        let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-        let find = |name: &str| {
-            let line = symbols.lines().find(|l| l.split_whitespace().nth(2) == Some(name));
-            line.and_then(|l| u64::from_str_radix(l.split_whitespace().next()?, 16).ok()).unwrap_or(0)
-        };
-        Self {
-            sleep: find("hrtimer_nanosleep_restart"),
-            futex: find("futex_wait_restart"),
-            poll: find("do_restart_poll"),
+        let mut all = Self::default();
+        for line in std::fs::read_to_string("/proc/kallsyms").unwrap_or_default().lines() {
+            let Some((address, name)) = line.split_once(' ') else { continue };
+            let known = match name.get(2..) {
+                Some("hrtimer_nanosleep_restart") => &mut all.sleep,
+                Some("futex_wait_restart") => &mut all.futex,
+                Some("do_restart_poll") => &mut all.poll,
+                _ => continue,
+            };
+            *known = u64::from_str_radix(address, 16).unwrap_or(0);
         }
+        all
     }
 
     fn wait(&self, regs: &Regs, task: &TaskHidden) -> Option<Wait> {
