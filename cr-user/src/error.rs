@@ -88,6 +88,14 @@ pub enum Error {
         /// The store.
         dir: PathBuf,
     },
+    /// A job was to go into a store that holds another's chain.
+    #[error("cannot checkpoint pid {pid} into this store: it holds the chain of another job (pid {owner}); give each job a store of its own")]
+    OtherJob {
+        /// The job.
+        pid: i32,
+        /// The job whose chain it is.
+        owner: i32,
+    },
     /// A step was made to fail by a test.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -113,7 +121,7 @@ impl Error {
             // As shells have it.
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             Self::Command { .. } => 126,
-            Self::HoldsChain { .. } => 122,
+            Self::HoldsChain { .. } | Self::OtherJob { .. } => 122,
         }
     }
 }

@@ -12,6 +12,7 @@ mod engine;
 mod exit;
 mod journal;
 mod launch;
+mod once;
 pub mod protocol;
 mod signals;
 mod watch;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
 
 use crate::checkpoint::{self, Job};
 use crate::error::{Error, Result};
@@ -31,7 +33,6 @@ use crate::store::{Store, StoreWriter};
 use background::Side;
 use control::Socket;
 use engine::{Engine, Origin};
-use journal::Journal;
 
 pub use background::LOG;
 pub use client::{checkpoint, status};
@@ -196,9 +197,13 @@ fn supervise(
     socket: Socket,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
-    let journal = Journal::open(&config.store);
+    let store = writer.store().clone();
     let engine = Engine::start(origin, writer, config.checkpoints.clone())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    let runtime = runtime.map_err(|e| Error::system("starting the event loop", e))?;
-    runtime.block_on(watch::watch(config, engine, socket, journal, started))
+    event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
+}
+
+/// An event loop in the calling thread.
+fn event_loop() -> Result<Runtime> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    built.map_err(|e| Error::system("starting the event loop", e))
 }

@@ -143,16 +143,11 @@ impl<'a> Waits<'a> {
 /// A store holds the chain of one job: the process must be the one that the chain is of, or its restored self.
 ///
 /// # Errors
-/// [`Error::NotAllowed`] when it is another.
+/// [`Error::OtherJob`] when it is another.
 pub fn check_same_job(pid: i32, chain: &Chain) -> Result<()> {
     let known: Vec<Process> = get(chain.newest(), process::KIND)?;
     if known.iter().any(|p| p.pid == pid) {
         return Ok(());
     }
-    let owner = known.first().map_or(0, |p| p.pid);
-    Err(Error::NotAllowed {
-        pid,
-        why: format!("the store holds the chain of another job (pid {owner})"),
-        todo: "give each job a store of its own".to_owned(),
-    })
+    Err(Error::OtherJob { pid, owner: known.first().map_or(0, |p| p.pid) })
 }

@@ -28,6 +28,12 @@ pub enum Error {
         /// One of the names in it.
         found: String,
     },
+    /// There is something else where the directory should be.
+    #[error("{} cannot be a checkpoint store: it is not a directory. Name a new or empty directory", path.display())]
+    NotADirectory {
+        /// What it is not.
+        path: PathBuf,
+    },
     /// The marker is of a newer format.
     #[error("{} has store format {found}, this `cr` reads format {known}: use a newer `cr`", path.display())]
     OtherFormat {

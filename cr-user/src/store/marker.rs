@@ -81,6 +81,7 @@ fn create_dir(dir: &Path) -> Result<()> {
     }
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::NotADirectory { path: dir.to_owned() }),
         other => other.map_err(failed),
     }
 }

@@ -40,7 +40,7 @@ impl StoreWriter {
         // On a full disk the pid cannot be written, and the lock holds all the same.
         let _ = lock.set_len(0).and_then(|()| lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0));
         let writer = Self { store, lock };
-        writer.remove_leftovers()?;
+        writer.store.remove_unfinished()?;
         Ok(writer)
     }
 
@@ -78,14 +78,21 @@ impl StoreWriter {
         }
         Ok(parent)
     }
+}
 
+impl Store {
     /// Removes what a writer that died left behind; with the lock held, nobody can be writing it.
-    fn remove_leftovers(&self) -> Result<()> {
-        for name in self.store.names()? {
+    pub(crate) fn remove_unfinished(&self) -> Result<()> {
+        for name in self.names()? {
             if name.ends_with(TEMPORARY_SUFFIX) {
-                let path = self.store.dir.join(name);
-                log::info!("removing {}, which an earlier controller left unfinished", path.display());
-                fs::remove_file(&path).map_err(|source| Error::io(&path, "remove", source))?;
+                let path = self.dir.join(name);
+                log::info!("removing {}, which was left unfinished", path.display());
+                match fs::remove_file(&path) {
+                    Err(source) if source.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io(&path, "remove", source));
+                    }
+                    _ => (),
+                }
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{self, Place};
 use super::protocol::{Answer, Command, Done, Response, Status};
-use super::{engine, journal};
+use super::once;
 use crate::checkpoint::{self, Job};
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Option
     }
     let store = Store::create_or_open(dir, object::KINDS)?;
     match lock(&store, pid, kill)? {
-        Turn::Writer(writer) => by_ourselves(pid, &writer, kill, options),
+        Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
         Turn::Answered(checkpoint) => Ok(checkpoint),
     }
 }
@@ -51,28 +51,6 @@ pub fn status(dir: &Path) -> Result<Option<Status>> {
         Some(Answer::Ok(Done::Status(status))) => Ok(Some(status)),
         Some(Answer::Ok(Done::Checkpoint(_))) => Err(strange("a checkpoint instead of a status")),
         Some(Answer::Error(failure)) => Err(failure.into()),
-    }
-}
-
-fn by_ourselves(pid: i32, writer: &StoreWriter, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
-    let mut journal = journal::Journal::open(writer.store().dir());
-    let taken = engine::open(pid, writer).and_then(|mut job| {
-        let report = job.checkpoint(writer, options)?;
-        Ok((job, report))
-    });
-    match taken {
-        Ok((job, report)) => {
-            let checkpoint = Checkpoint::from(&report);
-            journal.note(journal::Trigger::Request, Ok(&checkpoint));
-            if kill {
-                engine::kill(&job)?;
-            }
-            Ok(checkpoint)
-        }
-        Err(error) => {
-            journal.note(journal::Trigger::Request, Err(&(&error).into()));
-            Err(error)
-        }
     }
 }
 

@@ -78,6 +78,12 @@ impl Received {
         }
     }
 
+    /// The error to end with because of it, `when` completing "stopped by SIGINT …".
+    pub(super) fn as_error(self, when: &str) -> Error {
+        let name = Signal::try_from(self.number).map_or("a signal", Signal::as_str);
+        Error::Controller { code: 128 + self.number as u8, message: format!("stopped by {name} {when}") }
+    }
+
     /// Whether the job `pid` must be sent it.
     pub(super) fn is_for_job(self, pid: i32) -> bool {
         let in_our_group = getpgid(Some(Pid::from_raw(pid))) == Ok(getpgrp());
@@ -129,6 +135,19 @@ impl Signals {
                 })
             })
             .await
+    }
+
+    /// Ready once we are told to end: with the error to end with, `when` completing "stopped by SIGINT …".
+    ///
+    /// # Errors
+    /// When the signals cannot be read.
+    pub(super) async fn interruption(&self, when: &str) -> Result<Error> {
+        loop {
+            let signal = self.next().await.map_err(|e| Error::system("reading a signal", e))?;
+            if signal.meaning() == Meaning::End {
+                return Ok(signal.as_error(when));
+            }
+        }
     }
 }
 

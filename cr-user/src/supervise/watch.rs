@@ -19,6 +19,7 @@ use crate::checkpoint::Report;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::procfs;
+use crate::store::Store;
 use crate::sys::fd::pidfd_send_signal;
 use crate::sys::process;
 
@@ -28,9 +29,9 @@ const TIME_TO_STOP: Duration = Duration::from_millis(500);
 /// Waits for the engine to hold the job, calls `started`, and supervises until the job ends or we are told to let it go.
 pub(super) async fn watch(
     config: &Config,
+    store: &Store,
     mut engine: Engine,
     socket: Socket,
-    journal: Journal,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let signals = Signals::new()?;
@@ -38,7 +39,7 @@ pub(super) async fn watch(
     let begun = tokio::select! {
         begun = engine.begun() => begun?,
         // A child has got the signal from the terminal, or will get it from us once it is held.
-        interrupted = interruption(&signals), if !matches!(origin, Origin::Child(_)) => return Err(interrupted?),
+        interrupted = signals.interruption("before the job was held: nothing was changed"), if !matches!(origin, Origin::Child(_)) => return Err(interrupted?),
     };
     let pid = begun.started.pid;
     let ended = process::watch(begun.pidfd).map_err(|e| Error::system("watching the job", e))?;
@@ -46,7 +47,7 @@ pub(super) async fn watch(
     let mut ticks = config.interval.map(ticks_of);
     started(&begun.started);
 
-    let mut desk = Desk::new(config, engine, journal, pid);
+    let mut desk = Desk::new(config, store, engine, pid);
     loop {
         tokio::select! {
             biased;
@@ -89,21 +90,6 @@ pub(super) async fn watch(
     Ok(outcome)
 }
 
-/// Ready once we are told to end.
-async fn interruption(signals: &Signals) -> Result<Error> {
-    loop {
-        let signal = signals.next().await.map_err(|e| Error::system("reading a signal", e))?;
-        if signal.meaning() == Meaning::End {
-            return Ok(interrupted(signal, "before the job was held: nothing was changed"));
-        }
-    }
-}
-
-fn interrupted(signal: Received, when: &str) -> Error {
-    let name = Signal::try_from(signal.number).map_or("a signal", Signal::as_str);
-    Error::Controller { code: 128 + signal.number as u8, message: format!("stopped by {name} {when}") }
-}
-
 fn ticks_of(every: Duration) -> Interval {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -126,6 +112,7 @@ struct Wish {
 /// What the controller knows, has in hand, and has to do.
 struct Desk<'c> {
     config: &'c Config,
+    store: &'c Store,
     engine: Engine,
     journal: Journal,
     pid: i32,
@@ -146,12 +133,13 @@ struct Desk<'c> {
 }
 
 impl<'c> Desk<'c> {
-    fn new(config: &'c Config, engine: Engine, journal: Journal, pid: i32) -> Self {
+    fn new(config: &'c Config, store: &'c Store, engine: Engine, pid: i32) -> Self {
         Self {
             config,
+            store,
             is_ours: !matches!(engine.origin, Origin::Process(_)),
             engine,
-            journal,
+            journal: Journal::open(store.dir()),
             pid,
             flight: None,
             wishes: VecDeque::new(),
@@ -267,7 +255,8 @@ impl<'c> Desk<'c> {
             }
         } else if signal.meaning() == Meaning::End {
             if self.leaving {
-                return Err(interrupted(signal, "in the middle of a checkpoint: the job runs on, that checkpoint is lost"));
+                self.store.remove_unfinished()?;
+                return Err(signal.as_error("in the middle of a checkpoint; the job runs on"));
             }
             self.leaving = true;
             self.wishes.clear();

@@ -1,0 +1,56 @@
+//! One checkpoint without a resident controller, and what an interruption leaves of it.
+
+use super::engine::{Engine, Origin};
+use super::journal::{Journal, Trigger};
+use super::signals::{self, Signals};
+use super::{event_loop, protocol};
+use crate::checkpoint::{self, Report};
+use crate::describe::Checkpoint;
+use crate::error::Result;
+use crate::store::{Store, StoreWriter};
+
+/// Holds `pid` for one checkpoint; with `kill`, ends it once that is durable.
+pub(super) fn checkpoint(
+    pid: i32,
+    writer: StoreWriter,
+    kill: bool,
+    options: &checkpoint::Options,
+) -> Result<Checkpoint> {
+    let store = writer.store().clone();
+    let mut journal = Journal::open(store.dir());
+    signals::block()?;
+    let engine = Engine::start(Origin::Process(pid), writer, options.clone())?;
+    let taken = event_loop()?.block_on(take(engine, kill, &store));
+    match taken {
+        Ok(report) => {
+            let checkpoint = Checkpoint::from(&report);
+            journal.note(Trigger::Request, Ok(&checkpoint));
+            Ok(checkpoint)
+        }
+        Err(error) => {
+            journal.note(Trigger::Request, Err(&protocol::Failure::from(&error)));
+            Err(error)
+        }
+    }
+}
+
+async fn take(mut engine: Engine, kill: bool, store: &Store) -> Result<Report> {
+    let signals = Signals::new()?;
+    tokio::select! {
+        begun = engine.begun() => drop(begun?),
+        interruption = signals.interruption("before the job was stopped") => return Err(interruption?),
+    }
+    let mut flight = engine.order(kill);
+    tokio::select! {
+        taken = flight.landed() => {
+            engine.end();
+            taken
+        }
+        interruption = signals.interruption("in the middle of a checkpoint; the job runs on") => {
+            // The engine is in the middle of it, and ends with this process; the job then goes on by itself. We still
+            // hold the lock, so what is not finished is ours.
+            store.remove_unfinished()?;
+            Err(interruption?)
+        }
+    }
+}
