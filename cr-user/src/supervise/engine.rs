@@ -77,6 +77,10 @@ impl Engine {
                 }
             };
             let _ = tell.send(Ok(begun));
+            // Nobody waits for this: the first checkpoint is not due yet, or is asked for in its own time.
+            if let Some(job) = &mut held.job {
+                job.watch();
+            }
             for order in work {
                 let outcome = held.checkpoint(&writer, &options).and_then(|report| {
                     if order.kill {
