@@ -253,15 +253,23 @@ impl Job {
 
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
+        let mut phases = Phases::new(freeze_started);
         let frozen = Frozen::freeze(self.pid)?;
+        phases.end("freeze");
         let mut state = State::collect(self, &frozen)?;
+        phases.end("collect");
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
         let mut survey = Survey::take(self, &mut state, &sink)?;
+        phases.end("survey");
         survey.copy(self, &mut sink, prior.as_ref())?;
+        phases.end("copy");
         fault::point("thaw")?;
         frozen.thaw()?;
+        phases.end("thaw");
         frozen_time += freeze_started.elapsed();
+
+        log::debug!("pid {} stood still for: {phases}", self.pid);
 
         self.arena.drain_into(&mut sink, prior.as_ref())?;
         fault::point("write.segments")?;
@@ -394,6 +402,30 @@ impl Job {
     fn unreadable(&self, page: u64) -> Error {
         let what = format!("reading the memory of pid {} at {:#x}", self.pid, page * PAGE);
         Error::system(what, Errno::EFAULT)
+    }
+}
+
+/// How long each part of the frozen window took.
+struct Phases {
+    last: Instant,
+    all: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn new(start: Instant) -> Self {
+        Self { last: start, all: Vec::new() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.all.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
+impl std::fmt::Display for Phases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.all.iter().try_for_each(|(name, time)| write!(f, "{name} {:.2} ms ", time.as_secs_f64() * 1e3))
     }
 }
 

@@ -138,7 +138,8 @@ pub struct Backing {
 /// When the scan fails.
 pub fn backing(pagemap: &File, start: u64, end: u64, anonymous: bool) -> nix::Result<Backing> {
     let any = pagemap::IS_PRESENT | pagemap::IS_SWAPPED;
-    let report = any | pagemap::IS_FILE | pagemap::IS_PFNZERO;
+    // Whether a page is a file's takes a look at each page, and is asked only where it can be.
+    let report = any | pagemap::IS_PFNZERO | if anonymous { 0 } else { pagemap::IS_FILE };
     let query = Query { all: 0, any, inverted: 0, report, protect: false, tracked_only: false };
     let (mut own, mut guards, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
     each_region(pagemap, start, end, query, |r| {
