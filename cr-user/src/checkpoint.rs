@@ -234,22 +234,28 @@ impl Job {
 
     fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         let started = Instant::now();
+        let mut steps = Phases::new(started);
         fault::point("preflight")?;
         refuse(self.preflight()?)?;
         if options.full {
             self.parent = None;
             self.content.clear();
         }
+        steps.end("preflight");
         let prior = self.prior(writer.store());
+        steps.end("older images");
         if threads::any_timed_wait(self.pid) {
             self.watch();
         }
         let mut frozen_time = self.arm()?;
+        steps.end("arm");
         let mut sink = Sink::new(writer.begin()?);
         fault::point("precopy")?;
         precopy(self, &mut sink, prior.as_ref())?;
+        steps.end("pre-copy");
         self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit)?;
         self.learn_mappings();
+        steps.end("prepare");
 
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
@@ -269,6 +275,7 @@ impl Job {
         phases.end("thaw");
         frozen_time += freeze_started.elapsed();
 
+        steps.end("frozen");
         log::debug!("pid {} stood still for: {phases}", self.pid);
 
         self.arena.drain_into(&mut sink, prior.as_ref())?;
@@ -289,6 +296,8 @@ impl Job {
         fault::point("publish")?;
         let (stored_bytes, statistics) = (finished.file_bytes, finished.statistics);
         let published = writer.publish(finished)?;
+        steps.end("write and publish");
+        log::debug!("checkpoint {} of pid {}: {steps}", published.id, self.pid);
         let parent = self.parent.replace(published).map(|p| p.id);
         let widened = survey.widened.clone();
         self.settle(survey);

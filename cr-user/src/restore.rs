@@ -20,7 +20,7 @@ use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
-use crate::remote::Call;
+use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::{PAGE, fd, uffd};
 use crate::track::Oracle;
@@ -59,32 +59,67 @@ pub struct Restored {
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
 pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
     let chain = Chain::open(store, id)?;
-    chain.verify_pages(std::thread::available_parallelism().map_or(1, usize::from))?;
     let saved = Saved::read(&chain)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
+    for path in &plan.modified {
+        log::warn!("{} was modified after the checkpoint, and is left as it is", path.display());
+    }
+    let verify = |threads: usize| chain.verify_pages(threads);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if plan.is_empty() && !saved.has_stored_files() {
+        // Nothing outside the new process will be touched: it can be built while its pages are still being checked, and is
+        // thrown away should one be damaged.
+        let (built, checked) = std::thread::scope(|scope| {
+            let checking = scope.spawn(|| verify(1));
+            let built = build(&chain, &saved, Vec::new(), options);
+            (built, checking.join().expect("the checking thread does not panic"))
+        });
+        checked?;
+        return Ok(built?.with(chain));
+    }
+    verify(cores)?;
     let cuts = files::roll_back(&plan, &store.dir().join(CUT_DIRECTORY), chain.newest().id())?;
+    Ok(build(&chain, &saved, cuts, options)?.with(chain))
+}
 
-    let base = first_free_number(&saved)?;
-    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(&chain, space, file))?;
+/// A restored process, but for the chain that it came from.
+struct Built {
+    body: Body,
+    oracle: Option<Oracle>,
+    spaces: Spaces,
+    cuts: Vec<Cut>,
+    stopped: bool,
+}
+
+impl Built {
+    fn with(self, chain: Chain) -> Restored {
+        let Self { body, oracle, spaces, cuts, stopped } = self;
+        Restored { body, chain, oracle, spaces, cuts, stopped }
+    }
+}
+
+fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
+    let base = first_free_number(saved)?;
+    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
-    let prepared = Prepared::open(&saved.mappings.all, &chain, base, put_back, existing)?;
+    let prepared = Prepared::open(&saved.mappings.all, chain, base, put_back, existing)?;
     let exe = hold(&saved.process.exe.path, base)?;
     let (cwd, root) = (hold(&saved.process.cwd, base)?, hold(&saved.process.root, base)?);
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
     let mut body = Body::make(saved.process.pid, &keep_free)?;
-    body.run(0, session_calls(&saved), "entering its session")?;
+    body.run(0, session_calls(saved), "entering its session")?;
     body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
-    prepared.build(&mut body, &saved.mappings.all, &chain)?;
+    prepared.build(&mut body, &saved.mappings.all, chain)?;
     let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
     let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting its directories and memory areas")?;
-    let oracle = track(&mut body, &saved)?;
+    let oracle = track(&mut body, saved)?;
     body.run(0, files::calls(&saved.files, &opened, &[]), "giving it its descriptors")?;
-    soul::breathe(&mut body, &saved)?;
+    soul::breathe(&mut body, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
@@ -93,12 +128,12 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
-    let regs = soul::resume_waits(&mut body, &saved)?;
-    let syscall = crate::remote::Gadgets::find_outside(body.pid(), body.own_range())
+    let regs = soul::resume_waits(&mut body, saved)?;
+    let syscall = Gadgets::find_outside(body.pid(), body.own_range())
         .map_err(|e| Error::system("looking through the restored code", e))?;
     body.remove_scratch(syscall)?;
-    soul::put_in_place(&saved, &regs)?;
-    Ok(Restored { body, chain, oracle, spaces, cuts, stopped: saved.process.stopped })
+    soul::put_in_place(saved, &regs)?;
+    Ok(Built { body, oracle, spaces, cuts, stopped: saved.process.stopped })
 }
 
 impl Restored {

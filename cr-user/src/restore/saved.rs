@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
+use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::get;
@@ -50,6 +51,12 @@ impl Saved {
             files: only(get(image, files::KIND)?, image.id())?,
             scheduling: only(get(image, scheduling::KIND)?, image.id())?,
         })
+    }
+
+    /// Whether the image holds the bytes of files or memory objects that others could see.
+    pub fn has_stored_files(&self) -> bool {
+        self.mappings.all.iter().any(|m| matches!(m.backing, Backing::Object(_)))
+            || self.files.descriptions.iter().any(|d| d.space().is_some())
     }
 
     /// Holds everything that the job needs against what is here. Changes nothing.
