@@ -6,13 +6,12 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     ops::Range,
     os::unix::process::CommandExt as _,
-    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use cr::track::hints::{AddressSpaceId, Hints, HintsError, REGIONS, TaskEvent, WrittenRecord};
+use cr_tests::{guest, note_skip, skip};
 use nix::{
     libc,
     sys::{signal::Signal, uio, wait},
@@ -32,7 +31,7 @@ struct Guest {
 
 impl Guest {
     fn start() -> Self {
-        let mut child = Command::new(guest_program())
+        let mut child = Command::new(guest("ebpf"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -83,24 +82,6 @@ impl Drop for Guest {
     }
 }
 
-fn guest_program() -> &'static PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/guests/ebpf.c");
-        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("ebpf-guest");
-        // Under another name first: the tests run themselves again in a pid namespace, where the program may be in use.
-        let fresh = program.with_extension(format!("{}", unique()));
-        let built = Command::new("gcc").args(["-O1", "-pthread", "-Wall", "-o"]).arg(&fresh).arg(source).status();
-        assert!(built.is_ok_and(|status| status.success()), "gcc cannot compile {source}");
-        fs::rename(&fresh, &program).expect("the guest can be renamed");
-        program
-    })
-}
-
-fn unique() -> u128 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos())
-}
-
 /// The hints, or why the test cannot run.
 fn hints() -> Option<Hints> {
     hints_with(REGIONS)
@@ -110,7 +91,7 @@ fn hints_with(regions: u32) -> Option<Hints> {
     match Hints::with_regions(regions) {
         Ok(hints) => Some(hints),
         Err(error @ (HintsError::NoPrivilege { .. } | HintsError::NoBtf(_))) => {
-            println!("skipped: {error}");
+            note_skip(&error.to_string());
             None
         }
         Err(error) => panic!("{error}"),
@@ -425,7 +406,7 @@ fn the_mapping_iterator_agrees_with_proc() {
     let named = lines.filter(|line| line.ends_with("[anon:cr-test]")).count();
     let names = vmas.iter().filter(|vma| vma.anon_name.starts_with(b"cr-test\0")).count();
     if named == 0 {
-        println!("skipped in part: this kernel names no anonymous mappings");
+        note_skip("this kernel names no anonymous mappings: the mapping iterator's names are not compared");
     }
     assert_eq!(names, named);
 }
@@ -464,8 +445,7 @@ fn no_privilege_is_a_typed_error() {
         return;
     }
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can become nobody");
-        return;
+        skip!("only root can become nobody");
     }
     let mut again = again("no_privilege_is_a_typed_error");
     again.env(INNER, "1").uid(65534).gid(65534);
@@ -501,5 +481,4 @@ fn run_again(mut command: Command) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("test result: ok"), "{text}");
-    assert!(!text.contains("skipped:"), "{text}");
 }
