@@ -31,7 +31,7 @@ const THREADS: u32 = 2;
 /// How long the uninterrupted run is to take: long enough for several checkpoints before the middle.
 const DURATION: Duration = Duration::from_secs(16);
 const INTERVAL: &str = "1s";
-/// So many checkpoints are taken before the kill: a full one and deltas on it.
+/// So many checkpoints are taken before the kill, a full one and deltas on it, if the machine is quick enough.
 const CHECKPOINTS: usize = 3;
 
 /// One checkpoint, as `cr list --json` tells it.
@@ -56,6 +56,7 @@ pub(crate) fn cr(args: &[String]) -> Result<ExitCode> {
 pub(crate) fn main_job() -> Result<ExitCode> {
     let cr = build::cr(&setup::run()?)?;
     let solver = build_solver()?;
+    close_inherited_files()?;
     let folder = tempfile::Builder::new().prefix("cr-main-job.").tempdir()?;
     let job = Job { cr, solver, folder: folder.path().into() };
 
@@ -63,7 +64,7 @@ pub(crate) fn main_job() -> Result<ExitCode> {
     println!("solver: {MIB} MiB, {THREADS} threads, {steps} steps");
     let (undisturbed, duration) = job.run_undisturbed(steps)?;
     println!("without interruption: {:.1} s", duration.as_secs_f64());
-    let checkpoints = job.run_and_kill(steps, duration / 2)?;
+    let checkpoints = job.run_and_kill(steps, duration)?;
     println!(
         "under `cr run --interval {INTERVAL}`: killed, with its controller, after {} checkpoints\n",
         checkpoints.len()
@@ -107,15 +108,15 @@ impl Job {
         Ok((read_answer(&answer)?, start.elapsed()))
     }
 
-    /// Starts the solver under `cr run` and kills both, not before `at_least` and [`CHECKPOINTS`].
-    fn run_and_kill(&self, steps: u64, at_least: Duration) -> Result<Vec<Checkpoint>> {
+    /// Starts the solver under `cr run` and kills both in the middle of `duration`, but not before [`CHECKPOINTS`].
+    fn run_and_kill(&self, steps: u64, duration: Duration) -> Result<Vec<Checkpoint>> {
         let mut command = as_root(&self.cr.to_string_lossy());
         command.args(["run", "--interval", INTERVAL, "--store"]).arg(self.store()).arg("--").arg(&self.solver);
         // Files, as in a batch system: the restored job writes on where the killed one stopped.
         solver_arguments(&mut command, steps).stdout(File::create(self.answer())?);
         let start = Instant::now();
         let mut controller = command.spawn().with_context(|| format!("cannot start {}", shown(&command)))?;
-        let killed = self.wait_and_kill(&mut controller, start, at_least);
+        let killed = self.wait_and_kill(&mut controller, start, duration);
         // Whatever went wrong, the controller must not stay.
         let _ = controller.kill();
         controller.wait()?;
@@ -124,13 +125,14 @@ impl Job {
         self.list()
     }
 
-    fn wait_and_kill(&self, controller: &mut Child, start: Instant, at_least: Duration) -> Result<()> {
+    fn wait_and_kill(&self, controller: &mut Child, start: Instant, duration: Duration) -> Result<()> {
         let checkpoints = loop {
             if let Some(status) = controller.try_wait()? {
                 bail!("the job ended too early under cr run ({status}); is the machine very busy?");
             }
             let checkpoints = self.list().unwrap_or_default();
-            if start.elapsed() >= at_least && checkpoints.len() >= CHECKPOINTS {
+            let (middle, late) = (start.elapsed() >= duration / 2, start.elapsed() >= duration * 4 / 5);
+            if middle && checkpoints.len() >= CHECKPOINTS || late && !checkpoints.is_empty() {
                 break checkpoints;
             }
             thread::sleep(Duration::from_millis(50));
@@ -168,6 +170,20 @@ impl Job {
 fn solver_arguments(command: &mut Command, steps: u64) -> &mut Command {
     command.args(["--mib", &MIB.to_string(), "--threads", &THREADS.to_string(), "--steps", &steps.to_string()]);
     command.stdin(Stdio::null())
+}
+
+/// Closes what this program's caller left open beside the standard streams. The job would inherit it, and a pipe to a
+/// stranger (a terminal multiplexer, a CI runner, make's job server) cannot be restored, so `cr` refuses it.
+fn close_inherited_files() -> Result<()> {
+    let names: Vec<_> = fs::read_dir("/proc/self/fd")?.map(|entry| entry.map(|entry| entry.file_name())).collect();
+    for name in names {
+        let fd: i32 = name?.to_string_lossy().parse()?;
+        if fd > 2 {
+            // The folder that was just read has a number too, which is closed by now.
+            let _ = nix::unistd::close(fd);
+        }
+    }
+    Ok(())
 }
 
 fn build_solver() -> Result<PathBuf> {
