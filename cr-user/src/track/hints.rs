@@ -229,6 +229,11 @@ impl Hints {
         iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
     }
 
+    /// The address space that a process has now (`pid` as this process sees it), followed or not.
+    pub fn space_of(&self, pid: i32) -> Result<AddressSpaceId, HintsError> {
+        self.leader(pid).map(|leader| AddressSpaceId(leader.mm))
+    }
+
     /// The mappings of a process (`pid` as this process sees it), ascending.
     pub fn vmas(&self, pid: i32) -> Result<Vec<VmaRecord>, HintsError> {
         let vmas = self.open_iter(ITER_VMA.0, IterTarget::Task(pid))?.and_then(iters::vmas);
