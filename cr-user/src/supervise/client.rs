@@ -105,7 +105,8 @@ fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
     if answer.is_empty() {
         return Err(talking(io::ErrorKind::UnexpectedEof.into()));
     }
-    let response = serde_json::from_str(&answer).map_err(|e| strange(&format!("an answer that makes no sense ({e})")))?;
+    let response =
+        serde_json::from_str(&answer).map_err(|e| strange(&format!("an answer that makes no sense ({e})")))?;
     Ok(Some(response))
 }
 
