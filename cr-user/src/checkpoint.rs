@@ -23,6 +23,7 @@ use crate::image::{IndexInfo, Parent};
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::object::{files, memory, process, threads};
+use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
 use crate::remote::{Frozen, Gadgets, Puppet};
@@ -411,30 +412,6 @@ impl Job {
     fn unreadable(&self, page: u64) -> Error {
         let what = format!("reading the memory of pid {} at {:#x}", self.pid, page * PAGE);
         Error::system(what, Errno::EFAULT)
-    }
-}
-
-/// How long each part of the frozen window took.
-struct Phases {
-    last: Instant,
-    all: Vec<(&'static str, Duration)>,
-}
-
-impl Phases {
-    fn new(start: Instant) -> Self {
-        Self { last: start, all: Vec::new() }
-    }
-
-    fn end(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.all.push((name, now - self.last));
-        self.last = now;
-    }
-}
-
-impl std::fmt::Display for Phases {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.all.iter().try_for_each(|(name, time)| write!(f, "{name} {:.2} ms ", time.as_secs_f64() * 1e3))
     }
 }
 

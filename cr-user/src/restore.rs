@@ -12,6 +12,7 @@ mod soul;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Instant;
 
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
@@ -20,6 +21,7 @@ use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
+use crate::phases::Phases;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::{PAGE, fd, uffd};
@@ -58,6 +60,7 @@ pub struct Restored {
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
 pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
+    let started = Instant::now();
     let chain = Chain::open(store, id)?;
     let saved = Saved::read(&chain)?;
     trust(store)?;
@@ -76,6 +79,7 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
             (built, checking.join().expect("the checking thread does not panic"))
         });
         checked?;
+        log::debug!("restored in {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
         return Ok(built?.with(chain));
     }
     verify(cores)?;
@@ -100,6 +104,7 @@ impl Built {
 }
 
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
+    let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
     let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
@@ -109,15 +114,19 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let (cwd, root) = (hold(&saved.process.cwd, base)?, hold(&saved.process.root, base)?);
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
+    steps.end("files");
     let mut body = Body::make(saved.process.pid, &keep_free)?;
+    steps.end("process");
     body.run(0, session_calls(saved), "entering its session")?;
     body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
     prepared.build(&mut body, &saved.mappings.all, chain)?;
+    steps.end("memory");
     let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
     let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting its directories and memory areas")?;
     let oracle = track(&mut body, saved)?;
+    steps.end("tracking");
     body.run(0, files::calls(&saved.files, &opened, &[]), "giving it its descriptors")?;
     soul::breathe(&mut body, saved)?;
 
@@ -133,6 +142,8 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         .map_err(|e| Error::system("looking through the restored code", e))?;
     body.remove_scratch(syscall)?;
     soul::put_in_place(saved, &regs)?;
+    steps.end("threads");
+    log::debug!("pid {} was built in: {steps}", saved.process.pid);
     Ok(Built { body, oracle, spaces, cuts, stopped: saved.process.stopped })
 }
 
