@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
+use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
@@ -115,6 +116,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
     steps.end("files");
+    clocks::needed(&saved.clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut body = Body::make(saved.process.pid, &keep_free)?;
     steps.end("process");
     body.run(0, session_calls(saved), "entering its session")?;

@@ -1,6 +1,7 @@
 //! What a chain says of the job, read and checked before anything is made.
 
 use crate::error::{Error, Result};
+use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
 use crate::object::memory::backing::Backing;
@@ -30,6 +31,8 @@ pub struct Saved {
     pub credentials: Credentials,
     /// Its open files.
     pub files: Files,
+    /// Its clocks.
+    pub clocks: Clocks,
     /// How it is scheduled.
     pub scheduling: Scheduling,
 }
@@ -49,6 +52,7 @@ impl Saved {
             timers: only(get(image, timers::KIND)?, image.id())?,
             credentials: only(get(image, credentials::KIND)?, image.id())?,
             files: only(get(image, files::KIND)?, image.id())?,
+            clocks: only(get(image, clocks::KIND)?, image.id())?,
             scheduling: only(get(image, scheduling::KIND)?, image.id())?,
         })
     }
