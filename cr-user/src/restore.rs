@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::memory::Mapping;
@@ -69,7 +70,8 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
     for path in &plan.modified {
         log::warn!("{} was modified after the checkpoint, and is left as it is", path.display());
     }
-    let verify = |threads: usize| chain.verify_pages(threads);
+    // All of every image, also what newer images replace: a store that decays is to be known before it matters.
+    let verify = |threads: usize| chain.images().iter().try_for_each(|image| image.verify_pages(threads));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if plan.is_empty() && !saved.has_stored_files() {
         // Nothing outside the new process will be touched: it can be built while its pages are still being checked, and is
@@ -116,6 +118,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
     steps.end("files");
+    fault::point("restore.process")?;
     clocks::needed(&saved.clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut body = Body::make(saved.process.pid, &keep_free)?;
     steps.end("process");
@@ -123,12 +126,14 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
     prepared.build(&mut body, &saved.mappings.all, chain)?;
     steps.end("memory");
+    fault::point("restore.memory")?;
     let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
     let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting its directories and memory areas")?;
     let oracle = track(&mut body, saved)?;
     steps.end("tracking");
+    fault::point("restore.tracking")?;
     body.run(0, files::calls(&saved.files, &opened, &[]), "giving it its descriptors")?;
     soul::breathe(&mut body, saved)?;
 
@@ -145,6 +150,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     body.remove_scratch(syscall)?;
     soul::put_in_place(saved, &regs)?;
     steps.end("threads");
+    fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.process.pid);
     Ok(Built { body, oracle, spaces, cuts, stopped: saved.process.stopped })
 }
@@ -166,6 +172,7 @@ impl Restored {
     /// When a thread could not be let go: then the job is ended.
     pub fn run(self) -> Result<Job> {
         let pid = self.body.pid();
+        fault::point("restore.run")?;
         let job = Job::restored(pid, &self.chain, self.oracle, self.spaces)?;
         if self.stopped {
             // Taken by each thread as it is let go, as if job control had never let it run.
