@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use crate::checkpoint::Job;
+use crate::checkpoint::{Job, refuse};
 use crate::checkpoint::survey::Survey;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -51,6 +51,8 @@ impl State {
             None => Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?,
         };
         job.gadgets = Some(gadgets);
+        // Born since the preflight.
+        refuse(process::children(pid)?)?;
         let tids = frozen.tids();
         let mut threads = Threads { pid, all: Vec::new() };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
@@ -74,6 +76,7 @@ impl State {
                 (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
             let answers = questions.put(&mut puppet)?;
             let status = Status::read(pid, tid).map_err(|_| job.gone("the collection of its state"))?;
+            refuse(threads::refusals(pid, tid, &status))?;
             let context = puppet.context();
             let xstate = context.xstate.clone();
             let wait = waits.of(tid, &context.regs);

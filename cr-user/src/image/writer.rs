@@ -14,9 +14,6 @@ use super::page::{page_checksums, zero_page_checksum};
 use super::validate::{check_parent, check_spaces};
 use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 
-/// How many pages are checksummed and then written at a time: they should still be in the second-level cache when the
-/// kernel copies them.
-
 /// What an image's header says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderInfo {

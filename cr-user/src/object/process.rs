@@ -116,21 +116,31 @@ pub fn ask(questions: &mut Questions) -> Asked {
     }
 }
 
+/// Children: they cannot be restored yet. One may be born until the process stands still, so this is asked again then.
+///
+/// # Errors
+/// When the process is gone.
+pub fn children(pid: i32) -> Result<Vec<Refusal>> {
+    let children = procfs::children(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?;
+    let refusal = |child: i32| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        let why = format!("is its child ({}); process trees are not supported yet", name.trim());
+        let todo = "wait until it has ended, or checkpoint the child alone".to_owned();
+        Refusal { pid, place: format!("pid {child}"), why, todo }
+    };
+    Ok(children.into_iter().map(refusal).collect())
+}
+
 /// What cannot be restored about the process as a whole.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     let gone = |e| Error::system(format!("examining pid {pid}"), e);
-    let mut refusals = Vec::new();
+    let mut refusals = children(pid)?;
     let mut refuse = |place: &str, why: String, todo: &str| {
         refusals.push(Refusal { pid, place: place.to_owned(), why, todo: todo.to_owned() });
     };
-    for child in procfs::children(pid).map_err(gone)? {
-        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-        let why = format!("is its child ({}); process trees are not supported yet", name.trim());
-        refuse(&format!("pid {child}"), why, "wait until it has ended, or checkpoint the child alone");
-    }
     for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"] {
         let (theirs, ours) = (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));
         if let (Ok(theirs), Ok(ours)) = (theirs, ours)

@@ -115,8 +115,20 @@ fn listed(pid: i32) -> Result<Vec<PosixTimer>> {
     Ok(timers)
 }
 
+impl Timers {
+    /// Whether the queued signal (its `siginfo_t`) tells of a periodic timer. It is not queued again as it is: how often the
+    /// timer ran over meanwhile is found out only when the signal is taken, and only for the timer's own signal.
+    pub fn own(&self, info: &[u8]) -> Option<i32> {
+        let int = |at: usize| info.get(at..at + 4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")));
+        let (code, id) = (int(8)?, int(16)?);
+        let periodic = |t: &&PosixTimer| t.id == id && t.time[..2] != [0, 0];
+        (code == libc::SI_TIMER).then(|| self.posix.iter().find(periodic).map(|t| t.id))?
+    }
+}
+
 /// Calls that make every timer again, armed with the time that was left, and the bytes that they read at `at` in the process.
-pub fn restore_calls(timers: &Timers, at: u64) -> (Vec<Call>, Vec<u8>) {
+/// Timers in `expired` had a signal waiting: they expire at once, and go on from there.
+pub fn restore_calls(timers: &Timers, expired: &[i32], at: u64) -> (Vec<Call>, Vec<u8>) {
     const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
     let (mut calls, mut bytes) = (Vec::new(), Vec::<u8>::new());
     let mut put = |words: &[u64]| {
@@ -140,7 +152,8 @@ pub fn restore_calls(timers: &Timers, at: u64) -> (Vec<Call>, Vec<u8>) {
         let id = put(&[u64::from(timer.id as u32)]);
         calls.push(Call::new(libc::SYS_timer_create, &[timer.clock as u64, event, id]));
         if timer.time.iter().any(|w| *w != 0) {
-            let here = put(&timer.time);
+            let left = if expired.contains(&timer.id) { [0, 1] } else { [timer.time[2], timer.time[3]] };
+            let here = put(&[timer.time[0], timer.time[1], left[0], left[1]]);
             calls.push(Call::new(libc::SYS_timer_settime, &[timer.id as u64, 0, here, 0]));
         }
     }

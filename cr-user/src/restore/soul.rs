@@ -34,7 +34,9 @@ pub fn breathe(body: &mut Body, saved: &Saved) -> Result<()> {
     queue_shared_signals(body, saved)?;
     process::restore_knobs(&saved.process)?;
     saved.scheduling.threads.iter().try_for_each(scheduling::restore)?;
-    let (calls, bytes) = timers::restore_calls(&saved.timers, body.data());
+    let threads = saved.signals.threads.iter().flat_map(|t| &t.queued);
+    let expired: Vec<i32> = saved.signals.queued.iter().chain(threads).filter_map(|i| saved.timers.own(i)).collect();
+    let (calls, bytes) = timers::restore_calls(&saved.timers, &expired, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the timers")?;
     for (index, thread) in saved.threads.all.iter().enumerate() {
@@ -59,11 +61,12 @@ fn own_calls(body: &mut Body, index: usize, thread: &Thread, saved: &Saved) -> R
 
 fn queue_signals(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> Result<()> {
     let queued = saved.signals.threads.iter().find(|t| t.tid == tid).map_or(&[][..], |t| &t.queued);
-    queued.iter().try_for_each(|info| queue(body, index, info, false))
+    queued.iter().filter(|i| saved.timers.own(i).is_none()).try_for_each(|info| queue(body, index, info, false))
 }
 
 fn queue_shared_signals(body: &mut Body, saved: &Saved) -> Result<()> {
-    saved.signals.queued.iter().try_for_each(|info| queue(body, 0, info, true))
+    let queued = saved.signals.queued.iter().filter(|i| saved.timers.own(i).is_none());
+    queued.into_iter().try_for_each(|info| queue(body, 0, info, true))
 }
 
 fn queue(body: &mut Body, index: usize, info: &[u8], shared: bool) -> Result<()> {
