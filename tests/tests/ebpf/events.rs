@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, Write as _},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -62,6 +63,40 @@ fn forks_execs_and_exits_are_told_and_followed() {
         events.iter().any(|event| matches!(event, TaskEvent::Exit { pid: of, last_thread: true, .. } if *of == pid))
     };
     events_until(&mut hints, gone);
+}
+
+/// What the programs say reaches the `log` crate, with nothing but calls to [`Hints`]: no runtime, no thread.
+#[test]
+fn what_the_programs_log_reaches_the_log_crate() {
+    static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
+    log::set_logger(&LOGGED).expect("no other test sets a logger");
+    // The programs log what the level was when they were loaded.
+    log::set_max_level(log::LevelFilter::Debug);
+    let loaded = hints();
+    log::set_max_level(log::LevelFilter::Off);
+    let Some(mut hints) = loaded else { return };
+    let mut guest = Guest::start();
+    hints.follow(guest.pid()).expect("follow");
+    let child = guest.obey("fork 1");
+    events_until(&mut hints, |events| events.len() >= 2);
+    hints.flush_logs();
+    let said = format!("pid {} forked pid {child}", guest.pid());
+    let logged = LOGGED.0.lock().expect("the log");
+    assert!(logged.iter().any(|line| line.starts_with(&said)), "{said}: {logged:?}");
+}
+
+struct Logged(Mutex<Vec<String>>);
+
+impl log::Log for Logged {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().expect("the log").push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
 }
 
 /// Waits for events that come a little later than what caused them.
