@@ -1,0 +1,139 @@
+//! The iterators over tasks and mappings.
+
+use std::{fs, time::Duration};
+
+use cr_tests::note_skip;
+use nix::libc;
+
+use crate::{
+    guest::{Guest, PAGE},
+    hints,
+};
+
+#[test]
+fn the_task_iterator_tells_what_the_job_knows_about_itself() {
+    let Some(hints) = hints() else { return };
+    let guest = Guest::start();
+    let before = monotonic_ns();
+    // The sleeper is interrupted in its system call, so that the kernel keeps the time left.
+    std::thread::sleep(Duration::from_millis(50));
+    guest.stop();
+    let tasks = hints.tasks(guest.pid()).expect("tasks");
+    assert_eq!(tasks.len(), 2, "the leader and the sleeper");
+    let (leader, sleeper) = (&tasks[0], &tasks[1]);
+    let pid = guest.pid().cast_unsigned();
+    assert_eq!((leader.record.seen_tgid, leader.record.seen_tid), (pid, pid));
+    assert_eq!(u64::from(sleeper.record.seen_tid), guest.told("sleeper"));
+    assert_eq!(sleeper.record.seen_tgid, pid);
+    assert_eq!(sleeper.record.mm, leader.record.mm);
+
+    assert_eq!(leader.record.clear_child_tid, guest.told("clear_child_tid"));
+    assert_eq!(leader.record.robust_list, guest.told("robust_list"));
+    assert_eq!(leader.record.sas_ss_sp, guest.told("altstack"));
+    assert_eq!(leader.record.sas_ss_size, guest.told("altstack_size"));
+    assert_eq!(leader.record.timer_slack_ns, 12345);
+    assert_eq!(leader.record.pdeath_signal, libc::SIGWINCH.cast_unsigned());
+    assert_eq!(leader.record.exit_signal, libc::SIGCHLD);
+    assert_eq!(sleeper.record.exit_signal, -1);
+    assert_eq!(leader.record.blocked, 1 << (libc::SIGUSR1 - 1));
+    assert_eq!(leader.record.mm_flags & 3, 1, "dumpable");
+
+    let actions = leader.actions.as_ref().expect("the leader's handlers");
+    assert!(sleeper.actions.is_none());
+    let usr2 = actions[libc::SIGUSR2 as usize - 1];
+    assert_eq!(usr2.handler, guest.told("handler"));
+    assert_eq!(usr2.mask, 1 << (libc::SIGHUP - 1));
+    let flags = (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK) as u64;
+    assert_eq!(usr2.flags & !0x0400_0000, flags, "SA_RESTORER aside");
+    assert_eq!(actions[libc::SIGPIPE as usize - 1].handler, libc::SIG_IGN as u64);
+    assert_eq!(actions[libc::SIGTERM as usize - 1].handler, libc::SIG_DFL as u64);
+
+    assert_eq!(leader.record.real_timer_armed, 1);
+    assert_eq!(leader.record.real_timer_interval_ns, 500_000_000_000);
+    let second = 1_000_000_000;
+    assert!(leader.record.real_timer_expires_ns.abs_diff(before + 1000 * second) < 30 * second);
+
+    let sleep = sleeper.restart_sleep();
+    assert_eq!((sleep.clock, sleep.report), (libc::CLOCK_MONOTONIC, 1), "{sleep:?}");
+    assert_eq!(sleep.remaining, guest.told("remaining"));
+    assert!(sleep.expires_ns.abs_diff(before + 2000 * second) < 30 * second, "{sleep:?} at {before}");
+
+    // Fields 26 to 28, 45 to 51 of stat(5) are the bounds, where the reader may trace the process.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<u64> = stat
+        .rsplit_once(") ")
+        .expect("stat")
+        .1
+        .split(' ')
+        .skip(1)
+        .map(|field| field.trim().parse().unwrap_or(0))
+        .collect();
+    let field = |number: usize| fields[number - 4];
+    let [start_code, end_code, start_data, end_data, start_brk, _, start_stack, arg_start, arg_end, env_start, env_end] =
+        leader.record.mm_bounds;
+    assert_eq!([start_code, end_code, start_stack], [field(26), field(27), field(28)]);
+    assert_eq!([start_data, end_data, start_brk], [field(45), field(46), field(47)]);
+    assert_eq!([arg_start, arg_end, env_start, env_end], [field(48), field(49), field(50), field(51)]);
+}
+
+#[test]
+fn the_task_iterator_tells_every_thread_of_a_crowd() {
+    let Some(hints) = hints() else { return };
+    let mut guest = Guest::start();
+    guest.obey("crowd 300");
+    let tasks = hints.tasks(guest.pid()).expect("tasks");
+    let mut tids: Vec<u64> = tasks.iter().map(|task| u64::from(task.record.seen_tid)).collect();
+    let folder = fs::read_dir(format!("/proc/{}/task", guest.pid())).expect("task folder");
+    let mut truth: Vec<u64> =
+        folder.map(|entry| entry.expect("entry").file_name().to_string_lossy().parse().expect("a tid")).collect();
+    tids.sort_unstable();
+    truth.sort_unstable();
+    assert_eq!(tids, truth);
+    assert_eq!(tids.len(), 302);
+}
+
+#[test]
+fn the_mapping_iterator_agrees_with_proc() {
+    const VM_MAYSHARE: u64 = 0x80;
+    let Some(hints) = hints() else { return };
+    let mut guest = Guest::start();
+    guest.obey("mappings 700");
+    guest.stop();
+    let vmas = hints.vmas(guest.pid()).expect("vmas");
+    let told: Vec<String> = vmas
+        .iter()
+        .map(|vma| {
+            let bit = |flag: u64, letter: char| if vma.flags & flag != 0 { letter } else { '-' };
+            let shared = if vma.flags & VM_MAYSHARE != 0 { 's' } else { 'p' };
+            let offset = if vma.has_file != 0 { vma.pgoff * PAGE } else { 0 };
+            let (major, minor) = (vma.dev >> 20, vma.dev & 0xf_ffff);
+            format!(
+                "{:x}-{:x} {}{}{}{shared} {offset:08x} {major:02x}:{minor:02x} {}",
+                vma.start,
+                vma.end,
+                bit(1, 'r'),
+                bit(2, 'w'),
+                bit(4, 'x'),
+                vma.inode
+            )
+        })
+        .collect();
+    let maps = fs::read_to_string(format!("/proc/{}/maps", guest.pid())).expect("maps");
+    let lines = maps.lines().filter(|line| !line.ends_with("[vsyscall]"));
+    let truth: Vec<String> =
+        lines.clone().map(|line| line.split_whitespace().take(5).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(told, truth);
+    assert!(vmas.len() > 700);
+
+    let named = lines.filter(|line| line.ends_with("[anon:cr-test]")).count();
+    let names = vmas.iter().filter(|vma| vma.anon_name.starts_with(b"cr-test\0")).count();
+    if named == 0 {
+        note_skip("this kernel names no anonymous mappings: the mapping iterator's names are not compared");
+    }
+    assert_eq!(names, named);
+}
+
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock");
+    now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
+}
