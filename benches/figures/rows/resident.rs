@@ -1,0 +1,45 @@
+//! The controller's resident memory: its peak (`VmHWM`), which counts pages of mapped files too.
+
+use anyhow::{Result, ensure};
+
+use super::strings;
+use crate::Setting;
+use crate::guest::{Guest, StoreDir, checkpoint};
+use crate::machine::kib;
+use crate::report::Row;
+use crate::sample::Samples;
+
+/// MiB beyond the limit that was set.
+const BEYOND: u64 = 64;
+
+pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (mib, limit) in [(1024, 256), (3072, 256), (1024, 64), (3072, 64)] {
+        rows.push(one(setting, mib, limit)?);
+    }
+    Ok(rows)
+}
+
+/// A full checkpoint and two deltas, of which the second is found after the job has written everything it writes at once.
+fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
+    let store = StoreDir::new(setting.tmpfs.path());
+    let options = strings(&[&"--mib", &mib, &"--rate", &20, &"--once-mib", &(mib / 2)]);
+    let under =
+        strings(&[&"--store", &store.arg(), &"--interval", &"1h", &"--memory-limit", &format!("{limit}M")]);
+    let mut guest = Guest::writer(setting, &options, Some(&under))?;
+    checkpoint(guest.pid, &store, &[])?;
+    guest.write_once()?;
+    checkpoint(guest.pid, &store, &[])?;
+    guest.write_once()?;
+    checkpoint(guest.pid, &store, &[])?;
+    let peak = kib(&format!("/proc/{}/status", guest.child_pid()), "VmHWM");
+    ensure!(peak > 0, "the controller has gone");
+    guest.kill()?;
+    Ok(Row {
+        name: format!("controller's peak memory, job of {mib} MiB, --memory-limit {limit}M"),
+        figures: Samples(vec![peak as f64 / 1024.0]),
+        bound: (limit + BEYOND) as f64,
+        unit: "MiB",
+        behind: Vec::new(),
+    })
+}

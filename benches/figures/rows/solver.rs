@@ -1,0 +1,80 @@
+//! The running time of a solver that keeps all cores busy and rewrites all of its memory in every step, with and without
+//! checkpoints: as bad a case as there is.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::strings;
+use crate::Setting;
+use crate::guest::StoreDir;
+use crate::report::Row;
+use crate::sample::{Samples, timed};
+
+const SLOWER: f64 = 1.05;
+const INTERVAL: &str = "5s";
+
+pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
+    let steps = steps_for(setting.args.solver_seconds)?;
+    let places = [("disk", setting.disk.path()), ("tmpfs", setting.tmpfs.path())];
+    places.into_iter().map(|(name, folder)| pairs(setting, name, folder, steps)).collect()
+}
+
+fn pairs(setting: &Setting, place: &str, folder: &Path, steps: u64) -> Result<Row> {
+    let (mut alone, mut under, mut checkpoints) = (Samples::default(), Samples::default(), Samples::default());
+    for pair in 0..setting.args.pairs {
+        let alone_first = pair % 2 == 0;
+        if alone_first {
+            alone.0.push(run(solver(steps))?);
+        }
+        let store = StoreDir::new(folder);
+        let mut command = cr_tests::cr();
+        command.args(["run", "--interval", INTERVAL, "--store"]).arg(store.path()).arg("--");
+        let job = solver(steps);
+        command.arg(job.get_program()).args(job.get_args());
+        under.0.push(run(command)?);
+        let images = std::fs::read_dir(store.path())?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "cr"));
+        checkpoints.0.push(images.count() as f64);
+        drop(store);
+        if !alone_first {
+            alone.0.push(run(solver(steps))?);
+        }
+    }
+    Ok(Row {
+        name: format!("running time of the solver under cr run --interval {INTERVAL}, store on {place}: over without"),
+        figures: under.over(&alone),
+        bound: SLOWER,
+        unit: "×",
+        behind: vec![
+            ("under cr ms".to_owned(), under),
+            ("alone ms".to_owned(), alone),
+            ("checkpoints".to_owned(), checkpoints),
+        ],
+    })
+}
+
+/// Steps that take about so long, by the difference of two short runs.
+fn steps_for(seconds: f64) -> Result<u64> {
+    let (few, many) = (20, 120);
+    run(solver(few))?;
+    let (start, more) = (run(solver(few))?, run(solver(many))?);
+    let one = (more - start).max(1.0) / (many - few) as f64;
+    Ok(((seconds * 1e3 - start) / one).max(1.0) as u64)
+}
+
+fn solver(steps: u64) -> Command {
+    let mut command = Command::new(cr_tests::guest("solver"));
+    command.args(strings(&[&"--mib", &256, &"--threads", &2, &"--steps", &steps]));
+    command
+}
+
+fn run(mut command: Command) -> Result<f64> {
+    let (ms, output) = timed(|| {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.spawn().and_then(std::process::Child::wait_with_output).with_context(|| format!("{command:?}"))
+    })?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    ensure!(output.stdout.starts_with(b"answer "), "the solver has no answer");
+    Ok(ms)
+}
