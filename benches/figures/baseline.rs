@@ -32,9 +32,7 @@ pub fn random_file(path: &Path, bytes: u64) -> Result<()> {
 /// Milliseconds that `cat` takes to copy `from` to a new file `to`, which is removed afterwards.
 pub fn cat(from: &Path, to: &Path) -> Result<f64> {
     let target = File::create(to)?;
-    let (ms, status) = timed(|| {
-        Ok(Command::new("cat").arg(from).stdin(Stdio::null()).stdout(target).status()?)
-    })?;
+    let (ms, status) = timed(|| Ok(Command::new("cat").arg(from).stdin(Stdio::null()).stdout(target).status()?))?;
     ensure!(status.success(), "cat: {status}");
     fs::remove_file(to)?;
     Ok(ms)

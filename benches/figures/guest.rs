@@ -42,7 +42,8 @@ impl Guest {
         };
         // Nothing of ours is the job's: not the terminal, not the output.
         command.arg(dir.path()).args(options).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(fs::File::create(dir.path().join("stderr"))?).spawn().context("starting the writer")?;
+        let child =
+            command.stderr(fs::File::create(dir.path().join("stderr"))?).spawn().context("starting the writer")?;
         let mut guest = Self { child, dir, pid: 0 };
         let ready = guest.dir.path().join("ready");
         guest.wait("it is ready", |_| ready.is_symlink())?;
@@ -150,7 +151,8 @@ impl Drop for StoreDir {
 /// `cr checkpoint PID --store STORE --json`.
 pub fn checkpoint(pid: i32, store: &StoreDir, more: &[String]) -> Result<Value> {
     let pid = pid.to_string();
-    let output = cr_tests::cr().args(["checkpoint", &pid, "--json", "--store"]).arg(store.path()).args(more).output()?;
+    let output =
+        cr_tests::cr().args(["checkpoint", &pid, "--json", "--store"]).arg(store.path()).args(more).output()?;
     json(&output)
 }
 

@@ -43,6 +43,9 @@ pub fn kib(path: &str, name: &str) -> u64 {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cpu, cores, kernel, memory_mib, huge_pages, load } = self;
-        write!(f, "{cpu}, {cores} cores, {memory_mib} MiB, Linux {kernel}; huge pages: {huge_pages}; load at the end: {load}")
+        write!(
+            f,
+            "{cpu}, {cores} cores, {memory_mib} MiB, Linux {kernel}; huge pages: {huge_pages}; load at the end: {load}"
+        )
     }
 }

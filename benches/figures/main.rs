@@ -48,9 +48,9 @@ struct Args {
     #[arg(long, default_value = "/dev/shm")]
     tmpfs: PathBuf,
 
-    /// A directory on a disk.
-    #[arg(long, default_value = ".")]
-    disk: PathBuf,
+    /// A directory on a disk; `target/` if none is given.
+    #[arg(long)]
+    disk: Option<PathBuf>,
 
     /// Do not touch memory beforehand (it takes a minute where the machine backs it late).
     #[arg(long)]
@@ -84,7 +84,10 @@ fn main() -> Result<ExitCode> {
         let made = tempfile::Builder::new().prefix("cr-bench-").tempdir_in(dir);
         made.with_context(|| format!("making a folder in {}", dir.display()))
     };
-    let setting = Setting { tmpfs: folder(&args.tmpfs)?, disk: folder(&args.disk)?, args };
+    // This program lies in target/PROFILE/deps.
+    let target = std::env::current_exe()?.ancestors().nth(3).context("where is target/?")?.to_owned();
+    let disk = folder(args.disk.as_ref().unwrap_or(&target))?;
+    let setting = Setting { tmpfs: folder(&args.tmpfs)?, disk, args };
     if !setting.args.no_warm_up {
         baseline::touch_free_memory()?;
     }

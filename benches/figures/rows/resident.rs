@@ -24,8 +24,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
     let store = StoreDir::new(setting.tmpfs.path());
     let options = strings(&[&"--mib", &mib, &"--rate", &20, &"--once-mib", &(mib / 2)]);
-    let under =
-        strings(&[&"--store", &store.arg(), &"--interval", &"1h", &"--memory-limit", &format!("{limit}M")]);
+    let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h", &"--memory-limit", &format!("{limit}M")]);
     let mut guest = Guest::writer(setting, &options, Some(&under))?;
     checkpoint(guest.pid, &store, &[])?;
     guest.write_once()?;

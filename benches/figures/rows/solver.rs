@@ -34,7 +34,8 @@ fn pairs(setting: &Setting, place: &str, folder: &Path, steps: u64) -> Result<Ro
         let job = solver(steps);
         command.arg(job.get_program()).args(job.get_args());
         under.0.push(run(command)?);
-        let images = std::fs::read_dir(store.path())?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "cr"));
+        let images =
+            std::fs::read_dir(store.path())?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "cr"));
         checkpoints.0.push(images.count() as f64);
         drop(store);
         if !alone_first {
