@@ -13,6 +13,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -23,6 +24,7 @@ use crate::image::{IndexInfo, Parent};
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::object::{files, memory, process, threads};
+use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
 use crate::remote::{Frozen, Gadgets, Puppet};
@@ -90,6 +92,8 @@ pub struct Job {
     watch: Option<Watch>,
     watch_tried: bool,
     gadgets: Option<Gadgets>,
+    /// The program that it was executing when it was last looked at; see [`Job::program`].
+    seen_program: (String, String),
     spaces: Spaces,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
@@ -145,6 +149,7 @@ impl Job {
             watch: None,
             watch_tried: false,
             gadgets: None,
+            seen_program: Default::default(),
             spaces: Spaces::default(),
             parent: None,
             content: HashMap::new(),
@@ -188,7 +193,7 @@ impl Job {
                 all.extend(threads::refusals(self.pid, tid, &status));
             }
         }
-        let vmas = procfs::smaps(self.pid).map_err(|_| self.gone("the preflight"))?;
+        let vmas = self.mappings_now()?;
         let (_, _, refused) = memory::mapping::describe(self.pid, &vmas, &mut self.spaces.clone());
         all.extend(refused);
         all.extend(files::refusals(self.pid)?);
@@ -201,6 +206,8 @@ impl Job {
     /// When the chain is damaged, or of another job.
     pub fn follow_chain(&mut self, store: &Store) -> Result<()> {
         let chain = Chain::open(store, None)?;
+        // A delta on a damaged image could not be restored: that is found out now, not then.
+        chain.verify_pages(std::thread::available_parallelism().map_or(1, usize::from))?;
         collect::check_same_job(self.pid, &chain)?;
         self.learn(&chain);
         self.doubt = true;
@@ -221,9 +228,23 @@ impl Job {
     /// # Errors
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
-        let result = self.try_checkpoint(writer, options);
-        // Whatever failed then failed because of that.
+        const TRIES: usize = 3;
+        let mut result = self.try_checkpoint(writer, options);
+        for _ in 1..TRIES {
+            // Whatever failed while the job executed another program failed because of that: nothing of the old one is left.
+            if result.is_ok() || self.program() == self.seen_program {
+                break;
+            }
+            result = self.try_checkpoint(writer, options);
+        }
         if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
+    }
+
+    /// What changes whenever the job executes another program: where the kernel put its stack and its code.
+    fn program(&self) -> (String, String) {
+        let stat = procfs::stat(self.pid).unwrap_or_default();
+        let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
+        (field(26), field(28))
     }
 
     fn has_ended(&self) -> bool {
@@ -234,34 +255,54 @@ impl Job {
 
     fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         let started = Instant::now();
+        let mut steps = Phases::new(started);
+        let program = self.program();
+        if self.seen_program != program {
+            // Instructions and mappings that were found in another program.
+            self.gadgets = None;
+            self.seen_program = program;
+        }
         fault::point("preflight")?;
         refuse(self.preflight()?)?;
         if options.full {
             self.parent = None;
             self.content.clear();
         }
+        steps.end("preflight");
         let prior = self.prior(writer.store());
-        if threads::any_timed_wait(self.pid) {
-            self.watch();
-        }
+        steps.end("older images");
+        let looking = self.look_meanwhile();
         let mut frozen_time = self.arm()?;
+        steps.end("arm");
         let mut sink = Sink::new(writer.begin()?);
         fault::point("precopy")?;
         precopy(self, &mut sink, prior.as_ref())?;
+        self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
+        steps.end("pre-copy");
         self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit)?;
         self.learn_mappings();
+        steps.end("prepare");
 
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
+        let mut phases = Phases::new(freeze_started);
         let frozen = Frozen::freeze(self.pid)?;
+        phases.end("freeze");
         let mut state = State::collect(self, &frozen)?;
+        phases.end("collect");
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
         let mut survey = Survey::take(self, &mut state, &sink)?;
+        phases.end("survey");
         survey.copy(self, &mut sink, prior.as_ref())?;
+        phases.end("copy");
         fault::point("thaw")?;
         frozen.thaw()?;
+        phases.end("thaw");
         frozen_time += freeze_started.elapsed();
+
+        steps.end("frozen");
+        log::debug!("pid {} stood still for: {phases}", self.pid);
 
         self.arena.drain_into(&mut sink, prior.as_ref())?;
         fault::point("write.segments")?;
@@ -281,6 +322,8 @@ impl Job {
         fault::point("publish")?;
         let (stored_bytes, statistics) = (finished.file_bytes, finished.statistics);
         let published = writer.publish(finished)?;
+        steps.end("write and publish");
+        log::debug!("checkpoint {} of pid {}: {steps}", published.id, self.pid);
         let parent = self.parent.replace(published).map(|p| p.id);
         let widened = survey.widened.clone();
         self.settle(survey);
@@ -310,21 +353,30 @@ impl Job {
         }
     }
 
+    /// For a single checkpoint: where threads are in waits of which only the kernel knows how long they still take, an eBPF
+    /// iterator is loaded while the memory is copied.
+    fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
+        let wanted = self.watch.is_none() && !self.watch_tried && threads::any_timed_wait(self.pid);
+        wanted.then(|| {
+            std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
+        })
+    }
+
     /// Reads the mappings in words before the frozen window, where their number may cost time.
     fn learn_mappings(&mut self) {
-        if let Some(watch) = &mut self.watch {
-            let pid = self.pid;
+        let pid = self.pid;
+        if let Some(watch) = self.watch.as_mut().filter(|w| w.recall(pid).is_none()) {
             // Should it fail, they are read again in the frozen window, which will say why.
             let _ = watch.learn(pid, || procfs::smaps(pid));
         }
     }
 
-    /// The mappings of the stopped job, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
+    /// The mappings of the job, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
     /// iterator shows that nothing changed since it was read, it is not read again.
     fn mappings_now(&self) -> Result<Vec<Vma>> {
         match self.watch.as_ref().and_then(|w| w.recall(self.pid)) {
             Some(vmas) => Ok(vmas),
-            None => procfs::smaps(self.pid).map_err(|_| self.gone("the collection of its state")),
+            None => procfs::smaps(self.pid).map_err(|_| self.gone("a look at its mappings")),
         }
     }
 

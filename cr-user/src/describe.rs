@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_command_line_is_parted_by_blanks() {
-        assert_eq!(command_line(b"sleep\0100\0"), "sleep 100");
+        assert_eq!(command_line(b"sleep\x00100\x00"), "sleep 100");
         assert_eq!(command_line(b""), "");
     }
 }

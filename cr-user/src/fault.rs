@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Every point, in the order in which a first checkpoint passes them.
+/// Every point, in the order in which a first checkpoint and then a restore pass them.
 pub const POINTS: &[&str] = &[
     "preflight",
     "attach.frozen",
@@ -25,6 +25,11 @@ pub const POINTS: &[&str] = &[
     "write.metadata",
     "publish",
     "published",
+    "restore.process",
+    "restore.memory",
+    "restore.tracking",
+    "restore.threads",
+    "restore.run",
 ];
 
 /// A step that failed because `CR_FAULT` asked for it.

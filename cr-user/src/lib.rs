@@ -8,6 +8,7 @@ pub mod error;
 pub mod fault;
 pub mod image;
 pub mod object;
+pub mod phases;
 pub mod probe;
 pub mod procfs;
 pub mod ranges;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::procfs::Status;
 use crate::sys::{probe, uffd};
+use crate::track::hints::Hints;
 
 /// What was found, feature by feature.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -131,13 +132,7 @@ impl Features {
                 Need::More,
             ),
             btf(),
-            tried(
-                BPF,
-                probe::bpf(),
-                "a program for a tracepoint can be loaded",
-                "no hints: the page tables are asked about all mappings each time",
-                Need::More,
-            ),
+            hints(),
             tried(
                 "clone3 set_tid",
                 probe::set_tid(),
@@ -249,6 +244,18 @@ fn btf() -> Feature {
 }
 
 const BPF: &str = "eBPF programs";
+
+fn hints() -> Feature {
+    // All of them are loaded and attached, and gone again with the value.
+    let loaded = Hints::load();
+    Feature {
+        name: BPF,
+        available: loaded.is_ok(),
+        detail: loaded.map_or_else(|e| e.to_string(), |_| "cr's own were loaded and attached".to_owned()),
+        lost_without: "no hints: the page tables are asked about all mappings each time",
+        needed_for: Need::More,
+    }
+}
 
 fn yama() -> Feature {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();

@@ -12,15 +12,19 @@ mod soul;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Instant;
 
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
+use crate::fault;
+use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
-use crate::remote::Call;
+use crate::phases::Phases;
+use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::{PAGE, fd, uffd};
 use crate::track::Oracle;
@@ -58,33 +62,80 @@ pub struct Restored {
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
 pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
+    let started = Instant::now();
     let chain = Chain::open(store, id)?;
-    chain.verify_pages(std::thread::available_parallelism().map_or(1, usize::from))?;
     let saved = Saved::read(&chain)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
+    for path in &plan.modified {
+        log::warn!("{} was modified after the checkpoint, and is left as it is", path.display());
+    }
+    // All of every image, also what newer images replace: a store that decays is to be known before it matters.
+    let verify = |threads: usize| chain.images().iter().try_for_each(|image| image.verify_pages(threads));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if plan.is_empty() && !saved.has_stored_files() {
+        // Nothing outside the new process will be touched: it can be built while its pages are still being checked, and is
+        // thrown away should one be damaged.
+        let (built, checked) = std::thread::scope(|scope| {
+            let checking = scope.spawn(|| verify(1));
+            let built = build(&chain, &saved, Vec::new(), options);
+            (built, checking.join().expect("the checking thread does not panic"))
+        });
+        checked?;
+        log::debug!("restored in {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
+        return Ok(built?.with(chain));
+    }
+    verify(cores)?;
     let cuts = files::roll_back(&plan, &store.dir().join(CUT_DIRECTORY), chain.newest().id())?;
+    Ok(build(&chain, &saved, cuts, options)?.with(chain))
+}
 
-    let base = first_free_number(&saved)?;
-    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(&chain, space, file))?;
+/// A restored process, but for the chain that it came from.
+struct Built {
+    body: Body,
+    oracle: Option<Oracle>,
+    spaces: Spaces,
+    cuts: Vec<Cut>,
+    stopped: bool,
+}
+
+impl Built {
+    fn with(self, chain: Chain) -> Restored {
+        let Self { body, oracle, spaces, cuts, stopped } = self;
+        Restored { body, chain, oracle, spaces, cuts, stopped }
+    }
+}
+
+fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
+    let mut steps = Phases::new(Instant::now());
+    let base = first_free_number(saved)?;
+    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
-    let prepared = Prepared::open(&saved.mappings.all, &chain, base, put_back, existing)?;
+    let prepared = Prepared::open(&saved.mappings.all, chain, base, put_back, existing)?;
     let exe = hold(&saved.process.exe.path, base)?;
     let (cwd, root) = (hold(&saved.process.cwd, base)?, hold(&saved.process.root, base)?);
 
     let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
+    steps.end("files");
+    fault::point("restore.process")?;
+    clocks::needed(&saved.clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut body = Body::make(saved.process.pid, &keep_free)?;
-    body.run(0, session_calls(&saved), "entering its session")?;
+    steps.end("process");
+    body.run(0, session_calls(saved), "entering its session")?;
     body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
-    prepared.build(&mut body, &saved.mappings.all, &chain)?;
+    prepared.build(&mut body, &saved.mappings.all, chain)?;
+    steps.end("memory");
+    fault::point("restore.memory")?;
     let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
     let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting its directories and memory areas")?;
-    let oracle = track(&mut body, &saved)?;
+    let oracle = track(&mut body, saved)?;
+    steps.end("tracking");
+    fault::point("restore.tracking")?;
     body.run(0, files::calls(&saved.files, &opened, &[]), "giving it its descriptors")?;
-    soul::breathe(&mut body, &saved)?;
+    soul::breathe(&mut body, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
@@ -93,12 +144,15 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
-    let regs = soul::resume_waits(&mut body, &saved)?;
-    let syscall = crate::remote::Gadgets::find_outside(body.pid(), body.own_range())
+    let regs = soul::resume_waits(&mut body, saved)?;
+    let syscall = Gadgets::find_outside(body.pid(), body.own_range())
         .map_err(|e| Error::system("looking through the restored code", e))?;
     body.remove_scratch(syscall)?;
-    soul::put_in_place(&saved, &regs)?;
-    Ok(Restored { body, chain, oracle, spaces, cuts, stopped: saved.process.stopped })
+    soul::put_in_place(saved, &regs)?;
+    steps.end("threads");
+    fault::point("restore.threads")?;
+    log::debug!("pid {} was built in: {steps}", saved.process.pid);
+    Ok(Built { body, oracle, spaces, cuts, stopped: saved.process.stopped })
 }
 
 impl Restored {
@@ -118,6 +172,7 @@ impl Restored {
     /// When a thread could not be let go: then the job is ended.
     pub fn run(self) -> Result<Job> {
         let pid = self.body.pid();
+        fault::point("restore.run")?;
         let job = Job::restored(pid, &self.chain, self.oracle, self.spaces)?;
         if self.stopped {
             // Taken by each thread as it is let go, as if job control had never let it run.

@@ -21,6 +21,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -99,19 +100,18 @@ pub enum Outcome {
 /// # Errors
 /// When the command cannot be run, the store has a chain and `resume` is not set, or the chain cannot be restored.
 pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
+    let mask = signals::block()?;
     let store = Store::create_or_open(&config.store, object::KINDS)?;
     let writer = store.lock()?;
     if store.newest_id()?.is_some() {
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        signals::block()?;
         let origin = Origin::Chain { id: None, files: FilePolicy::default() };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.
     let socket = Socket::bind(store.dir())?;
-    let mask = signals::block()?;
     let pid = launch::start(command, mask)?;
     supervise(config, Origin::Child(pid), writer, socket, started)
 }
@@ -126,8 +126,9 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
 pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
     Job::open(pid)?;
+    let mask = signals::block()?;
     let store = Store::create_or_open(&config.store, object::KINDS)?;
-    here_or_behind(config, &store, Origin::Process(pid), detach, started)
+    here_or_behind(config, &store, Origin::Process(pid), detach.then_some(mask), started)
 }
 
 /// Restarts the job from checkpoint `id` (none: the newest), and supervises it until it ends.
@@ -144,23 +145,25 @@ pub fn restore(
     detach: bool,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
+    let mask = signals::block()?;
     let store = Store::open_existing(&config.store, object::KINDS)?;
-    here_or_behind(config, &store, Origin::Chain { id, files }, detach, started)
+    here_or_behind(config, &store, Origin::Chain { id, files }, detach.then_some(mask), started)
 }
 
-/// Supervises in this process, or with `detach` in one in the background.
+/// Supervises in this process; or, with `detach`, in one in the background, and this one waits with that signal mask.
 fn here_or_behind(
     config: &Config,
     store: &Store,
     origin: Origin,
-    detach: bool,
+    detach: Option<SigSet>,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
-    if !detach {
+    let Some(mask) = detach else {
         return lock_and_supervise(config, store, origin, started);
-    }
+    };
     match background::split(store.dir())? {
         Side::Foreground(messages) => {
+            mask.thread_set_mask().map_err(|e| Error::system("unblocking signals", e))?;
             let begun = messages.receive()?;
             started(&begun);
             Ok(Outcome::Detached(begun))
@@ -185,7 +188,6 @@ fn lock_and_supervise(
 ) -> Result<Outcome> {
     let writer = store.lock()?;
     let socket = Socket::bind(store.dir())?;
-    signals::block()?;
     supervise(config, origin, writer, socket, started)
 }
 

@@ -7,6 +7,7 @@ use crate::checkpoint::survey::Survey;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
+use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
 use crate::object::memory::backing::Source;
@@ -33,6 +34,7 @@ pub struct State {
     credentials: Credentials,
     scheduling: Scheduling,
     files: Files,
+    clocks: Clocks,
     file_contents: Vec<Source>,
     vmas: Vec<Vma>,
 }
@@ -88,7 +90,8 @@ impl State {
         let (files, contents) = files::capture(pid, job.pidfd.as_fd(), &mut |dev, ino| spaces.of_file(dev, ino))?;
         let file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
-        Ok(Self { process, threads, signals, timers, credentials, scheduling, files, file_contents, vmas })
+        let clocks = clocks::capture(pid)?;
+        Ok(Self { process, threads, signals, timers, credentials, scheduling, files, clocks, file_contents, vmas })
     }
 
     /// The mappings as they were after our own was taken out.
@@ -114,6 +117,7 @@ impl State {
         put(image, timers::KIND, &vec![self.timers])?;
         put(image, credentials::KIND, &vec![self.credentials])?;
         put(image, files::KIND, &vec![self.files])?;
+        put(image, clocks::KIND, &vec![self.clocks])?;
         put(image, scheduling::KIND, &vec![self.scheduling])
     }
 }

@@ -14,7 +14,8 @@ pub struct Watch {
     pub hints: Hints,
     /// The kernel's functions that resume interrupted waits.
     pub functions: RestartFunctions,
-    space: AddressSpaceId,
+    /// What they follow; none when they only look.
+    space: Option<AddressSpaceId>,
     /// Mappings with their flags in words, as they were when the iterator gave exactly these records.
     known: Option<(Vec<VmaRecord>, Vec<Vma>)>,
 }
@@ -33,15 +34,23 @@ impl Watch {
     pub fn begin(pid: i32) -> Result<Self, HintsError> {
         let mut hints = Hints::load()?;
         let space = hints.follow(pid)?;
-        Ok(Self { hints, functions: RestartFunctions::read(), space, known: None })
+        Ok(Self { hints, functions: RestartFunctions::read(), space: Some(space), known: None })
+    }
+
+    /// Loads only what looks, for a single checkpoint.
+    ///
+    /// # Errors
+    /// Why they cannot be used here.
+    pub fn look_only() -> Result<Self, HintsError> {
+        Ok(Self { hints: Hints::iterators()?, functions: RestartFunctions::read(), space: None, known: None })
     }
 
     /// Pages that a program saw being written since this was last asked; none when the record is not complete, which says
     /// nothing about what was not written.
     pub fn written(&mut self) -> RangeSet {
-        match self.hints.drain_written(self.space) {
-            Ok(record) => record.pages.iter().map(|r| r.start / PAGE..r.end / PAGE).collect(),
-            Err(_) => RangeSet::new(),
+        match self.space.map(|space| self.hints.drain_written(space)) {
+            Some(Ok(record)) => record.pages.iter().map(|r| r.start / PAGE..r.end / PAGE).collect(),
+            None | Some(Err(_)) => RangeSet::new(),
         }
     }
 

@@ -50,7 +50,7 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         let pid = self.pid;
         let outcome = supervise::attach(&self.supervision.config(), pid, self.detach, |_| ())?;
         match outcome {

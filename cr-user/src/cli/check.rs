@@ -41,10 +41,10 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         match self.pid {
-            None => Ok(kernel(*output)),
-            Some(pid) => job(*output, pid),
+            None => Ok(kernel(output)),
+            Some(pid) => job(output, pid),
         }
     }
 }

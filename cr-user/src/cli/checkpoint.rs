@@ -51,7 +51,7 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         let progress = Progress::start(format!("taking a checkpoint of pid {}", self.pid));
         let taken = supervise::checkpoint(self.pid, &self.store.store, self.kill, &self.taking.options());
         progress.finish();

@@ -55,11 +55,7 @@ pub(super) struct Supervision {
 
 impl Supervision {
     pub(super) fn config(&self) -> Config {
-        Config {
-            store: self.store.store.clone(),
-            interval: self.interval,
-            checkpoints: self.taking.options(),
-        }
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints: self.taking.options() }
     }
 }
 

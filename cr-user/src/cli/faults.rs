@@ -13,7 +13,7 @@ impl Execute for Args {
         false
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         output.print(&fault::POINTS.join("\n"));
         Ok(0)
     }

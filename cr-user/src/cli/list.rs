@@ -48,23 +48,26 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         let store = self.store.open()?;
         let mut rows = Vec::new();
         let mut code = 0;
         for id in store.ids()? {
             let read = store.open_image(id).map_err(cr::Error::from).and_then(|image| Checkpoint::of_image(&image));
-            rows.push(read.map(Row::Good).unwrap_or_else(|e| {
-                code = e.exit_code();
-                Row::Bad { id, error: e.to_string() }
-            }));
+            rows.push(match read {
+                Ok(checkpoint) => Row::Good(checkpoint),
+                Err(e) => {
+                    code = e.exit_code();
+                    Row::Bad { id, error: e.to_string() }
+                }
+            });
         }
         if output.json {
             output.print_json(&rows);
         } else if rows.is_empty() {
             eprintln!("cr: {} holds no checkpoint yet", store.dir().display());
         } else {
-            print_table(*output, &rows);
+            print_table(output, &rows);
         }
         Ok(code)
     }

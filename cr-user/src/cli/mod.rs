@@ -84,7 +84,7 @@ trait Execute {
     fn json(&self) -> bool;
 
     /// Does it, and gives the exit code.
-    fn execute(&self, output: &Output) -> cr::Result<u8>;
+    fn execute(&self, output: Output) -> cr::Result<u8>;
 }
 
 impl Command {
@@ -111,7 +111,7 @@ pub(crate) fn main() -> ExitCode {
     logger::init(cli.verbose);
     let command = cli.command.as_execute();
     let output = Output::new(command.json());
-    let code = command.execute(&output).unwrap_or_else(|error| {
+    let code = command.execute(output).unwrap_or_else(|error| {
         output.error(&error);
         error.exit_code()
     });

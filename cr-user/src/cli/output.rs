@@ -7,6 +7,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use cr::Error;
 use cr::supervise::protocol::Failure;
 use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use serde::Serialize;
 
 /// Where results go, and in which form.
@@ -28,6 +29,7 @@ impl Output {
     }
 
     /// A line (or some) of a result. That nobody reads on is no error: `cr list | head -1`.
+    #[expect(clippy::unused_self, reason = "results go where the output says, like all others")]
     pub(super) fn print(self, text: &str) {
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
@@ -101,22 +103,31 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// Shows on a terminal that something takes its time; nothing in a pipe.
-pub(super) struct Progress(ProgressBar);
+pub(super) struct Progress(Option<ProgressBar>);
 
 impl Progress {
     pub(super) fn start(message: impl Into<String>) -> Self {
-        // Only what takes longer than a blink is worth a line, so nothing is drawn at once.
+        if !io::stderr().is_terminal() {
+            return Self(None);
+        }
         let bar = ProgressBar::new_spinner().with_message(message.into());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
             bar.set_style(style);
         }
+        // The thread that draws must leave signals to those who wait for them.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         bar.enable_steady_tick(Duration::from_millis(150));
-        Self(bar)
+        if let Ok(mask) = mask {
+            let _ = mask.thread_set_mask();
+        }
+        Self(Some(bar))
     }
 
-    /// A line that says how far things are: `done` of `all`.
+    /// Takes the line away.
     pub(super) fn finish(self) {
-        self.0.finish_and_clear();
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
     }
 }
 
@@ -129,7 +140,7 @@ mod tests {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1024), "1.0 KiB");
-        assert_eq!(bytes(1_048_500), "1.0 MiB");
+        assert_eq!(bytes(1_048_575), "1.0 MiB");
         assert_eq!(bytes(268_435_456), "256.0 MiB");
         assert_eq!(bytes(3 << 40), "3.0 TiB");
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");

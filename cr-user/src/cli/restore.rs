@@ -81,7 +81,7 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         // A controller that goes to the background must not have a thread yet, such as the one that draws.
         let progress = (!self.detach).then(|| Progress::start("restoring"));
         let progress = std::cell::Cell::new(progress);

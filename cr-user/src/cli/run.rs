@@ -49,10 +49,10 @@ impl Execute for Args {
         false
     }
 
-    fn execute(&self, _: &Output) -> cr::Result<u8> {
+    fn execute(&self, _: Output) -> cr::Result<u8> {
         let (program, args) = self.command.split_first().expect("clap requires one");
         let command = Command { program: program.clone(), args: args.to_vec() };
-        let outcome = supervise::run(&self.supervision.config(), &command, self.resume, |started| tell_cuts(started))?;
+        let outcome = supervise::run(&self.supervision.config(), &command, self.resume, tell_cuts)?;
         Ok(exit_code(&outcome))
     }
 }

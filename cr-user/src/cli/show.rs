@@ -42,12 +42,12 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         let details = Details::of_chain(&Chain::open(&self.store.open()?, self.id)?)?;
         if output.json {
             output.print_json(&details);
         } else {
-            print(*output, &details);
+            print(output, &details);
         }
         Ok(0)
     }

@@ -38,7 +38,7 @@ impl Execute for Args {
         self.json
     }
 
-    fn execute(&self, output: &Output) -> cr::Result<u8> {
+    fn execute(&self, output: Output) -> cr::Result<u8> {
         let store = self.store.open()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let progress = Progress::start(format!("verifying {}", store.dir().display()));

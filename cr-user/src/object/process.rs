@@ -81,14 +81,10 @@ pub struct Layout {
 /// What must be the same, or be known, where the job is restarted.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Host {
-    /// The boot that the clocks belong to.
-    pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
     /// Checksum of the vdso: programs keep addresses inside it. 0 when there was none.
     pub vdso: u64,
-    /// `CLOCK_MONOTONIC` at the checkpoint, in nanoseconds.
-    pub monotonic: u64,
     /// When the process had started, in clock ticks since boot.
     pub start_time: u64,
 }
@@ -135,7 +131,7 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
         let why = format!("is its child ({}); process trees are not supported yet", name.trim());
         refuse(&format!("process {child}"), why, "wait until it has ended, or checkpoint the child alone");
     }
-    for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"] {
+    for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"] {
         let (theirs, ours) = (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));
         if let (Ok(theirs), Ok(ours)) = (theirs, ours)
             && theirs != ours
@@ -233,12 +229,9 @@ fn limits(text: &str) -> Vec<(u64, u64)> {
 /// When the process is gone.
 pub fn host(pid: i32) -> Result<Host> {
     let text = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_err(|e| Error::system("reading the clock", e))?;
     Ok(Host {
-        boot_id: text("/proc/sys/kernel/random/boot_id"),
         kernel: text("/proc/sys/kernel/osrelease"),
         vdso: vdso_checksum(pid),
-        monotonic: now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
         start_time: procfs::start_time(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?,
     })
 }

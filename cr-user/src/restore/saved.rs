@@ -1,8 +1,10 @@
 //! What a chain says of the job, read and checked before anything is made.
 
 use crate::error::{Error, Result};
+use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
+use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::get;
@@ -29,6 +31,8 @@ pub struct Saved {
     pub credentials: Credentials,
     /// Its open files.
     pub files: Files,
+    /// Its clocks.
+    pub clocks: Clocks,
     /// How it is scheduled.
     pub scheduling: Scheduling,
 }
@@ -48,8 +52,15 @@ impl Saved {
             timers: only(get(image, timers::KIND)?, image.id())?,
             credentials: only(get(image, credentials::KIND)?, image.id())?,
             files: only(get(image, files::KIND)?, image.id())?,
+            clocks: only(get(image, clocks::KIND)?, image.id())?,
             scheduling: only(get(image, scheduling::KIND)?, image.id())?,
         })
+    }
+
+    /// Whether the image holds the bytes of files or memory objects that others could see.
+    pub fn has_stored_files(&self) -> bool {
+        self.mappings.all.iter().any(|m| matches!(m.backing, Backing::Object(_)))
+            || self.files.descriptions.iter().any(|d| d.space().is_some())
     }
 
     /// Holds everything that the job needs against what is here. Changes nothing.

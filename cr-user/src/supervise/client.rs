@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{self, Place};
 use super::protocol::{Answer, Command, Done, Response, Status};
-use super::once;
+use super::{once, signals};
 use crate::checkpoint::{self, Job};
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Option
     {
         return taken(response);
     }
+    // From here on we leave things behind, which a signal must not end us in the middle of.
+    signals::block()?;
     let store = Store::create_or_open(dir, object::KINDS)?;
     match lock(&store, pid, kill)? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
@@ -103,7 +105,8 @@ fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
     if answer.is_empty() {
         return Err(talking(io::ErrorKind::UnexpectedEof.into()));
     }
-    let response = serde_json::from_str(&answer).map_err(|e| strange(&format!("an answer that makes no sense ({e})")))?;
+    let response =
+        serde_json::from_str(&answer).map_err(|e| strange(&format!("an answer that makes no sense ({e})")))?;
     Ok(Some(response))
 }
 

@@ -176,7 +176,7 @@ async fn try_talk(mut stream: UnixStream, send: mpsc::Sender<Asked>) -> io::Resu
         }
         match protocol::parse(&line) {
             Ok(command) => ask(command, &send).await,
-            Err(response) => response,
+            Err(failure) => Response::error(failure.code, failure.message),
         }
     } else {
         Response::error(121, format!("the job is held by user {us}; ask as that user, or as root"))

@@ -62,6 +62,7 @@ mod tests {
 
     #[test]
     fn a_child_is_reaped_with_its_code() {
+        #[expect(clippy::zombie_processes, reason = "reaping it is what is tested")]
         let child = Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
         let pid = child.id() as i32;
         task::wait_change(pid).unwrap();

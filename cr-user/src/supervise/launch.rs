@@ -25,10 +25,9 @@ pub struct Command {
 pub(super) fn start(command: &Command, mask: SigSet) -> Result<i32> {
     let mut child = process::Command::new(&command.program);
     child.args(&command.args);
-    let child = start_with_mask(&mut child, mask).spawn().map_err(|source| Error::Command {
-        program: command.program.to_string_lossy().into_owned(),
-        source,
-    })?;
+    let child = start_with_mask(&mut child, mask)
+        .spawn()
+        .map_err(|source| Error::Command { program: command.program.to_string_lossy().into_owned(), source })?;
     Ok(child.id() as i32)
 }
 

@@ -2,14 +2,14 @@
 
 use super::engine::{Engine, Origin};
 use super::journal::{Journal, Trigger};
-use super::signals::{self, Signals};
+use super::signals::Signals;
 use super::{event_loop, protocol};
 use crate::checkpoint::{self, Report};
 use crate::describe::Checkpoint;
 use crate::error::Result;
 use crate::store::{Store, StoreWriter};
 
-/// Holds `pid` for one checkpoint; with `kill`, ends it once that is durable.
+/// Holds `pid` for one checkpoint; with `kill`, ends it once that is durable. Signals are blocked by now.
 pub(super) fn checkpoint(
     pid: i32,
     writer: StoreWriter,
@@ -18,7 +18,6 @@ pub(super) fn checkpoint(
 ) -> Result<Checkpoint> {
     let store = writer.store().clone();
     let mut journal = Journal::open(store.dir());
-    signals::block()?;
     let engine = Engine::start(Origin::Process(pid), writer, options.clone())?;
     let taken = event_loop()?.block_on(take(engine, kill, &store));
     match taken {

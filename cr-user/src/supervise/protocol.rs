@@ -121,16 +121,21 @@ impl Response {
 }
 
 /// Reads a request, or says why it is none: what to answer then.
-pub fn parse(line: &str) -> Result<Command, Response> {
+///
+/// # Errors
+/// When it is no request, or one of another version.
+pub fn parse(line: &str) -> Result<Command, Failure> {
     #[derive(Deserialize)]
     struct Version {
         v: u32,
     }
-    let bad = |why: serde_json::Error| Response::error(125, format!("the controller does not understand the request: {why}"));
+    let failure = |message| Failure { code: 125, message };
+    let bad = |why: serde_json::Error| failure(format!("the controller does not understand the request: {why}"));
     let Version { v } = serde_json::from_str(line).map_err(bad)?;
     if v != VERSION {
-        let message = format!("the controller speaks version {VERSION} of the protocol, not {v}: use the `cr` that started it");
-        return Err(Response::error(125, message));
+        let message =
+            format!("the controller speaks version {VERSION} of the protocol, not {v}: use the `cr` that started it");
+        return Err(failure(message));
     }
     serde_json::from_str::<Request>(line).map(|request| request.command).map_err(bad)
 }
@@ -153,8 +158,7 @@ mod tests {
     #[test]
     fn other_versions_and_nonsense_get_an_answer() {
         for line in [r#"{"v":2,"cmd":"checkpoint"}"#, r#"{"v":1,"cmd":"dance"}"#, "", "[]", "{"] {
-            let Answer::Error(failure) = parse(line).unwrap_err().answer else { panic!("{line} was understood") };
-            assert_eq!(failure.code, 125);
+            assert_eq!(parse(line).unwrap_err().code, 125, "{line}");
         }
     }
 

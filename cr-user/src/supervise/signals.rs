@@ -25,7 +25,8 @@ const FAULTS: [Signal; 8] = [
     Signal::SIGPIPE,
 ];
 
-/// Blocks what [`Signals`] reads, and gives back the mask that was in force. Must come before any thread is started.
+/// Blocks what [`Signals`] reads, and gives back the mask that was in force. Every thread must have them blocked: those that
+/// are started afterwards inherit this.
 ///
 /// # Errors
 /// None that is known.

@@ -55,7 +55,7 @@ pub(super) async fn watch(
                 let signal = signal.map_err(|e| Error::system("reading a signal", e))?;
                 desk.signalled(signal, &ended)?;
             }
-            outcome = desk.landing(), if desk.flight.is_some() => desk.landed(outcome),
+            outcome = desk.landing(), if desk.flight.is_some() => desk.landed(&outcome),
             _ = ended.readable() => break,
             Some(asked) = server.next() => desk.asked(asked),
             () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
@@ -71,7 +71,7 @@ pub(super) async fn watch(
     let closing = server.close();
     if desk.flight.is_some() {
         let outcome = desk.landing().await;
-        desk.landed(outcome);
+        desk.landed(&outcome);
     }
     let outcome = if desk.leaving {
         Outcome::LetGo
@@ -204,14 +204,19 @@ impl<'c> Desk<'c> {
         flight.landed().await
     }
 
-    fn landed(&mut self, outcome: Result<Report>) {
+    fn landed(&mut self, outcome: &Result<Report>) {
         let (_, wish) = self.flight.take().expect("something has landed");
-        let response = match &outcome {
+        let response = match outcome {
             Ok(report) => {
                 self.taken += 1;
                 self.refusal = None;
                 let checkpoint = Checkpoint::from(report);
-                log::info!("checkpoint {}: {} pages, frozen {} ms", report.id, report.stored_pages, checkpoint.frozen_ms);
+                log::info!(
+                    "checkpoint {}: {} pages, frozen {} ms",
+                    report.id,
+                    report.stored_pages,
+                    checkpoint.frozen_ms
+                );
                 self.journal.note(wish.trigger, Ok(&checkpoint));
                 Response::ok(Done::Checkpoint(checkpoint))
             }
@@ -271,7 +276,8 @@ impl<'c> Desk<'c> {
     /// only once it has stopped too.
     fn stop_if_job_has(&mut self) {
         let Some(until) = self.stopping else { return };
-        let has_stopped = || procfs::stat(self.pid).is_ok_and(|fields| fields.first().is_some_and(|state| state == "T"));
+        let has_stopped =
+            || procfs::stat(self.pid).is_ok_and(|fields| fields.first().is_some_and(|state| state == "T"));
         if self.is_idle() && (!self.is_ours || has_stopped()) {
             self.stopping = None;
             if let Err(e) = raise(Signal::SIGSTOP) {

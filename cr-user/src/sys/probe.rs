@@ -1,7 +1,7 @@
 //! Kernel interfaces tried out on ourselves, for `cr check`. Each attempt leaves nothing behind.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::null_mut;
 
 use nix::errno::Errno;
@@ -122,7 +122,7 @@ struct ProcmapQuery {
 const _: () = assert!(size_of::<ProcmapQuery>() == 104);
 
 /// `_IOWR('f', 17, struct procmap_query)`.
-const PROCMAP_QUERY: u64 = (3 << 30) | ((size_of::<ProcmapQuery>() as u64) << 16) | ((b'f' as u64) << 8) | 17;
+const PROCMAP_QUERY: u64 = (3 << 30) | ((size_of::<ProcmapQuery>() as u64) << 16) | ((b'f' as u64) << 8) | 0x11;
 
 /// Whether `/proc/PID/maps` answers about one address (`PROCMAP_QUERY`).
 ///
@@ -131,11 +131,8 @@ const PROCMAP_QUERY: u64 = (3 << 30) | ((size_of::<ProcmapQuery>() as u64) << 16
 pub fn procmap_query() -> nix::Result<()> {
     let maps = open("/proc/self/maps")?;
     let page = Page::map()?;
-    let mut query = ProcmapQuery {
-        size: size_of::<ProcmapQuery>() as u64,
-        query_addr: page.address(),
-        ..ProcmapQuery::default()
-    };
+    let mut query =
+        ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: page.address(), ..ProcmapQuery::default() };
     // SAFETY: PROCMAP_QUERY reads and writes one `struct procmap_query`, and nothing else where no name or build id is
     // asked for.
     unsafe { check(libc::c_long::from(libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query)))? };
@@ -232,7 +229,8 @@ pub fn descriptors() -> (nix::Result<()>, nix::Result<()>) {
     });
     let compared = open("/proc/self/status").and_then(|file| {
         let fd = file.as_raw_fd();
-        super::fd::compare_descriptions(me, fd, me, fd).and_then(|order| if order.is_eq() { Ok(()) } else { Err(Errno::EIO) })
+        super::fd::compare_descriptions(me, fd, me, fd)
+            .and_then(|order| if order.is_eq() { Ok(()) } else { Err(Errno::EIO) })
     });
     (fetched.map(drop), compared)
 }
@@ -247,46 +245,6 @@ pub fn set_tid() -> nix::Result<()> {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(e) => Err(e),
     }
-}
-
-/// The first fields of `union bpf_attr` for `BPF_PROG_LOAD` (`include/uapi/linux/bpf.h`).
-#[repr(C)]
-#[derive(Default)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-}
-const _: () = assert!(size_of::<ProgLoad>() == 48);
-
-/// Whether the smallest eBPF program for a tracepoint can be loaded.
-///
-/// # Errors
-/// `EPERM` without `CAP_BPF` and `CAP_PERFMON`, `ENOSYS` without BPF.
-pub fn bpf() -> nix::Result<()> {
-    const BPF_PROG_LOAD: libc::c_long = 5;
-    const BPF_PROG_TYPE_TRACEPOINT: u32 = 5;
-    /// `r0 = 0; exit`.
-    const PROGRAM: [u64; 2] = [0xb7, 0x95];
-    let attr = ProgLoad {
-        prog_type: BPF_PROG_TYPE_TRACEPOINT,
-        insn_cnt: PROGRAM.len() as u32,
-        insns: PROGRAM.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        ..ProgLoad::default()
-    };
-    // SAFETY: the kernel reads the structure, the two instructions and the string, all alive; the descriptor is ours.
-    unsafe {
-        let fd = check(libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, size_of::<ProgLoad>()))?;
-        drop(OwnedFd::from_raw_fd(fd as i32));
-    }
-    Ok(())
 }
 
 fn open(path: &str) -> nix::Result<OwnedFd> {

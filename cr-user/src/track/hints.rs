@@ -126,7 +126,16 @@ impl Hints {
 
     /// As [`with_regions`](Self::with_regions), with the programs of another object (an ELF file of this version of cr's).
     pub fn load_object(object: &[u8], regions: u32) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart } = load::load(object, regions)?;
+        Self::load_parts(object, regions, true)
+    }
+
+    /// Loads the iterators alone, which look at processes and follow none: quicker, for whoever asks once.
+    pub fn iterators() -> Result<Self, HintsError> {
+        Self::load_parts(OBJECT, 1, false)
+    }
+
+    fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
+        let Loaded { mut ebpf, restart } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -227,6 +236,11 @@ impl Hints {
     pub fn tasks(&self, pid: i32) -> Result<Vec<TaskHidden>, HintsError> {
         let bytes = self.read_iter(ITER_TASK.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
         iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
+    }
+
+    /// The address space that a process has now (`pid` as this process sees it), followed or not.
+    pub fn space_of(&self, pid: i32) -> Result<AddressSpaceId, HintsError> {
+        self.leader(pid).map(|leader| AddressSpaceId(leader.mm))
     }
 
     /// The mappings of a process (`pid` as this process sees it), ascending.

@@ -50,13 +50,17 @@ impl Oracle {
         let mut open = [Call::new(libc::SYS_userfaultfd, &[flags])];
         // Should we die while the job has the descriptor, it closes it by itself.
         let close = Call::new(libc::SYS_close, &[0]);
-        puppet.batch(&mut open, &[close.clone().first_from(0)])?;
-        fault::point("remote.uffd-open")?;
-        let remote = open[0]
-            .outcome()
-            .map_err(|e| Error::system(format!("userfaultfd on behalf of pid {pid}"), e))?;
-        let ours = fd::pidfd_getfd(pidfd, remote as i32);
-        puppet.batch(&mut [Call { args: [remote, 0, 0, 0, 0, 0], ..close }], &[])?;
+        let ran = puppet.batch(&mut open, &[close.clone().first_from(0)]);
+        let point = fault::point("remote.uffd-open");
+        let remote = open[0].outcome();
+        let ours = remote.map(|number| fd::pidfd_getfd(pidfd, number as i32));
+        if let Ok(number) = remote {
+            // Whatever failed, the job must not be left with a descriptor that it did not open.
+            puppet.batch(&mut [Call { args: [number, 0, 0, 0, 0, 0], ..close }], &[])?;
+        }
+        ran?;
+        point?;
+        let ours = ours.map_err(|e| Error::system(format!("userfaultfd on behalf of pid {pid}"), e))?;
         let ours = ours.map_err(|e| Error::system(format!("fetching the userfaultfd of pid {pid}"), e))?;
         Self::adopt(pid, ours)
     }
@@ -138,7 +142,8 @@ pub struct Backing {
 /// When the scan fails.
 pub fn backing(pagemap: &File, start: u64, end: u64, anonymous: bool) -> nix::Result<Backing> {
     let any = pagemap::IS_PRESENT | pagemap::IS_SWAPPED;
-    let report = any | pagemap::IS_FILE | pagemap::IS_PFNZERO;
+    // Whether a page is a file's takes a look at each page, and is asked only where it can be.
+    let report = any | pagemap::IS_PFNZERO | if anonymous { 0 } else { pagemap::IS_FILE };
     let query = Query { all: 0, any, inverted: 0, report, protect: false, tracked_only: false };
     let (mut own, mut guards, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
     each_region(pagemap, start, end, query, |r| {

@@ -29,6 +29,13 @@ pub struct RollbackPlan {
     pub modified: Vec<PathBuf>,
 }
 
+impl RollbackPlan {
+    /// Whether no file is cut back.
+    pub fn is_empty(&self) -> bool {
+        self.grew.is_empty()
+    }
+}
+
 /// A file that grew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growth {

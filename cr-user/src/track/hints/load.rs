@@ -29,7 +29,8 @@ pub(super) struct Loaded {
     pub(super) restart: RestartLayout,
 }
 
-pub(super) fn load(object: &[u8], regions: u32) -> Result<Loaded, HintsError> {
+/// Loads the programs; those on tracepoints only with `follow`.
+pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, HintsError> {
     if object.is_empty() {
         return Err(HintsError::NoObject);
     }
@@ -50,7 +51,7 @@ pub(super) fn load(object: &[u8], regions: u32) -> Result<Loaded, HintsError> {
     }
     let mut ebpf = loader.load(object).map_err(load_error)?;
 
-    for name in TRACEPOINTS {
+    for name in TRACEPOINTS.into_iter().filter(|_| follow) {
         let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
         program.load(name, &attach_types).map_err(|error| program_error(name, error))?;
         program.attach().map_err(|error| program_error(name, error))?;

@@ -1,0 +1,154 @@
+// Sets up state that only the kernel knows, says where, then obeys one command a line and answers each with a number.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#endif
+#ifndef PR_SET_VMA_ANON_NAME
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
+enum { PAGES = 16384, PAGE = 4096 };
+
+static volatile char *memory;
+static int child_tid;
+static struct timespec remaining;
+static volatile int sleeper_tid;
+
+static void handler(int signal, siginfo_t *info, void *context) {
+    (void)signal, (void)info, (void)context;
+}
+
+static void *sleeper(void *unused) {
+    (void)unused;
+    struct timespec time = {2000, 0};
+    sleeper_tid = syscall(SYS_gettid);
+    syscall(SYS_nanosleep, &time, &remaining);
+    return NULL;
+}
+
+static void *one_of_a_crowd(void *unused) {
+    (void)unused;
+    pause();
+    return NULL;
+}
+
+static void *short_lived(void *tid) {
+    *(int *)tid = syscall(SYS_gettid);
+    return NULL;
+}
+
+static void set_up(void) {
+    memory = mmap(NULL, (size_t)PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    // A huge page would be written as a whole by its first write.
+    madvise((void *)memory, (size_t)PAGES * PAGE, MADV_NOHUGEPAGE);
+    prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, memory, (size_t)PAGES * PAGE, "cr-test");
+
+    stack_t stack = {.ss_sp = malloc(65536), .ss_size = 65536};
+    sigaltstack(&stack, NULL);
+    struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, SIGHUP);
+    sigaction(SIGUSR2, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &blocked, NULL);
+
+    struct itimerval timer = {{500, 0}, {1000, 0}};
+    setitimer(ITIMER_REAL, &timer, NULL);
+    prctl(PR_SET_TIMERSLACK, 12345UL);
+    prctl(PR_SET_PDEATHSIG, SIGWINCH);
+
+    pthread_t thread;
+    pthread_create(&thread, NULL, sleeper, NULL);
+    while (!sleeper_tid) usleep(1000);
+
+    syscall(SYS_set_tid_address, &child_tid);
+    void *robust_list;
+    size_t length;
+    syscall(SYS_get_robust_list, 0, &robust_list, &length);
+    printf("memory=%lu sleeper=%d clear_child_tid=%lu robust_list=%lu altstack=%lu altstack_size=%lu handler=%lu remaining=%lu\n",
+           (unsigned long)memory, sleeper_tid, (unsigned long)&child_tid, (unsigned long)robust_list,
+           (unsigned long)stack.ss_sp, (unsigned long)stack.ss_size, (unsigned long)handler, (unsigned long)&remaining);
+    fflush(stdout);
+}
+
+static long fork_and_write(long page) {
+    pid_t child = fork();
+    if (child == 0) {
+        memory[page * PAGE] = 1;
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    return child;
+}
+
+static long obey(const char *command, long number) {
+    volatile char *page = memory + number * PAGE;
+    if (!strcmp(command, "write")) {
+        page[17] = 1;
+    } else if (!strcmp(command, "load")) {
+        return page[17];
+    } else if (!strcmp(command, "drop")) {
+        return madvise((void *)page, PAGE, MADV_DONTNEED);
+    } else if (!strcmp(command, "sweep")) {
+        for (long i = 0; i < number; i++) memory[i * PAGE] = 1;
+    } else if (!strcmp(command, "read")) {
+        int zero = open("/dev/zero", O_RDONLY);
+        long got = read(zero, (void *)page, PAGE);
+        close(zero);
+        return got;
+    } else if (!strcmp(command, "fork")) {
+        return fork_and_write(number);
+    } else if (!strcmp(command, "thread")) {
+        int tid = 0;
+        pthread_t thread;
+        pthread_create(&thread, NULL, short_lived, &tid);
+        pthread_join(thread, NULL);
+        return tid;
+    } else if (!strcmp(command, "crowd")) {
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setstacksize(&attributes, 65536);
+        for (long i = 0; i < number; i++) {
+            pthread_t thread;
+            if (pthread_create(&thread, &attributes, one_of_a_crowd, NULL)) return -1;
+        }
+    } else if (!strcmp(command, "mappings")) {
+        // Neighbours with different rights do not merge.
+        for (long i = 0; i < number; i++) {
+            if (mmap(NULL, PAGE, i % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) return -1;
+        }
+    } else if (!strcmp(command, "exec")) {
+        execl("/proc/self/exe", "ebpf-guest", NULL);
+    }
+    return 0;
+}
+
+int main(void) {
+    set_up();
+    char command[32];
+    long number;
+    for (char line[64]; fgets(line, sizeof line, stdin);) {
+        number = 0;
+        if (sscanf(line, "%31s %ld", command, &number) < 1) continue;
+        printf("%ld\n", obey(command, number));
+        fflush(stdout);
+    }
+    return 0;
+}
