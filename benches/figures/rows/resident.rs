@@ -1,4 +1,5 @@
-//! The controller's resident memory: its peak (`VmHWM`), which counts pages of mapped files too.
+//! The controller's resident memory: its peak (`VmHWM`), which counts pages of mapped files too. The job writes faster than
+//! copying while it runs can catch up with, so that the frozen window has as much to hold as it may.
 
 use anyhow::{Result, ensure};
 
@@ -23,7 +24,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 /// A full checkpoint and two deltas, of which the second is found after the job has written everything it writes at once.
 fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
     let store = StoreDir::new(setting.tmpfs.path());
-    let options = strings(&[&"--mib", &mib, &"--rate", &20, &"--once-mib", &(mib / 2)]);
+    let options = strings(&[&"--mib", &mib, &"--rate", &800, &"--once-mib", &(mib / 2)]);
     let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h", &"--memory-limit", &format!("{limit}M")]);
     let mut guest = Guest::writer(setting, &options, Some(&under))?;
     checkpoint(guest.pid, &store, &[])?;

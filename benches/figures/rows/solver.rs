@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 use super::strings;
 use crate::Setting;
@@ -23,23 +25,32 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 
 fn pairs(setting: &Setting, place: &str, folder: &Path, steps: u64) -> Result<Row> {
     let (mut alone, mut under, mut checkpoints) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut alone_cpu, mut under_cpu) = (Samples::default(), Samples::default());
+    let mut run_alone = || -> Result<()> {
+        let (ms, cpu) = run(solver(steps))?;
+        alone.0.push(ms);
+        alone_cpu.0.push(cpu);
+        Ok(())
+    };
     for pair in 0..setting.args.pairs {
         let alone_first = pair % 2 == 0;
         if alone_first {
-            alone.0.push(run(solver(steps))?);
+            run_alone()?;
         }
         let store = StoreDir::new(folder);
         let mut command = cr_tests::cr();
         command.args(["run", "--interval", INTERVAL, "--store"]).arg(store.path()).arg("--");
         let job = solver(steps);
         command.arg(job.get_program()).args(job.get_args());
-        under.0.push(run(command)?);
+        let (ms, cpu) = run(command)?;
+        under.0.push(ms);
+        under_cpu.0.push(cpu);
         let images =
             std::fs::read_dir(store.path())?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "cr"));
         checkpoints.0.push(images.count() as f64);
         drop(store);
         if !alone_first {
-            alone.0.push(run(solver(steps))?);
+            run_alone()?;
         }
     }
     Ok(Row {
@@ -50,6 +61,8 @@ fn pairs(setting: &Setting, place: &str, folder: &Path, steps: u64) -> Result<Ro
         behind: vec![
             ("under cr ms".to_owned(), under),
             ("alone ms".to_owned(), alone),
+            ("CPU under cr ms".to_owned(), under_cpu),
+            ("CPU alone ms".to_owned(), alone_cpu),
             ("checkpoints".to_owned(), checkpoints),
         ],
     })
@@ -59,7 +72,7 @@ fn pairs(setting: &Setting, place: &str, folder: &Path, steps: u64) -> Result<Ro
 fn steps_for(seconds: f64) -> Result<u64> {
     let (few, many) = (20, 120);
     run(solver(few))?;
-    let (start, more) = (run(solver(few))?, run(solver(many))?);
+    let (start, more) = (run(solver(few))?.0, run(solver(many))?.0);
     let one = (more - start).max(1.0) / (many - few) as f64;
     Ok(((seconds * 1e3 - start) / one).max(1.0) as u64)
 }
@@ -70,12 +83,20 @@ fn solver(steps: u64) -> Command {
     command
 }
 
-fn run(mut command: Command) -> Result<f64> {
+/// Milliseconds from start to end, and of CPU time, that of its own children included.
+fn run(mut command: Command) -> Result<(f64, f64)> {
+    let cpu = cpu_of_children()?;
     let (ms, output) = timed(|| {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         command.spawn().and_then(std::process::Child::wait_with_output).with_context(|| format!("{command:?}"))
     })?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
     ensure!(output.stdout.starts_with(b"answer "), "the solver has no answer");
-    Ok(ms)
+    Ok((ms, cpu_of_children()? - cpu))
+}
+
+fn cpu_of_children() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let time = usage.user_time() + usage.system_time();
+    Ok(time.num_microseconds() as f64 / 1e3)
 }
