@@ -23,7 +23,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let (start, mut written) = (guest.memory_start()?, 0);
     let mut write = |guest: &mut Guest| -> Result<u64> {
         guest.write_once()?;
-        let at = start + (written % mib << 20);
+        let at = start + ((written % mib) << 20);
         written += WRITTEN_MIB;
         Ok(at)
     };
