@@ -2,8 +2,9 @@
 
 use std::{
     env,
-    io::{BufRead as _, BufReader, IsTerminal as _},
+    io::{BufRead as _, BufReader, IsTerminal as _, Read},
     process::{Command, ExitCode, Stdio},
+    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -14,38 +15,56 @@ use crate::{
     setup,
 };
 
-/// Sets up, builds, and runs `cargo test --workspace` with `args` after it. Says at the end how many tests, or parts of
-/// tests, could not run here.
+/// Sets up, builds, and runs `cargo test --workspace` with `args` after it. Ends with the sum of all test programs' counts;
+/// skipped are tests, or parts of tests, that could not run here.
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     build::ebpf(&setup::run()?)?;
     let mut test = test_command(args);
     if env::var_os("CARGO_TERM_COLOR").is_none() && std::io::stderr().is_terminal() {
         test.env("CARGO_TERM_COLOR", "always");
     }
-    let mut running = test.stderr(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", shown(&test)))?;
-    let mut skipped = Vec::new();
-    for line in BufReader::new(running.stderr.take().expect("it is piped")).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        eprintln!("{line}");
-        if line.starts_with("skipped:") {
-            skipped.push(line);
-        }
-    }
+    test.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = test.spawn().with_context(|| format!("cannot start {}", shown(&test)))?;
+    let stdout = running.stdout.take().expect("it is piped");
+    let counting = thread::spawn(move || pass_on(stdout, |line| println!("{line}"), counts));
+    let stderr = running.stderr.take().expect("it is piped");
+    let skipped = pass_on(stderr, |line| eprintln!("{line}"), |line| line.starts_with("skipped:").then(|| line.to_owned()))?;
+    let counted = counting.join().expect("the thread that reads the tests' output does not panic")?;
     let status = running.wait()?;
     if !skipped.is_empty() {
-        println!("\nnot everything could be tested here, {} times:", skipped.len());
+        println!("\nnot everything could be tested here:");
         for line in &skipped {
             println!("  {line}");
         }
     }
+    let [passed, failed, ignored] = counted.iter().fold([0; 3], |sum, c| [0, 1, 2].map(|i| sum[i] + c[i]));
+    println!("\n{passed} passed, {failed} failed, {} skipped", skipped.len() as u64 + ignored);
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows each line, and keeps what `pick` makes of it.
+fn pass_on<T>(from: impl Read, show: impl Fn(&str), pick: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
+    let mut picked = Vec::new();
+    for line in BufReader::new(from).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        show(&line);
+        picked.extend(pick(&line));
+    }
+    Ok(picked)
+}
+
+/// Passed, failed and ignored of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn counts(line: &str) -> Option<[u64; 3]> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |what: &str| counts.split("; ").find_map(|c| c.strip_suffix(what)?.trim().parse().ok());
+    Some([count("passed")?, count("failed")?, count("ignored")?])
 }
 
 fn test_command(args: &[String]) -> Command {
     let mut test = cargo();
     // A package named by the caller replaces "all of them".
     let named = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
-    test.arg("test").args((!named).then_some("--workspace")).args(args);
+    test.args(["test", "--no-fail-fast"]).args((!named).then_some("--workspace")).args(args);
     if nix::unistd::geteuid().is_root() {
         return test;
     }
@@ -58,4 +77,14 @@ fn test_command(args: &[String]) -> Command {
     sudo.arg(format!("CARGO_TARGET_DIR={}", target().display())).arg(test.get_program()).args(test.get_args());
     sudo.current_dir(root());
     sudo
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_test_programs_result_is_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s";
+        assert_eq!(super::counts(line), Some([12, 3, 1]));
+        assert_eq!(super::counts("test a ... ok"), None);
+    }
 }

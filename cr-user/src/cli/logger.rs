@@ -6,7 +6,9 @@ struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        // What the libraries below say is for those who debug them.
+        let ours = metadata.target() == "cr" || metadata.target().starts_with("cr::") || metadata.target().starts_with("cr_");
+        metadata.level() <= if ours { log::max_level() } else { log::max_level().min(LevelFilter::Warn) }
     }
 
     fn log(&self, record: &Record<'_>) {

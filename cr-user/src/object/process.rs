@@ -204,8 +204,7 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
     })
 }
 
-/// `/proc/PID/limits`: unlike `prlimit(2)` it may be read of another user's process too. Its lines are in the order of the
-/// resource numbers' names, not of the numbers.
+/// `/proc/PID/limits`: unlike `prlimit(2)` it may be read of another user's process too.
 fn limits(text: &str) -> Vec<(u64, u64)> {
     const NAMES: [&str; 16] = [
         "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
@@ -339,10 +338,7 @@ pub fn restore_knobs(process: &Process) -> Result<()> {
     let pid = process.pid;
     for (resource, &(soft, hard)) in process.limits.iter().enumerate() {
         let set = |soft, hard| task::prlimit(pid, resource as u32, Some((soft, hard)));
-        let refused = match set(soft, hard) {
-            Ok(_) => continue,
-            Err(e) => e,
-        };
+        let Err(refused) = set(soft, hard) else { continue };
         let (_, have) = task::prlimit(pid, resource as u32, None).map_err(|e| Error::system("reading limits", e))?;
         set(soft.min(have), hard.min(have)).map_err(|e| Error::system(format!("setting limit {resource} of pid {pid}"), e))?;
         log::warn!("pid {pid}: limit {resource} is {have} here, not {hard} ({refused})");

@@ -150,7 +150,7 @@ fn gone(pid: i32) -> Error {
 }
 
 fn refused(pid: i32, tid: i32, e: Errno) -> Error {
-    let tracer = procfs::Status::read(pid, tid).map(|s| s.numbers("TracerPid").first().copied().unwrap_or(0)).unwrap_or(0);
+    let tracer = procfs::Status::read(pid, tid).map_or(0, |s| s.numbers("TracerPid").first().copied().unwrap_or(0));
     if tracer != 0 {
         return Error::NotAllowed {
             pid,

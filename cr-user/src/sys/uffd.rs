@@ -18,7 +18,7 @@ pub const USER_MODE_ONLY: u64 = 1;
 
 #[repr(C)]
 struct Api {
-    api: u64,
+    version: u64,
     features: u64,
     ioctls: u64,
 }
@@ -59,7 +59,7 @@ const REGISTER_MODE_WP: u64 = 1 << 1;
 /// # Errors
 /// `EINVAL` when the kernel lacks one of them.
 pub fn api(uffd: BorrowedFd<'_>, features: u64) -> nix::Result<()> {
-    let mut arg = Api { api: API, features, ioctls: 0 };
+    let mut arg = Api { version: API, features, ioctls: 0 };
     // SAFETY: UFFDIO_API reads and writes one `struct uffdio_api`, which `Api` mirrors.
     unsafe { check(libc::c_long::from(libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut arg)))? };
     Ok(())

@@ -146,7 +146,7 @@ pub fn backing(pagemap: &File, start: u64, end: u64, anonymous: bool) -> nix::Re
     let report = any | pagemap::IS_PFNZERO | if anonymous { 0 } else { pagemap::IS_FILE };
     let query = Query { all: 0, any, inverted: 0, report, protect: false, tracked_only: false };
     let (mut own, mut guards, mut swapped) = (Vec::new(), Vec::new(), Vec::new());
-    each_region(pagemap, start, end, query, |r| {
+    let scanned = each_region(pagemap, start, end, query, |r| {
         let pages = r.start / PAGE..r.end / PAGE;
         let has = |c: u64| r.categories & c != 0;
         if has(pagemap::IS_PRESENT) {
@@ -156,50 +156,93 @@ pub fn backing(pagemap: &File, start: u64, end: u64, anonymous: bool) -> nix::Re
         } else {
             swapped.push(pages);
         }
-    })?;
+    });
+    match scanned {
+        Err(Errno::ENOTTY) => return backing_by_entries(pagemap, start / PAGE..end / PAGE, anonymous),
+        other => other?,
+    }
     for pages in swapped {
         classify_swapped(pagemap, pages, &mut own, &mut guards)?;
     }
     Ok(Backing { own: RangeSet::from_unsorted(own), guards: RangeSet::from_unsorted(guards) })
 }
 
+/// As [`backing`], entry by entry: for kernels without `PAGEMAP_SCAN`. Pages of zeroes that were only read count as content.
+fn backing_by_entries(pagemap: &File, pages: Range<u64>, anonymous: bool) -> nix::Result<Backing> {
+    let (mut own, mut guards) = (Vec::new(), Vec::new());
+    each_entry(pagemap, pages, |page, entry| match entry.kind() {
+        EntryKind::Page if anonymous || !entry.is_file() => extend(&mut own, page),
+        EntryKind::Swap => extend(&mut own, page),
+        EntryKind::Guard => extend(&mut guards, page),
+        EntryKind::Page | EntryKind::Nothing => {}
+    })?;
+    Ok(Backing { own: RangeSet::from_unsorted(own), guards: RangeSet::from_unsorted(guards) })
+}
+
 /// Page-table entries that are neither a page nor empty: real swap, or one of the kernel's markers (a protected page that
-/// is not there yet, a guard page). Only `/proc/PID/pagemap` tells them apart; see `Documentation/admin-guide/mm/pagemap.rst`.
+/// is not there yet, a guard page). Only `/proc/PID/pagemap` tells them apart.
 fn classify_swapped(
     pagemap: &File,
     pages: Range<u64>,
     own: &mut Vec<Range<u64>>,
     guards: &mut Vec<Range<u64>>,
 ) -> nix::Result<()> {
+    each_entry(pagemap, pages, |page, entry| match entry.kind() {
+        EntryKind::Guard => extend(guards, page),
+        EntryKind::Swap | EntryKind::Page => extend(own, page),
+        EntryKind::Nothing => {}
+    })
+}
+
+/// An entry of `/proc/PID/pagemap`; see `Documentation/admin-guide/mm/pagemap.rst`.
+#[derive(Clone, Copy)]
+struct Entry(u64);
+
+enum EntryKind {
+    Page,
+    Swap,
+    Guard,
+    Nothing,
+}
+
+impl Entry {
+    fn is_file(self) -> bool {
+        self.0 >> 61 & 1 == 1
+    }
+
+    fn kind(self) -> EntryKind {
+        /// Swap type of markers: the last one of five bits.
+        const MARKER: u64 = 31;
+        let bit = |n: u32| self.0 >> n & 1 == 1;
+        match (bit(58), bit(63), bit(62)) {
+            (true, ..) => EntryKind::Guard,
+            (_, true, _) => EntryKind::Page,
+            (.., true) if self.0 & 0x1f != MARKER => EntryKind::Swap,
+            _ => EntryKind::Nothing,
+        }
+    }
+}
+
+fn each_entry(pagemap: &File, pages: Range<u64>, mut take: impl FnMut(u64, Entry)) -> nix::Result<()> {
     use std::os::unix::fs::FileExt;
-    const SWAPPED: u64 = 1 << 62;
-    const GUARD: u64 = 1 << 58;
-    /// Swap type of markers: the last one of five bits.
-    const MARKER: u64 = 31;
     let mut buf = vec![0u8; 8 * (pages.end - pages.start).min(64 << 10) as usize];
     let mut at = pages.start;
     while at < pages.end {
         let n = ((pages.end - at) as usize * 8).min(buf.len());
         pagemap.read_exact_at(&mut buf[..n], at * 8).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         for entry in buf[..n].chunks_exact(8) {
-            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
-            let into = if entry & GUARD != 0 {
-                Some(&mut *guards)
-            } else if entry & SWAPPED != 0 && entry & 0x1f != MARKER {
-                Some(&mut *own)
-            } else {
-                None
-            };
-            if let Some(list) = into {
-                match list.last_mut() {
-                    Some(last) if last.end == at => last.end += 1,
-                    _ => list.push(at..at + 1),
-                }
-            }
+            take(at, Entry(u64::from_le_bytes(entry.try_into().expect("eight bytes"))));
             at += 1;
         }
     }
     Ok(())
+}
+
+fn extend(list: &mut Vec<Range<u64>>, page: u64) {
+    match list.last_mut() {
+        Some(last) if last.end == page => last.end += 1,
+        _ => list.push(page..page + 1),
+    }
 }
 
 fn each_region(
@@ -221,4 +264,24 @@ fn each_region(
         at = walked;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_and_scan_agree_on_what_is_there() {
+        let mut memory = memmap2::MmapMut::map_anon(64 * PAGE as usize).unwrap();
+        for page in [0, 1, 2, 7, 30, 31, 63] {
+            memory[page * PAGE as usize] = 1;
+        }
+        let start = memory.as_ptr() as u64;
+        let pagemap = pagemap_of(std::process::id() as i32).unwrap();
+        let scanned = backing(&pagemap, start, start + 64 * PAGE, true).unwrap();
+        let read = backing_by_entries(&pagemap, start / PAGE..start / PAGE + 64, true).unwrap();
+        assert_eq!(scanned.own, read.own);
+        assert_eq!(scanned.own.count(), 7);
+        assert!(scanned.guards.is_empty() && read.guards.is_empty());
+    }
 }
