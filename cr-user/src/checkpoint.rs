@@ -54,6 +54,15 @@ impl Default for Options {
     }
 }
 
+/// How a checkpoint is gone about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// As much as possible while the job runs.
+    Thorough,
+    /// All of it while the job stands still: for one that executes another program whenever we look.
+    Hasty,
+}
+
 /// What a checkpoint was.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -229,13 +238,13 @@ impl Job {
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
-        let mut result = self.try_checkpoint(writer, options);
+        let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
             // Whatever failed while the job executed another program failed because of that: nothing of the old one is left.
             if result.is_ok() || self.program() == self.seen_program {
                 break;
             }
-            result = self.try_checkpoint(writer, options);
+            result = self.try_checkpoint(writer, options, Pace::Hasty);
         }
         if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
     }
@@ -253,7 +262,7 @@ impl Job {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
-    fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
+    fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options, pace: Pace) -> Result<Report> {
         let started = Instant::now();
         let mut steps = Phases::new(started);
         let program = self.program();
@@ -263,7 +272,9 @@ impl Job {
             self.seen_program = program;
         }
         fault::point("preflight")?;
-        refuse(self.preflight()?)?;
+        if pace == Pace::Thorough {
+            refuse(self.preflight()?)?;
+        }
         if options.full {
             self.parent = None;
             self.content.clear();
@@ -272,21 +283,36 @@ impl Job {
         let prior = self.prior(writer.store());
         steps.end("older images");
         let looking = self.look_meanwhile();
-        let mut frozen_time = self.arm()?;
+        let mut frozen_time = Duration::ZERO;
+        if pace == Pace::Thorough {
+            frozen_time = self.arm()?;
+        }
         steps.end("arm");
         let mut sink = Sink::new(writer.begin()?);
         fault::point("precopy")?;
-        precopy(self, &mut sink, prior.as_ref())?;
+        if pace == Pace::Thorough {
+            precopy(self, &mut sink, prior.as_ref())?;
+        }
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");
-        self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit)?;
-        self.learn_mappings();
+        if pace == Pace::Thorough {
+            let ranges = self.debt.runs() + self.content.values().map(RangeSet::runs).sum::<usize>();
+            self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit, ranges)?;
+            self.learn_mappings();
+        }
         steps.end("prepare");
 
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
         let mut phases = Phases::new(freeze_started);
         let frozen = Frozen::freeze(self.pid)?;
+        if pace == Pace::Hasty {
+            refuse(self.preflight()?)?;
+            self.forget_lost_program();
+            if self.oracle.is_none() {
+                self.open_oracle(&frozen)?;
+            }
+        }
         phases.end("freeze");
         let mut state = State::collect(self, &frozen)?;
         phases.end("collect");
@@ -382,36 +408,51 @@ impl Job {
 
     /// Makes sure that an oracle watches the address space, and says for how long the job stood still for that.
     fn arm(&mut self) -> Result<Duration> {
-        if self.oracle.as_ref().is_some_and(|o| !o.is_alive()) {
-            // The job has called execve: the address space that was watched is gone, and all that it held with it.
-            self.oracle = None;
-            self.gadgets = None;
-            self.watch_tried = self.watch.take().is_none() && self.watch_tried;
-            if !self.watch_tried {
-                self.watch();
-            }
-        }
+        self.forget_lost_program();
         if self.oracle.is_some() {
             fault::point("arm")?;
             return Ok(Duration::ZERO);
         }
-        let gadgets = Gadgets::find(self.pid)
-            .map_err(|e| Error::system(format!("looking through the code of pid {}", self.pid), e))?;
-        self.gadgets = Some(gadgets);
+        self.gadgets = Some(self.find_gadgets()?);
         let started = Instant::now();
         let frozen = Frozen::freeze(self.pid)?;
         fault::point("attach.frozen")?;
+        self.open_oracle(&frozen)?;
+        frozen.thaw()?;
+        fault::point("arm")?;
+        Ok(started.elapsed())
+    }
+
+    /// When the job has called `execve`, the address space that was watched is gone, and all that it held with it.
+    fn forget_lost_program(&mut self) {
+        if self.oracle.as_ref().is_some_and(|o| !o.is_alive()) {
+            self.oracle = None;
+            self.gadgets = None;
+            // What follows a job is loaded already: it follows the new program too.
+            self.watch = self.watch.take().and_then(|watch| watch.follow_again(self.pid));
+        }
+    }
+
+    /// Makes the oracle in the stopped job.
+    fn open_oracle(&mut self, frozen: &Frozen) -> Result<()> {
+        let gadgets = match self.gadgets {
+            Some(gadgets) => gadgets,
+            None => *self.gadgets.insert(self.find_gadgets()?),
+        };
         let mut puppet = Puppet::begin(self.pid, &frozen.tids(), gadgets)?;
         let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
         puppet.end()?;
-        frozen.thaw()?;
         // Without an oracle every page is dirty every time: slow, and still right.
         match opened {
             Ok(oracle) => self.oracle = Some(oracle),
+            Err(Error::Injected(e)) => return Err(e.into()),
             Err(e) => self.notes.push(format!("no tracking of written pages ({e}): everything was read")),
         }
-        fault::point("arm")?;
-        Ok(started.elapsed())
+        Ok(())
+    }
+
+    fn find_gadgets(&self) -> Result<Gadgets> {
+        Gadgets::find(self.pid).map_err(|e| Error::system(format!("looking through the code of pid {}", self.pid), e))
     }
 
     /// The older images, for comparing. When they are no longer what we wrote, the next checkpoint is a full one.

@@ -47,6 +47,11 @@ impl RangeSet {
         self.0.iter().cloned()
     }
 
+    /// How many ranges it is made of.
+    pub fn runs(&self) -> usize {
+        self.0.len()
+    }
+
     /// How many numbers it holds.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|r| r.end - r.start).sum()

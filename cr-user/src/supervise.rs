@@ -19,7 +19,7 @@ mod watch;
 
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ use crate::checkpoint::{self, Job};
 use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files::{self, FilePolicy};
-use crate::store::{Store, StoreWriter};
+use crate::store::{self, Store, StoreWriter};
 
 use background::Side;
 use control::Socket;
@@ -102,7 +102,7 @@ pub enum Outcome {
 pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
     let mask = signals::block()?;
     let store = Store::create_or_open(&config.store, object::KINDS)?;
-    let writer = store.lock()?;
+    let writer = lock(&store)?;
     if store.newest_id()?.is_some() {
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
@@ -180,13 +180,25 @@ fn here_or_behind(
     }
 }
 
+/// The store's lock. A controller whose job has just ended still holds it for a moment.
+fn lock(store: &Store) -> Result<StoreWriter> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match store.lock() {
+            Err(store::Error::Locked { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            other => return Ok(other?),
+        }
+    }
+}
+
 fn lock_and_supervise(
     config: &Config,
     store: &Store,
     origin: Origin,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
-    let writer = store.lock()?;
+    let writer = lock(store)?;
     let socket = Socket::bind(store.dir())?;
     supervise(config, origin, writer, socket, started)
 }

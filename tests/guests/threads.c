@@ -25,8 +25,8 @@ static volatile bool stopping;
 volatile char spin_stop __attribute__((visibility("hidden")));
 volatile uint64_t spin_count[4] __attribute__((visibility("hidden")));
 uint64_t general_in[16] __attribute__((visibility("hidden"))), general_out[16] __attribute__((visibility("hidden")));
-#define GENERAL_FLAGS 0x200cc1UL /* ID, OF, DF, SF, ZF, CF; 1 << 1 is always set */
-#define GENERAL_FLAGS_CHECKED 0x200cd5UL
+#define GENERAL_FLAGS 0xcc1UL /* OF, DF, SF, ZF, CF; 1 << 1 is always set. ID cannot be set by a tracer. */
+#define GENERAL_FLAGS_CHECKED 0xcd5UL
 
 static void random_bytes(void *to, size_t size, uint64_t seed) {
     for (size_t i = 0; i < size / 8; i++) ((uint64_t *)to)[i] = random_next(&seed);
@@ -130,7 +130,7 @@ static void *spin_general(void *unused) {
 #define LOAD(n, reg) "movq general_in+8*" #n "(%%rip), %%" #reg "\n"
 #define STORE(n, reg) "movq %%" #reg ", general_out+8*" #n "(%%rip)\n"
     __asm__ volatile("subq $128, %%rsp\n pushq %%rbp\n pushq %%rbx\n" MOVES(LOAD)
-                     "pushq $0x200cc1\n popfq\n"
+                     "pushq $0xcc1\n popfq\n"
                      "1: movzbq spin_stop(%%rip), %%rcx\n pause\n jrcxz 1b\n"
                      "pushfq\n popq general_out+8*15(%%rip)\n cld\n" MOVES(STORE)
                      "popq %%rbx\n popq %%rbp\n subq $-128, %%rsp\n"

@@ -190,7 +190,12 @@ static void make_outside_pipe(void) {
     struct stat stat;
     MUST(fstat(0, &stat));
     if (!S_ISFIFO(stat.st_mode)) missing = "standard input is not a pipe";
-    at_fd(0);
+    /* As a standard stream it would become that of the restore. */
+    MUST(dup2(0, 7));
+    int null = open("/dev/null", O_RDONLY);
+    MUST(dup2(null, 0));
+    close(null);
+    at_fd(7);
 }
 
 static const struct unsupported {

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use memmap2::{Advice, MmapMut};
 
-use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::error::{Error, Result};
+use crate::image::page_checksums;
 use crate::sys::PAGE;
 
 /// Bytes of a chunk: one read fills at most one.
@@ -14,6 +15,10 @@ pub const CHUNK: u64 = 8 << 20;
 /// Pages of a chunk.
 pub const CHUNK_PAGES: u64 = CHUNK / PAGE;
 
+/// What the controller takes by itself beyond what every program does: the eBPF programs' types and tables.
+const BASE: u64 = 16 << 20;
+/// Bytes that a run of pages takes in all sets and tables together, about.
+const PER_RANGE: u64 = 160;
 /// Warm chunks beyond what is expected: the expectation is a little old, and the last chunk of each kind is half full.
 const SPARE: usize = 3;
 
@@ -46,13 +51,14 @@ impl Piece {
 
 impl Arena {
     /// Makes ready for a frozen window in which about `expected` bytes are copied: warm chunks, but no more than `limit`
-    /// bytes, and none that is not needed.
+    /// bytes less what the bookkeeping of `ranges` ranges of pages takes, and none that is not needed.
     ///
     /// # Errors
     /// When the machine has no memory for them.
-    pub fn prepare(&mut self, expected: u64, limit: u64) -> Result<()> {
+    pub fn prepare(&mut self, expected: u64, limit: u64, ranges: usize) -> Result<()> {
         self.free.extend(self.filled.drain(..).map(|(_, chunk)| chunk));
-        self.limit = (limit / CHUNK).max(2) as usize;
+        let bookkeeping = BASE + ranges as u64 * PER_RANGE;
+        self.limit = (limit.saturating_sub(bookkeeping) / CHUNK).max(2) as usize;
         let warm = (expected.div_ceil(CHUNK) as usize + SPARE).min(self.limit);
         self.free.truncate(warm);
         while self.free.len() < warm {
@@ -95,7 +101,9 @@ impl Arena {
     fn drain_one(&mut self, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
         if let Some((piece, chunk)) = self.filled.pop_front() {
             let prior = if piece.compare { prior } else { None };
-            let absorbed = sink.absorb(piece.space, &piece.ranges, &chunk[..piece.len()], prior);
+            let bytes = &chunk[..piece.len()];
+            let pages = Summed { bytes, sums: &page_checksums(bytes) };
+            let absorbed = sink.absorb(piece.space, &piece.ranges, pages, prior);
             self.free.push(chunk);
             absorbed?;
         }

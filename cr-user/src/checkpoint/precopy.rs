@@ -1,19 +1,21 @@
 //! Copying while the job runs: what is copied now and not written again need not be copied while it stands still.
 
+use std::ops::Range;
 use std::sync::mpsc;
 
 use memmap2::MmapMut;
 
 use crate::checkpoint::arena::groups;
-use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::checkpoint::survey;
 use crate::checkpoint::Job;
 use crate::error::Result;
+use crate::image::page_checksums;
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::procfs;
 use crate::ranges::RangeSet;
-use crate::sys::vm;
+use crate::sys::{PAGE, vm};
 
 /// Most rounds. Each takes what was written during the one before.
 const MAX_ROUNDS: usize = 6;
@@ -66,26 +68,17 @@ fn copy(
     sink: &mut Sink,
     prior: Option<&Prior>,
 ) -> (Result<RangeSet>, Vec<MmapMut>) {
-    let (full_in, full_out) = mpsc::channel::<(Vec<std::ops::Range<u64>>, RangeSet, MmapMut)>();
+    let (full_in, full_out) = mpsc::channel::<Filled>();
     let (empty_in, empty_out) = mpsc::channel();
     for chunk in chunks {
         empty_in.send(chunk).expect("the receiver is below");
     }
     let result = std::thread::scope(|scope| {
         let writer = scope.spawn(move || -> Result<()> {
-            for (ranges, unread, chunk) in full_out {
-                let mut at = 0;
-                for range in ranges {
-                    let whole = RangeSet::from(range.clone());
-                    for part in whole.difference(&unread).iter() {
-                        let from = at + (part.start - range.start) as usize * 4096;
-                        let to = from + (part.end - part.start) as usize * 4096;
-                        sink.absorb(space, &[part], &chunk[from..to], prior)?;
-                    }
-                    at += (range.end - range.start) as usize * 4096;
-                }
+            for filled in full_out {
+                filled.absorb_into(sink, space, prior)?;
                 // The reader may have stopped.
-                let _ = empty_in.send(chunk);
+                let _ = empty_in.send(filled.chunk);
             }
             Ok(())
         });
@@ -93,10 +86,12 @@ fn copy(
         for ranges in groups(wanted.iter(), vm::MAX_PIECES) {
             // No chunk comes back when the writer has failed.
             let Ok(mut chunk) = empty_out.recv() else { break };
-            let len: u64 = ranges.iter().map(|r| (r.end - r.start) * 4096).sum();
-            let unread = memory.read(&ranges, &mut chunk[..len as usize]);
+            let len = ranges.iter().map(|r| (r.end - r.start) * PAGE).sum::<u64>() as usize;
+            let unread = memory.read(&ranges, &mut chunk[..len]);
+            // Here, because the writer has more to do than the reader.
+            let sums = page_checksums(&chunk[..len]);
             missed = missed.union(&unread);
-            if full_in.send((ranges, unread, chunk)).is_err() {
+            if full_in.send(Filled { ranges, unread, sums, chunk }).is_err() {
                 break;
             }
         }
@@ -104,4 +99,29 @@ fn copy(
         writer.join().expect("the writing thread does not panic").map(|()| missed)
     });
     (result, empty_out.try_iter().collect())
+}
+
+/// A chunk of copied pages on its way from the reader to the writer.
+struct Filled {
+    ranges: Vec<Range<u64>>,
+    /// Pages of these that could not be read: their bytes mean nothing.
+    unread: RangeSet,
+    sums: Vec<u64>,
+    chunk: MmapMut,
+}
+
+impl Filled {
+    fn absorb_into(&self, sink: &mut Sink, space: u64, prior: Option<&Prior>) -> Result<()> {
+        let mut at = 0;
+        for range in &self.ranges {
+            for part in RangeSet::from(range.clone()).difference(&self.unread).iter() {
+                let from = at + (part.start - range.start) as usize;
+                let to = from + (part.end - part.start) as usize;
+                let bytes = &self.chunk[from * PAGE as usize..to * PAGE as usize];
+                sink.absorb(space, &[part], Summed { bytes, sums: &self.sums[from..to] }, prior)?;
+            }
+            at += (range.end - range.start) as usize;
+        }
+        Ok(())
+    }
 }

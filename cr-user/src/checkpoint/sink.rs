@@ -18,6 +18,21 @@ pub struct Sink {
     pages: HashMap<u64, BTreeMap<u64, Run>>,
 }
 
+/// Whole pages and the checksum of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Summed<'a> {
+    /// The pages.
+    pub bytes: &'a [u8],
+    /// Their checksums.
+    pub sums: &'a [u64],
+}
+
+impl Summed<'_> {
+    fn part(&self, pages: Range<usize>) -> Self {
+        Self { bytes: &self.bytes[pages.start * PAGE..pages.end * PAGE], sums: &self.sums[pages] }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     pages: u64,
@@ -52,32 +67,32 @@ impl Sink {
         self.writer
     }
 
-    /// Takes in the pages of `ranges`, whose bytes follow each other in `bytes`. A page taken in before is replaced. With
+    /// Takes in the pages of `ranges`, whose bytes follow each other in `pages`. A page taken in before is replaced. With
     /// `prior`, a page that is the same as in the older images takes no room.
     ///
     /// # Errors
     /// When the image cannot be written.
-    pub fn absorb(&mut self, space: u64, ranges: &[Range<u64>], bytes: &[u8], prior: Option<&Prior>) -> Result<()> {
+    pub fn absorb(&mut self, space: u64, ranges: &[Range<u64>], pages: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
         let mut at = 0;
         for range in ranges {
-            let len = (range.end - range.start) as usize * PAGE;
-            self.absorb_range(space, range.start, &bytes[at..at + len], prior)?;
-            at += len;
+            let count = (range.end - range.start) as usize;
+            self.absorb_range(space, range.start, pages.part(at..at + count), prior)?;
+            at += count;
         }
         Ok(())
     }
 
-    fn absorb_range(&mut self, space: u64, first: u64, bytes: &[u8], prior: Option<&Prior>) -> Result<()> {
+    fn absorb_range(&mut self, space: u64, first: u64, all: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
         let mut cursor = prior.map(|p| p.cursor(space, first));
         let kind = |n: usize, page: &[u8], cursor: &mut Option<Cursor<'_>>| {
-            let same = cursor.as_mut().is_some_and(|c| c.is_same(first + n as u64, page));
+            let same = cursor.as_mut().is_some_and(|c| c.is_same(first + n as u64, all.sums[n], page));
             match (same, image::is_zero_page(page)) {
                 (true, _) => Some(Held::Unchanged),
                 (false, true) => Some(Held::Zero),
                 (false, false) => None,
             }
         };
-        let mut pages = bytes.chunks_exact(PAGE).enumerate().peekable();
+        let mut pages = all.bytes.chunks_exact(PAGE).enumerate().peekable();
         while let Some((start, page)) = pages.next() {
             let this = kind(start, page, &mut cursor);
             let mut end = start + 1;
@@ -96,15 +111,15 @@ impl Sink {
                     self.forget(space, run..run + count);
                     self.hold(space, run, Run { pages: count, content: held });
                 }
-                None => self.store(space, run, &bytes[start * PAGE..end * PAGE])?,
+                None => self.store(space, run, all.part(start..end))?,
             }
         }
         Ok(())
     }
 
     /// Writes pages, into the slots that they have already where they have any.
-    fn store(&mut self, space: u64, first: u64, bytes: &[u8]) -> Result<()> {
-        let end = first + (bytes.len() / PAGE) as u64;
+    fn store(&mut self, space: u64, first: u64, pages: Summed<'_>) -> Result<()> {
+        let end = first + pages.sums.len() as u64;
         let old = self.forget(space, first..end);
         let mut at = first;
         let slots = old.into_iter().filter_map(|(page, run)| match run.content {
@@ -112,21 +127,28 @@ impl Sink {
             _ => None,
         });
         for (range, slot) in slots.chain([(end..end, None)]) {
-            self.store_piece(space, at..range.start, None, bytes, first)?;
-            self.store_piece(space, range.clone(), slot, bytes, first)?;
+            self.store_piece(space, at..range.start, None, pages, first)?;
+            self.store_piece(space, range.clone(), slot, pages, first)?;
             at = range.end;
         }
         Ok(())
     }
 
-    fn store_piece(&mut self, space: u64, range: Range<u64>, slot: Option<u64>, bytes: &[u8], first: u64) -> Result<()> {
+    fn store_piece(
+        &mut self,
+        space: u64,
+        range: Range<u64>,
+        slot: Option<u64>,
+        all: Summed<'_>,
+        first: u64,
+    ) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
         let pages = range.end - range.start;
         let slot = slot.unwrap_or_else(|| self.writer.allocate(pages));
-        let from = (range.start - first) as usize * PAGE;
-        self.writer.write_at(slot, &bytes[from..from + pages as usize * PAGE])?;
+        let part = all.part((range.start - first) as usize..(range.end - first) as usize);
+        self.writer.write_summed(slot, part.bytes, part.sums)?;
         self.hold(space, range.start, Run { pages, content: Held::Slot(slot) });
         Ok(())
     }
@@ -224,7 +246,7 @@ struct Cursor<'p> {
 
 impl Cursor<'_> {
     /// Whether the older images hold exactly this page. Checksums of 64 bits decide: the pages themselves are not read.
-    fn is_same(&mut self, page: u64, bytes: &[u8]) -> bool {
+    fn is_same(&mut self, page: u64, sum: u64, bytes: &[u8]) -> bool {
         while self.runs.first().is_some_and(|(range, _)| range.end <= page) {
             self.runs = &self.runs[1..];
         }
@@ -232,7 +254,7 @@ impl Cursor<'_> {
             Some((range, source)) if range.start <= page => match source.advanced(page - range.start) {
                 Source::Stored { image, offset } => {
                     let slot = offset / PAGE as u64 - 1;
-                    self.prior.chain.images()[image].checksum(slot) == image::page_checksum(bytes)
+                    self.prior.chain.images()[image].checksum(slot) == sum
                 }
                 Source::Zero => image::is_zero_page(bytes),
                 Source::Absent => false,

@@ -45,6 +45,17 @@ impl Watch {
         Ok(Self { hints: Hints::iterators()?, functions: RestartFunctions::read(), space: None, known: None })
     }
 
+    /// Follows the process in its new address space; none when that fails.
+    pub fn follow_again(mut self, pid: i32) -> Option<Self> {
+        self.known = None;
+        if let Some(space) = self.space {
+            // The address space is gone, and with it what was known of it.
+            let _ = self.hints.unfollow(space);
+            self.space = Some(self.hints.follow(pid).inspect_err(|e| log::info!("no eBPF programs: {e}")).ok()?);
+        }
+        Some(self)
+    }
+
     /// Pages that a program saw being written since this was last asked; none when the record is not complete, which says
     /// nothing about what was not written.
     pub fn written(&mut self) -> RangeSet {

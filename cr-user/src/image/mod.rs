@@ -23,7 +23,7 @@ mod writer;
 pub use error::{Error, Result};
 pub use index::{ArchivedExtent, ArchivedIndex, Content, Extent, Index, IndexInfo, Parent, Space, Statistics};
 pub use layout::{BadJobId, FORMAT_VERSION, HEADER_BYTES, JobId, MetadataHash, PAGE_SIZE, RecordKind};
-pub use page::{is_zero_page, page_checksum};
+pub use page::{is_zero_page, page_checksum, page_checksums};
 pub use reader::{Image, Summary};
 pub(crate) use verify::{Run, verify_runs};
 pub use writer::{Finished, HeaderInfo, ImageWriter};

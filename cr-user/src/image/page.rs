@@ -21,3 +21,9 @@ pub fn page_checksum(page: &[u8]) -> u64 {
 pub(super) fn zero_page_checksum() -> u64 {
     page_checksum(&ZERO_PAGE)
 }
+
+/// The checksums of whole pages, in their order. Panics if `pages` is not whole pages.
+pub fn page_checksums(pages: &[u8]) -> Vec<u64> {
+    assert!(pages.len().is_multiple_of(PAGE_SIZE), "{} bytes are not whole pages", pages.len());
+    pages.chunks_exact(PAGE_SIZE).map(page_checksum).collect()
+}

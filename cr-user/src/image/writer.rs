@@ -10,13 +10,12 @@ use rkyv::rancor;
 
 use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
 use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
-use super::page::{page_checksum, zero_page_checksum};
+use super::page::{page_checksums, zero_page_checksum};
 use super::validate::{check_parent, check_spaces};
 use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 
 /// How many pages are checksummed and then written at a time: they should still be in the second-level cache when the
 /// kernel copies them.
-const BLOCK_PAGES: usize = 64;
 
 /// What an image's header says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,20 +102,19 @@ impl ImageWriter {
     ///
     /// Two writes to one slot must not overlap in time. Panics if `pages` is not whole pages, or a slot not allocated.
     pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
-        assert!(pages.len().is_multiple_of(PAGE_SIZE), "{} bytes are not whole pages", pages.len());
-        let mut slot = first_slot as usize;
-        for block in pages.chunks(BLOCK_PAGES * PAGE_SIZE) {
-            let mut checksums = [0; BLOCK_PAGES];
-            let count = block.len() / PAGE_SIZE;
-            for (checksum, page) in checksums.iter_mut().zip(block.chunks_exact(PAGE_SIZE)) {
-                *checksum = page_checksum(page).to_le();
-            }
-            self.pages().checksums[slot..slot + count].copy_from_slice(&checksums[..count]);
-            let written = self.file.write_all_at(block, HEADER_BYTES + (slot * PAGE_SIZE) as u64);
-            written.map_err(|source| self.fail(source))?;
-            slot += count;
+        self.write_summed(first_slot, pages, &page_checksums(pages))
+    }
+
+    /// As [`write_at`](Self::write_at), with the pages' checksums, which another thread may have made.
+    pub fn write_summed(&self, first_slot: u64, pages: &[u8], checksums: &[u64]) -> Result<()> {
+        assert_eq!(pages.len(), checksums.len() * PAGE_SIZE, "one checksum a page");
+        let first = first_slot as usize;
+        let slots = first..first + checksums.len();
+        for (slot, checksum) in self.pages().checksums[slots].iter_mut().zip(checksums) {
+            *slot = checksum.to_le();
         }
-        Ok(())
+        let written = self.file.write_all_at(pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64);
+        written.map_err(|source| self.fail(source))
     }
 
     /// Stores whole pages in new consecutive slots and returns the first.

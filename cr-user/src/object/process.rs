@@ -129,7 +129,7 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     for child in procfs::children(pid).map_err(gone)? {
         let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
         let why = format!("is its child ({}); process trees are not supported yet", name.trim());
-        refuse(&format!("process {child}"), why, "wait until it has ended, or checkpoint the child alone");
+        refuse(&format!("pid {child}"), why, "wait until it has ended, or checkpoint the child alone");
     }
     for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"] {
         let (theirs, ours) = (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));

@@ -1,5 +1,7 @@
 //! A new process that is nothing yet: stopped, emptied, and ready to be told what to do.
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
@@ -155,9 +157,16 @@ impl Body {
         let mut bytes = args.to_bytes().to_vec();
         bytes.extend_from_slice(&tid.to_le_bytes());
         self.put(&bytes)?;
-        let mut calls = [Call::new(libc::SYS_clone3, &[self.data(), clone::CLONE_ARGS_SIZE as u64])];
-        self.try_run(0, &mut calls)?;
-        calls[0].outcome().map_err(|e| match e {
+        let mut failed = None;
+        let made = patiently(tid, || {
+            let mut calls = [Call::new(libc::SYS_clone3, &[self.data(), clone::CLONE_ARGS_SIZE as u64])];
+            failed = self.try_run(0, &mut calls).err();
+            calls[0].outcome()
+        });
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        made.map_err(|e| match e {
             Errno::EEXIST => taken(tid, "thread"),
             e => Error::system(format!("making thread {tid}"), e),
         })?;
@@ -212,7 +221,7 @@ impl Drop for Body {
 
 fn spawn(pid: i32) -> Result<()> {
     let old = clone::block_signals().map_err(|e| Error::system("blocking signals", e))?;
-    let spawned = clone::spawn_puppet(pid);
+    let spawned = patiently(pid, || clone::spawn_puppet(pid));
     old.thread_set_mask().map_err(|e| Error::system("restoring the signal mask", e))?;
     spawned.map_err(|e| match e {
         Errno::EEXIST => taken(pid, "process"),
@@ -228,6 +237,22 @@ fn spawn(pid: i32) -> Result<()> {
         },
         e => Error::system(format!("making a process with pid {pid}"), e),
     })
+}
+
+/// A number stays taken for a moment after its process has gone from `/proc`.
+fn patiently<T>(tid: i32, mut make: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let started = Instant::now();
+    loop {
+        match make() {
+            Err(Errno::EEXIST)
+                if started.elapsed() < PATIENCE && !std::fs::exists(format!("/proc/{tid}")).unwrap_or(true) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn taken(tid: i32, kind: &str) -> Error {

@@ -86,8 +86,8 @@ impl Oracle {
 
     /// Whether the address space that it watches is still there.
     pub fn is_alive(&self) -> bool {
-        // A range that nobody can have mapped: only a missing address space answers ESRCH.
-        !matches!(uffd::unregister(self.uffd.as_fd(), 0, PAGE), Err(Errno::ESRCH))
+        let query = Query { all: 0, any: pagemap::IS_PRESENT, inverted: 0, report: 0, protect: false, tracked_only: false };
+        !matches!(pagemap::scan(self.pagemap.as_fd(), 0, PAGE, query, &mut []), Err(Errno::ESRCH))
     }
 
     /// Pages of `[start, end)` that were written since they were last protected; with `protect` they are protected again
