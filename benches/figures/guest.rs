@@ -157,8 +157,9 @@ pub fn checkpoint(pid: i32, store: &StoreDir, more: &[String]) -> Result<Value> 
 }
 
 /// `cr restore --detach`: returns once the job runs, and gives its pid.
-pub fn restore(store: &StoreDir) -> Result<i32> {
-    let output = cr_tests::cr().args(["restore", "--detach", "--json", "--store"]).arg(store.path()).output()?;
+pub fn restore(store: &StoreDir, more: &[String]) -> Result<i32> {
+    let output =
+        cr_tests::cr().args(["restore", "--detach", "--json", "--store"]).arg(store.path()).args(more).output()?;
     let pid = json(&output)?["pid"].as_i64().context("no pid")?;
     Ok(i32::try_from(pid)?)
 }

@@ -25,7 +25,8 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
     let store = StoreDir::new(setting.tmpfs.path());
     let options = strings(&[&"--mib", &mib, &"--rate", &800, &"--once-mib", &(mib / 2)]);
-    let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h", &"--memory-limit", &format!("{limit}M")]);
+    let limited = strings(&[&"--memory-limit", &format!("{limit}M")]);
+    let under = [strings(&[&"--store", &store.arg(), &"--interval", &"1h"]), limited.clone()].concat();
     let mut guest = Guest::writer(setting, &options, Some(&under))?;
     checkpoint(guest.pid, &store, &[])?;
     guest.write_once()?;
@@ -34,7 +35,7 @@ fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
     checkpoint(guest.pid, &store, &[])?;
     let running = peak(&guest.child_pid().to_string())?;
     guest.kill()?;
-    guest.pid = restore(&store)?;
+    guest.pid = restore(&store, &limited)?;
     checkpoint(guest.pid, &store, &[])?;
     // The lock holds the pid of the controller that came with the restore.
     let restored = peak(std::fs::read_to_string(store.path().join("lock"))?.trim())?;

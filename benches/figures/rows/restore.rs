@@ -23,7 +23,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let (mut copy, mut whole) = (Samples::default(), Samples::default());
     for repetition in 0..=setting.args.repetitions {
         let copied = baseline::populate_and_copy(&map)?;
-        let (took, pid) = timed(|| restore(&store))?;
+        let (took, pid) = timed(|| restore(&store, &[]))?;
         guest.pid = pid;
         guest.kill()?;
         if repetition > 0 {
