@@ -35,9 +35,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Set up, build for release, and run the benches.
+    /// Set up, build for release, and measure the promised figures (as root, with sudo where not root), then the hot paths.
     Bench {
-        /// Arguments for `cargo bench`.
+        /// Arguments for the figures (`--help`, `--check`, `--json`, `full`, …), or `hot-paths` and arguments for criterion.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

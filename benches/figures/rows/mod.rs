@@ -1,0 +1,60 @@
+//! The figures, in groups that can be measured one by one.
+
+mod delta;
+mod full;
+mod resident;
+mod restore;
+mod solver;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::Setting;
+use crate::report::Row;
+
+/// Figures that are measured together.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Group {
+    /// The first checkpoint: whole time and frozen time.
+    Full,
+    /// A delta: stored bytes and frozen time.
+    Delta,
+    /// A restore.
+    Restore,
+    /// What a job loses under `cr run`.
+    Solver,
+    /// The controller's resident memory.
+    Resident,
+}
+
+impl Group {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Full, Self::Delta, Self::Restore, Self::Resident, Self::Solver];
+
+    /// For progress and errors.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Full => "first checkpoints",
+            Self::Delta => "deltas",
+            Self::Restore => "restores",
+            Self::Solver => "the solver with and without checkpoints",
+            Self::Resident => "the controller's memory",
+        }
+    }
+
+    /// Measures them.
+    pub fn measure(self, setting: &Setting) -> Result<Vec<Row>> {
+        match self {
+            Self::Full => full::measure(setting),
+            Self::Delta => delta::measure(setting),
+            Self::Restore => restore::measure(setting),
+            Self::Solver => solver::measure(setting),
+            Self::Resident => resident::measure(setting),
+        }
+    }
+}
+
+/// Arguments from anything that can be printed.
+fn strings(args: &[&dyn std::fmt::Display]) -> Vec<String> {
+    args.iter().map(ToString::to_string).collect()
+}
