@@ -16,8 +16,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
-
 use crate::error::{Error, Refusal, Result};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
@@ -481,12 +479,6 @@ impl Job {
 
     fn gone(&self, during: &'static str) -> Error {
         Error::JobGone { pid: self.pid, during }
-    }
-
-    /// A page that could not be read in the frozen window.
-    fn unreadable(&self, page: u64) -> Error {
-        let what = format!("reading the memory of pid {} at {:#x}", self.pid, page * PAGE);
-        Error::system(what, Errno::EFAULT)
     }
 }
 

@@ -67,23 +67,43 @@ impl Arena {
         Ok(())
     }
 
-    /// Fills the next chunk by `fill`. When the limit is reached, the oldest one is written out first.
+    /// Fills a chunk for each piece by `read`, on every core: the job's threads stand still. When the limit is reached, the
+    /// oldest chunks are written out first.
     ///
     /// # Errors
-    /// Those of `fill`, and of writing.
+    /// Those of `read`, and of writing.
     pub fn fill(
         &mut self,
-        piece: Piece,
+        pieces: Vec<Piece>,
         sink: &mut Sink,
         prior: Option<&Prior>,
-        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+        read: impl Fn(&Piece, &mut [u8]) -> Result<()> + Sync,
     ) -> Result<()> {
-        if self.filled.len() >= self.limit {
-            self.drain_one(sink, prior)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut pieces = VecDeque::from(pieces);
+        while !pieces.is_empty() {
+            // A few at a time: before the limit is reached all of them fit, and after it little is written between reads.
+            while self.filled.len() + cores.min(pieces.len()) > self.limit && !self.filled.is_empty() {
+                self.drain_one(sink, prior)?;
+            }
+            let room = (self.limit - self.filled.len()).max(1).min(pieces.len());
+            let mut batch = Vec::with_capacity(room);
+            for piece in pieces.drain(..room) {
+                batch.push((piece, self.free.pop().map_or_else(new_chunk, Ok)?));
+            }
+            let share = batch.len().div_ceil(cores);
+            std::thread::scope(|scope| {
+                let workers: Vec<_> = batch
+                    .chunks_mut(share)
+                    .map(|part| {
+                        let read = &read;
+                        scope.spawn(move || part.iter_mut().try_for_each(|(p, chunk)| read(p, &mut chunk[..p.len()])))
+                    })
+                    .collect();
+                workers.into_iter().try_for_each(|w| w.join().expect("a reading thread does not panic"))
+            })?;
+            self.filled.extend(batch);
         }
-        let mut chunk = self.free.pop().map_or_else(new_chunk, Ok)?;
-        fill(&mut chunk[..piece.len()])?;
-        self.filled.push_back((piece, chunk));
         Ok(())
     }
 

@@ -219,21 +219,21 @@ impl Survey {
         let space = Spaces::of_process(job.pid);
         let mut arena = std::mem::take(&mut job.arena);
         let parts = [(self.copy.difference(&self.doubtful), false), (self.copy.intersection(&self.doubtful), true)];
-        let result = parts.into_iter().try_for_each(|(pages, compare)| {
-            groups(pages.iter(), vm::MAX_PIECES).into_iter().try_for_each(|ranges| {
-                let piece = Piece { space, ranges: ranges.clone(), compare };
-                arena.fill(piece, sink, prior, |buf| {
-                    let unread = job.memory.read(&ranges, buf);
-                    unread.iter().next().map_or(Ok(()), |r| Err(job.unreadable(r.start)))
-                })
-            })
+        let pieces = parts.into_iter().flat_map(|(pages, compare)| {
+            let groups = groups(pages.iter(), vm::MAX_PIECES);
+            groups.into_iter().map(move |ranges| Piece { space, ranges, compare })
+        });
+        let memory = &job.memory;
+        let pid = job.pid;
+        let result = arena.fill(pieces.collect(), sink, prior, |piece, buf| {
+            let unread = memory.read(&piece.ranges, buf);
+            unread.iter().next().map_or(Ok(()), |r| Err(unreadable(pid, r.start)))
         });
         let result = result.and_then(|()| {
             self.objects.iter().try_for_each(|(space, (file, pages))| {
-                groups(pages.iter(), usize::MAX).into_iter().try_for_each(|ranges| {
-                    let piece = Piece { space: *space, ranges: ranges.clone(), compare: true };
-                    arena.fill(piece, sink, prior, |buf| read_file(file, &ranges, buf))
-                })
+                let groups = groups(pages.iter(), usize::MAX).into_iter();
+                let pieces = groups.map(|ranges| Piece { space: *space, ranges, compare: true }).collect();
+                arena.fill(pieces, sink, prior, |piece, buf| read_file(file, &piece.ranges, buf))
             })
         });
         job.arena = arena;
@@ -263,6 +263,11 @@ impl Survey {
         let objects = self.objects.into_iter().map(|(space, (_, pages))| (space, pages));
         std::iter::once((Spaces::of_process(pid), self.own)).chain(objects)
     }
+}
+
+/// A page that could not be read in the frozen window.
+fn unreadable(pid: i32, page: u64) -> Error {
+    Error::system(format!("reading the memory of pid {pid} at {:#x}", page * PAGE), Errno::EFAULT)
 }
 
 /// Pages of the file that are not holes, within the bytes of `range`.

@@ -28,7 +28,10 @@ impl Frozen {
         let mut seized = BTreeSet::new();
         match frozen.stop_all(&mut seized) {
             Ok(()) if frozen.threads.is_empty() => Err(gone(pid)),
-            Ok(()) => Ok(frozen),
+            Ok(()) => {
+                frozen.threads.keys().for_each(|tid| resume_endless_wait(*tid));
+                Ok(frozen)
+            }
             Err(e) => {
                 frozen.adopt(&seized);
                 Err(e)
@@ -117,6 +120,29 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         if let Err(e) = self.release() {
             log::error!("pid {}: {e}", self.pid);
+        }
+    }
+}
+
+/// Some calls answer `EINTR` at any stop, and are not started again by the kernel (`signal(7)`). One that would have waited
+/// for ever starts again, as if nobody had stopped it. One with a time limit cannot: how much of it is left is not known.
+fn resume_endless_wait(tid: i32) {
+    const SYS_EPOLL_PWAIT2: i64 = 441;
+    let Ok(mut regs) = ptrace::regs(tid) else { return };
+    let endless = match regs.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => regs.r10 as i32 == -1,
+        SYS_EPOLL_PWAIT2 | libc::SYS_semtimedop => regs.r10 == 0,
+        libc::SYS_rt_sigtimedwait => regs.rdx == 0,
+        libc::SYS_io_getevents => regs.r8 == 0,
+        libc::SYS_semop => true,
+        _ => false,
+    };
+    if endless && regs.rax as i64 == -i64::from(libc::EINTR) {
+        regs.rax = regs.orig_rax;
+        regs.rip -= 2;
+        regs.orig_rax = u64::MAX;
+        if let Err(e) = ptrace::set_regs(tid, &regs) {
+            log::warn!("thread {tid}: its wait ends early ({e})");
         }
     }
 }

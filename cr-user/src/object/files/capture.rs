@@ -190,12 +190,20 @@ fn place(seen: &Seen) -> String {
     format!("fd {}", seen.fd)
 }
 
+/// Whether a thread is ending: field 9 of proc(5)'s `stat`, `PF_EXITING` of `include/linux/sched.h`.
+fn is_ending(tid: i32) -> bool {
+    const PF_EXITING: u64 = 4;
+    procfs::stat(tid).map_or(true, |s| s.get(6).and_then(|f| f.parse::<u64>().ok()).is_some_and(|f| f & PF_EXITING != 0))
+}
+
 /// Threads that have a table of descriptors of their own, which would not be seen.
 fn other_tables(pid: i32) -> Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
     for tid in procfs::threads(pid).map_err(|_| Error::NoSuchJob { pid })? {
         match same_table(pid, tid) {
             Ok(true) | Err(Errno::ESRCH) => {}
+            // A thread that is just ending has no table any more: it is gone before the job stands still.
+            Ok(false) if is_ending(tid) => {}
             Ok(false) => refusals.push(Refusal {
                 pid,
                 place: format!("thread {tid}"),
