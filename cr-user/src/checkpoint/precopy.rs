@@ -22,6 +22,9 @@ const MAX_ROUNDS: usize = 6;
 /// A rest of this many pages is copied as fast in the frozen window as it takes to open that.
 const SMALL: u64 = 256;
 
+/// After this many chunks it is looked at whether copying pays at all.
+const SAMPLE: usize = 4;
+
 /// Takes and copies what was written, again and again, until what is left is little or does not shrink.
 ///
 /// # Errors
@@ -48,7 +51,8 @@ pub fn precopy(job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<
         }
         before = count;
         let chunks = job.arena.pair()?;
-        let (missed, chunks) = copy(&job.memory, space, &wanted, chunks, sink, prior.filter(|_| job.doubt));
+        let rewritten = |pages: &RangeSet| survey::rewritten(job, pages);
+        let (missed, chunks) = copy(&job.memory, space, &wanted, chunks, sink, prior.filter(|_| job.doubt), rewritten);
         job.arena.give_back(chunks);
         job.late = job.late.difference(&wanted).union(&missed?);
         if count <= SMALL {
@@ -67,6 +71,7 @@ fn copy(
     chunks: Vec<MmapMut>,
     sink: &mut Sink,
     prior: Option<&Prior>,
+    rewritten: impl Fn(&RangeSet) -> u64,
 ) -> (Result<RangeSet>, Vec<MmapMut>) {
     let (full_in, full_out) = mpsc::channel::<Filled>();
     let (empty_in, empty_out) = mpsc::channel();
@@ -82,8 +87,14 @@ fn copy(
             }
             Ok(())
         });
-        let mut missed = RangeSet::new();
-        for ranges in groups(wanted.iter(), vm::MAX_PIECES) {
+        let (mut missed, mut copied) = (RangeSet::new(), RangeSet::new());
+        for (count, ranges) in groups(wanted.iter(), vm::MAX_PIECES).into_iter().enumerate() {
+            if count == SAMPLE && rewritten(&copied) * 2 > copied.count() {
+                // The job writes faster than we copy: the frozen window will copy it all.
+                missed = missed.union(&wanted.difference(&copied));
+                break;
+            }
+            copied = copied.union(&ranges.iter().cloned().collect());
             // No chunk comes back when the writer has failed.
             let Ok(mut chunk) = empty_out.recv() else { break };
             let len = ranges.iter().map(|r| (r.end - r.start) * PAGE).sum::<u64>() as usize;

@@ -73,6 +73,15 @@ pub fn estimate(job: &Job) -> Result<u64> {
     Ok(count)
 }
 
+/// How many of these pages were written since they were taken.
+pub fn rewritten(job: &Job, pages: &RangeSet) -> u64 {
+    let count = |range: std::ops::Range<u64>| match job.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
+        Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
+        Ok(Written::Untracked) | Err(_) => None,
+    };
+    pages.iter().filter_map(count).sum()
+}
+
 /// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
 /// cannot be, or is not worth it.
 fn take(
