@@ -212,7 +212,7 @@ fn supervise(
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let store = writer.store().clone();
-    let engine = Engine::start(origin, writer, config.checkpoints.clone())?;
+    let engine = Engine::start(origin, writer, config.checkpoints.clone(), true)?;
     event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
 }
 

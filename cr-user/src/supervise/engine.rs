@@ -59,11 +59,11 @@ pub(super) struct Begun {
 }
 
 impl Engine {
-    /// Starts the thread, which begins by getting hold of the job.
+    /// Starts the thread, which begins by getting hold of the job. With `stays`, more than one checkpoint is to be expected.
     ///
     /// # Errors
     /// When the kernel makes no thread.
-    pub(super) fn start(origin: Origin, writer: StoreWriter, options: checkpoint::Options) -> Result<Self> {
+    pub(super) fn start(origin: Origin, writer: StoreWriter, options: checkpoint::Options, stays: bool) -> Result<Self> {
         let (orders, work) = mpsc::channel::<Order>();
         let (tell, begun) = oneshot::channel();
         let life = move || {
@@ -78,7 +78,7 @@ impl Engine {
             };
             let _ = tell.send(Ok(begun));
             // Nobody waits for this: the first checkpoint is not due yet, or is asked for in its own time.
-            if let Some(job) = &mut held.job {
+            if let Some(job) = held.job.as_mut().filter(|_| stays) {
                 job.watch();
             }
             for order in work {
