@@ -89,7 +89,9 @@ pub enum Error {
         dir: PathBuf,
     },
     /// A job was to go into a store that holds another's chain.
-    #[error("cannot checkpoint pid {pid} into this store: it holds the chain of another job (pid {owner}); give each job a store of its own")]
+    #[error(
+        "cannot checkpoint pid {pid} into this store: it holds the chain of another job (pid {owner}); give each job a store of its own"
+    )]
     OtherJob {
         /// The job.
         pid: i32,

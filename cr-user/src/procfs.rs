@@ -119,9 +119,8 @@ fn unescape(name: &str) -> String {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
-    let mut tids: Vec<i32> = fs::read_dir(format!("/proc/{pid}/task"))?
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut tids: Vec<i32> =
+        fs::read_dir(format!("/proc/{pid}/task"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
     tids.sort_unstable();
     if tids.is_empty() { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(tids) }
 }
@@ -157,10 +156,7 @@ impl Status {
 
     /// The value behind `key`, trimmed; empty when the kernel does not print it.
     pub fn get(&self, key: &str) -> &str {
-        self.0
-            .lines()
-            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))
-            .map_or("", str::trim)
+        self.0.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map_or("", str::trim)
     }
 
     /// The decimal numbers behind `key`.
@@ -198,9 +194,8 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
-    let mut fds: Vec<i32> = fs::read_dir(format!("/proc/{pid}/fd"))?
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut fds: Vec<i32> =
+        fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
     fds.sort_unstable();
     Ok(fds)
 }
@@ -244,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_line_of_maps_is_parsed_with_spaces_in_its_path() {
-        let vma = parse_map_line("7f0000000000-7f0000003000 rw-s 00001000 fe:02 42      /tmp/a b\\012c (deleted)").unwrap();
+        let vma =
+            parse_map_line("7f0000000000-7f0000003000 rw-s 00001000 fe:02 42      /tmp/a b\\012c (deleted)").unwrap();
         assert_eq!((vma.start, vma.end, vma.offset), (0x7f00_0000_0000, 0x7f00_0000_3000, 0x1000));
         assert_eq!((vma.prot, vma.shared, vma.dev, vma.inode), (3, true, (0xfe, 2), 42));
         assert_eq!(vma.name, "/tmp/a b\nc (deleted)");

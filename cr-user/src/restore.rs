@@ -193,7 +193,10 @@ fn trust(store: &Store) -> Result<()> {
     let meta = std::fs::metadata(store.dir()).map_err(|e| Error::system("examining the store", e))?;
     let me = nix::unistd::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {
-        return Err(not_trusted(format!("it belongs to user {}, who could have made a job with any rights", meta.uid())));
+        return Err(not_trusted(format!(
+            "it belongs to user {}, who could have made a job with any rights",
+            meta.uid()
+        )));
     }
     if meta.permissions().mode() & 0o022 != 0 {
         return Err(not_trusted("others than its owner may write to it".to_owned()));
@@ -235,7 +238,8 @@ fn track(body: &mut Body, saved: &Saved) -> Result<Option<Oracle>> {
     body.try_run(0, &mut calls)?;
     let Ok(number) = calls[0].outcome() else { return Ok(None) };
     let pidfd = fd::pidfd_open(body.pid()).map_err(|e| Error::system("opening a pidfd", e))?;
-    let ours = fd::pidfd_getfd(pidfd.as_fd(), number as i32).map_err(|e| Error::system("fetching the userfaultfd", e))?;
+    let ours =
+        fd::pidfd_getfd(pidfd.as_fd(), number as i32).map_err(|e| Error::system("fetching the userfaultfd", e))?;
     body.run(0, vec![Call::new(libc::SYS_close, &[number])], "closing its userfaultfd")?;
     let Ok(oracle) = Oracle::adopt(body.pid(), ours) else { return Ok(None) };
     let pagemap = oracle::pagemap_of(body.pid())?;

@@ -28,7 +28,8 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let stdout = running.stdout.take().expect("it is piped");
     let counting = thread::spawn(move || pass_on(stdout, |line| println!("{line}"), counts));
     let stderr = running.stderr.take().expect("it is piped");
-    let skipped = pass_on(stderr, |line| eprintln!("{line}"), |line| line.starts_with("skipped:").then(|| line.to_owned()))?;
+    let skipped =
+        pass_on(stderr, |line| eprintln!("{line}"), |line| line.starts_with("skipped:").then(|| line.to_owned()))?;
     let counted = counting.join().expect("the thread that reads the tests' output does not panic")?;
     let status = running.wait()?;
     if !skipped.is_empty() {

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use crate::checkpoint::{Job, refuse};
 use crate::checkpoint::survey::Survey;
+use crate::checkpoint::{Job, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
@@ -19,10 +19,10 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
 use crate::procfs::{Status, Vma};
+use crate::remote::{Frozen, Gadgets, Puppet, Questions};
+use crate::store::Chain;
 use crate::sys::ptrace::{self, Regs};
 use crate::track::iters::TaskHidden;
-use crate::store::Chain;
-use crate::remote::{Frozen, Gadgets, Puppet, Questions};
 
 /// Everything about a stopped process but the content of its memory.
 #[derive(Debug)]
@@ -48,7 +48,9 @@ impl State {
         let pid = job.pid;
         let gadgets = match job.gadgets.filter(|g| g.still_there(pid)) {
             Some(gadgets) => gadgets,
-            None => Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?,
+            None => {
+                Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?
+            }
         };
         job.gadgets = Some(gadgets);
         // Born since the preflight.

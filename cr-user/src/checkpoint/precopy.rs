@@ -5,10 +5,10 @@ use std::sync::mpsc;
 
 use memmap2::MmapMut;
 
+use crate::checkpoint::Job;
 use crate::checkpoint::arena::groups;
 use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::checkpoint::survey;
-use crate::checkpoint::Job;
 use crate::error::Result;
 use crate::image::page_checksums;
 use crate::object::memory::read::Memory;

@@ -72,7 +72,13 @@ impl Sink {
     ///
     /// # Errors
     /// When the image cannot be written.
-    pub fn absorb(&mut self, space: u64, ranges: &[Range<u64>], pages: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
+    pub fn absorb(
+        &mut self,
+        space: u64,
+        ranges: &[Range<u64>],
+        pages: Summed<'_>,
+        prior: Option<&Prior>,
+    ) -> Result<()> {
         let mut at = 0;
         for range in ranges {
             let count = (range.end - range.start) as usize;

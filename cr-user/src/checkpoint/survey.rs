@@ -75,10 +75,11 @@ pub fn estimate(job: &Job) -> Result<u64> {
 
 /// How many of these pages were written since they were taken.
 pub fn rewritten(job: &Job, pages: &RangeSet) -> u64 {
-    let count = |range: std::ops::Range<u64>| match job.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
-        Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
-        Ok(Written::Untracked) | Err(_) => None,
-    };
+    let count =
+        |range: std::ops::Range<u64>| match job.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
+            Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
+            Ok(Written::Untracked) | Err(_) => None,
+        };
     pages.iter().filter_map(count).sum()
 }
 
@@ -178,7 +179,10 @@ impl Survey {
         let seen = job.watch.as_mut().map(watch::Watch::written).unwrap_or_default();
         let missed = seen.intersection(&own).difference(&dirty);
         if !missed.is_empty() {
-            widened.push(format!("{} pages that a program saw written were not marked in the page tables", missed.count()));
+            widened.push(format!(
+                "{} pages that a program saw written were not marked in the page tables",
+                missed.count()
+            ));
             dirty = dirty.union(&missed);
         }
         // Copied already, and neither written again nor of unknown history.
@@ -214,7 +218,8 @@ impl Survey {
         self.object_pages = self.objects.values().map(|(_, pages)| pages.count()).sum();
         if self.object_pages > 0 {
             let pages = self.object_pages;
-            self.widened.push(format!("{} shared objects are compared by content: {pages} pages read", self.objects.len()));
+            self.widened
+                .push(format!("{} shared objects are compared by content: {pages} pages read", self.objects.len()));
         }
         Ok(())
     }

@@ -70,7 +70,8 @@ impl Watch {
         let before = self.hints.vmas(pid).ok();
         let vmas = read()?;
         let after = self.hints.vmas(pid).ok();
-        self.known = before.filter(|b| after.as_ref().is_some_and(|a| same(a, b))).map(|records| (records, vmas.clone()));
+        self.known =
+            before.filter(|b| after.as_ref().is_some_and(|a| same(a, b))).map(|records| (records, vmas.clone()));
         Ok(vmas)
     }
 

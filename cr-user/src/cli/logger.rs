@@ -7,7 +7,8 @@ struct Stderr;
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // What the libraries below say is for those who debug them.
-        let ours = metadata.target() == "cr" || metadata.target().starts_with("cr::") || metadata.target().starts_with("cr_");
+        let ours =
+            metadata.target() == "cr" || metadata.target().starts_with("cr::") || metadata.target().starts_with("cr_");
         metadata.level() <= if ours { log::max_level() } else { log::max_level().min(LevelFilter::Warn) }
     }
 

@@ -142,7 +142,8 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
         refusals.push(Refusal { pid, place: place.to_owned(), why, todo: todo.to_owned() });
     };
     for space in ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup"] {
-        let (theirs, ours) = (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));
+        let (theirs, ours) =
+            (procfs::link(pid, &format!("ns/{space}")), fs::read_link(format!("/proc/self/ns/{space}")));
         if let (Ok(theirs), Ok(ours)) = (theirs, ours)
             && theirs != ours
         {
@@ -180,7 +181,8 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
     // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
     let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let status = Status::read(pid, pid).map_err(|e| Error::system(format!("reading the status of pid {pid}"), e))?;
-    let exe_meta = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
+    let exe_meta =
+        fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
     let limits = limits(&text("limits")?);
     Ok(Process {
         pid,
@@ -217,9 +219,22 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
 /// `/proc/PID/limits`: unlike `prlimit(2)` it may be read of another user's process too.
 fn limits(text: &str) -> Vec<(u64, u64)> {
     const NAMES: [&str; 16] = [
-        "Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size", "Max resident set",
-        "Max processes", "Max open files", "Max locked memory", "Max address space", "Max file locks",
-        "Max pending signals", "Max msgqueue size", "Max nice priority", "Max realtime priority", "Max realtime timeout",
+        "Max cpu time",
+        "Max file size",
+        "Max data size",
+        "Max stack size",
+        "Max core file size",
+        "Max resident set",
+        "Max processes",
+        "Max open files",
+        "Max locked memory",
+        "Max address space",
+        "Max file locks",
+        "Max pending signals",
+        "Max msgqueue size",
+        "Max nice priority",
+        "Max realtime priority",
+        "Max realtime timeout",
     ];
     let number = |word: Option<&str>| word.and_then(|w| w.parse().ok()).unwrap_or(u64::MAX);
     NAMES
@@ -265,7 +280,10 @@ pub fn check(process: &Process) -> Result<()> {
     let not_here = |what: String, why: String, todo: &str| Err(Error::NotHere { what, why, todo: todo.to_owned() });
     let here = host(std::process::id() as i32)?;
     if process.host.vdso != 0 && here.vdso != process.host.vdso {
-        let why = format!("it was taken on kernel {}, whose vdso differs from that of {} here", process.host.kernel, here.kernel);
+        let why = format!(
+            "it was taken on kernel {}, whose vdso differs from that of {} here",
+            process.host.kernel, here.kernel
+        );
         return not_here("the checkpoint".to_owned(), why, "restore it on a machine with the same kernel");
     }
     for (path, what) in [(&process.root, "root"), (&process.cwd, "working")] {
@@ -279,7 +297,11 @@ pub fn check(process: &Process) -> Result<()> {
         let state = if zombie { " (it has ended, but its parent has not noticed)" } else { "" };
         let what = format!("pid {}", process.pid);
         let why = format!("the process `{}` has that pid{state}", owner.trim());
-        return not_here(what, why, "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)");
+        return not_here(
+            what,
+            why,
+            "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)",
+        );
     }
     Ok(())
 }
@@ -303,8 +325,19 @@ pub fn restore_calls(process: &Process, fds: Inherited, at: u64) -> (Vec<Call>, 
     // `struct prctl_mm_map`, then the auxiliary vector that it points to.
     let map_len = 13 * 8;
     let words = [
-        l.code.0, l.code.1, l.data.0, l.data.1, l.brk.0, l.brk.1, l.start_stack, l.arg.0, l.arg.1, l.env.0, l.env.1,
-        at + map_len, auxv_len as u64 | u64::from(fds.exe as u32) << 32,
+        l.code.0,
+        l.code.1,
+        l.data.0,
+        l.data.1,
+        l.brk.0,
+        l.brk.1,
+        l.start_stack,
+        l.arg.0,
+        l.arg.1,
+        l.env.0,
+        l.env.1,
+        at + map_len,
+        auxv_len as u64 | u64::from(fds.exe as u32) << 32,
     ];
     let mut bytes: Vec<u8> = words.iter().chain(&process.auxv).flat_map(|w| w.to_le_bytes()).collect();
     let here = at + bytes.len() as u64;
@@ -350,7 +383,8 @@ pub fn restore_knobs(process: &Process) -> Result<()> {
         let set = |soft, hard| task::prlimit(pid, resource as u32, Some((soft, hard)));
         let Err(refused) = set(soft, hard) else { continue };
         let (_, have) = task::prlimit(pid, resource as u32, None).map_err(|e| Error::system("reading limits", e))?;
-        set(soft.min(have), hard.min(have)).map_err(|e| Error::system(format!("setting limit {resource} of pid {pid}"), e))?;
+        set(soft.min(have), hard.min(have))
+            .map_err(|e| Error::system(format!("setting limit {resource} of pid {pid}"), e))?;
         log::warn!("pid {pid}: limit {resource} is {have} here, not {hard} ({refused})");
     }
     let write = |name: &str, value: String| {

@@ -79,9 +79,32 @@ impl Thread {
     pub fn registers(&self) -> Regs {
         let r = &self.regs;
         Regs {
-            r15: r[0], r14: r[1], r13: r[2], r12: r[3], rbp: r[4], rbx: r[5], r11: r[6], r10: r[7], r9: r[8], r8: r[9],
-            rax: r[10], rcx: r[11], rdx: r[12], rsi: r[13], rdi: r[14], orig_rax: r[15], rip: r[16], cs: r[17],
-            eflags: r[18], rsp: r[19], ss: r[20], fs_base: r[21], gs_base: r[22], ds: r[23], es: r[24], fs: r[25],
+            r15: r[0],
+            r14: r[1],
+            r13: r[2],
+            r12: r[3],
+            rbp: r[4],
+            rbx: r[5],
+            r11: r[6],
+            r10: r[7],
+            r9: r[8],
+            r8: r[9],
+            rax: r[10],
+            rcx: r[11],
+            rdx: r[12],
+            rsi: r[13],
+            rdi: r[14],
+            orig_rax: r[15],
+            rip: r[16],
+            cs: r[17],
+            eflags: r[18],
+            rsp: r[19],
+            ss: r[20],
+            fs_base: r[21],
+            gs_base: r[22],
+            ds: r[23],
+            es: r[24],
+            fs: r[25],
             gs: r[26],
         }
     }
@@ -102,7 +125,6 @@ impl Thread {
     pub fn xstate_in_use(&self) -> u64 {
         self.xstate.get(512..520).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")))
     }
-
 }
 
 /// Whether a call was interrupted that the kernel can only resume with what it remembers of it.
@@ -142,7 +164,8 @@ fn call_number(pid: i32, regs: &Regs) -> u64 {
     const MOV_EAX: u8 = 0xb8;
     let mut code = [0; 7];
     let range = vm::Range { start: regs.rip.wrapping_sub(7), len: 7 };
-    let read = regs.orig_rax == libc::SYS_restart_syscall as u64 && vm::read(pid, &[range], &mut code).is_ok_and(|n| n == 7);
+    let read =
+        regs.orig_rax == libc::SYS_restart_syscall as u64 && vm::read(pid, &[range], &mut code).is_ok_and(|n| n == 7);
     match code {
         [MOV_EAX, a, b, c, d, 0x0f, 0x05] if read => u64::from(u32::from_le_bytes([a, b, c, d])),
         _ => regs.orig_rax,
@@ -291,7 +314,10 @@ fn leave_critical_section(pid: i32, regs: &mut Regs, rseq: &ptrace::Rseq) {
 pub fn check(threads: &Threads) -> Result<()> {
     let here = crate::sys::cpu::enabled_features();
     let used = threads.all.iter().fold(0, |all, t| all | t.xstate_in_use());
-    let layout_differs = threads.all.iter().any(|t| t.xstate_features() != here && t.xstate_len as usize != crate::sys::cpu::xstate_len_without(0));
+    let layout_differs = threads
+        .all
+        .iter()
+        .any(|t| t.xstate_features() != here && t.xstate_len as usize != crate::sys::cpu::xstate_len_without(0));
     let missing = used & !here;
     if missing == 0 && !layout_differs {
         return Ok(());
@@ -301,7 +327,11 @@ pub fn check(threads: &Threads) -> Result<()> {
     } else {
         format!("this CPU lacks extended-state features that the job was using (XCR0 bits {missing:#x})")
     };
-    Err(Error::NotHere { what: "the checkpoint".to_owned(), why, todo: "restore it on the same kind of CPU".to_owned() })
+    Err(Error::NotHere {
+        what: "the checkpoint".to_owned(),
+        why,
+        todo: "restore it on the same kind of CPU".to_owned(),
+    })
 }
 
 /// Calls that a restored thread makes for itself. Its alternate stack is read from `altstack_at`, where

@@ -100,10 +100,7 @@ impl Context {
 /// whole time: late rather than never, and only where the controller died within these microseconds.
 pub fn resumed(regs: &Regs) -> Regs {
     let mut r = *regs;
-    let interrupted = matches!(
-        r.rax as i64,
-        restart::SYS | restart::NOINTR | restart::NOHAND | restart::RESTARTBLOCK
-    );
+    let interrupted = matches!(r.rax as i64, restart::SYS | restart::NOINTR | restart::NOHAND | restart::RESTARTBLOCK);
     if r.orig_rax as i64 >= 0 && interrupted {
         r.rax = r.orig_rax;
         r.rip -= 2;

@@ -168,7 +168,8 @@ fn wait_stopped(tid: i32) -> Result<Option<bool>> {
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
     let tracer = procfs::Status::read(pid, tid).map(|s| s.numbers("TracerPid").first().copied().unwrap_or(0));
-    tracer.is_ok_and(|t| t != 0 && procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&(t as i32))))
+    tracer
+        .is_ok_and(|t| t != 0 && procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&(t as i32))))
 }
 
 fn gone(pid: i32) -> Error {

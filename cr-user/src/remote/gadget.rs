@@ -8,8 +8,7 @@ use crate::sys::vm;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, 0xc3];
 /// `mov $15, %rax; syscall`: what every libc passes as `sa_restorer`.
-const RESTORERS: [&[u8]; 2] =
-    [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+const RESTORERS: [&[u8]; 2] = [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 
 /// Addresses of borrowed instructions in one address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +29,8 @@ impl Gadgets {
         let (mut syscall, mut call, mut restorer) = (None, None, None);
         for vma in vmas.iter().filter(|v| is_code(v)) {
             let text = text(pid, vma);
-            let find = |needle: &[u8]| text.windows(needle.len()).position(|w| w == needle).map(|at| vma.start + at as u64);
+            let find =
+                |needle: &[u8]| text.windows(needle.len()).position(|w| w == needle).map(|at| vma.start + at as u64);
             syscall = syscall.or_else(|| find(&SYSCALL));
             call = call.or_else(|| find(&SYSCALL_RET));
             restorer = restorer.or_else(|| RESTORERS.iter().find_map(|r| find(r)));

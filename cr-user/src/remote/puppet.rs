@@ -96,8 +96,9 @@ impl Puppet {
             self.gadgets.safe = None;
             return Ok(());
         }
-        vm::write(pid, at, &own.frame(at, restorer))
-            .map_err(|e| Error::system(format!("writing a frame to the stack of thread {}", self.home.runner.tid), e))?;
+        vm::write(pid, at, &own.frame(at, restorer)).map_err(|e| {
+            Error::system(format!("writing a frame to the stack of thread {}", self.home.runner.tid), e)
+        })?;
         self.base.rsp = at;
         Ok(())
     }

@@ -111,7 +111,8 @@ impl Runner {
     /// # Errors
     /// When the thread is gone, or every signal that could serve as a marker is pending already.
     pub fn new(pid: i32, tid: i32) -> Result<Self> {
-        let status = Status::read(pid, tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
+        let status =
+            Status::read(pid, tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
         let pending = status.mask("SigPnd") | status.mask("ShdPnd");
         let marker = MARKERS
             .into_iter()

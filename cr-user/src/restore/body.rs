@@ -58,8 +58,10 @@ impl Body {
     }
 
     fn map_scratch(&mut self, keep_free: &[(u64, u64)]) -> Result<()> {
-        let own = procfs::maps(self.pid).map_err(|e| Error::system(format!("reading the mappings of {}", self.pid), e))?;
-        let mut taken: Vec<(u64, u64)> = own.iter().map(|v| (v.start, v.end)).chain(keep_free.iter().copied()).collect();
+        let own =
+            procfs::maps(self.pid).map_err(|e| Error::system(format!("reading the mappings of {}", self.pid), e))?;
+        let mut taken: Vec<(u64, u64)> =
+            own.iter().map(|v| (v.start, v.end)).chain(keep_free.iter().copied()).collect();
         taken.sort_unstable();
         let mut base = 1 << 32;
         for (start, end) in taken {
@@ -82,11 +84,13 @@ impl Body {
     fn bootstrap(&mut self, call: &Call, name: &str) -> Result<u64> {
         let regs = self.regs;
         let result = self.threads[0].single(stub::syscall_instruction(), &regs, call)?;
-        crate::remote::kernel_result(result).map_err(|e| Error::system(format!("{name} in the new process {}", self.pid), e))
+        crate::remote::kernel_result(result)
+            .map_err(|e| Error::system(format!("{name} in the new process {}", self.pid), e))
     }
 
     fn empty(&mut self) -> Result<()> {
-        let own = procfs::maps(self.pid).map_err(|e| Error::system(format!("reading the mappings of {}", self.pid), e))?;
+        let own =
+            procfs::maps(self.pid).map_err(|e| Error::system(format!("reading the mappings of {}", self.pid), e))?;
         let ours = self.scratch.base..self.scratch.base + Scratch::LEN;
         let calls = own
             .iter()
@@ -142,7 +146,8 @@ impl Body {
     /// When the process died.
     pub fn put(&self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= Self::ROOM, "{} bytes do not fit into the scratch mapping", bytes.len());
-        vm::write(self.pid, self.data(), bytes).map_err(|e| Error::system(format!("writing to the new process {}", self.pid), e))
+        vm::write(self.pid, self.data(), bytes)
+            .map_err(|e| Error::system(format!("writing to the new process {}", self.pid), e))
     }
 
     /// Adds a thread with the number that it had.
@@ -150,7 +155,11 @@ impl Body {
     /// # Errors
     /// When the number is taken.
     pub fn add_thread(&mut self, tid: i32) -> Result<usize> {
-        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
         let set_tid_at = self.data() + clone::CLONE_ARGS_SIZE as u64;
         let args = clone::CloneArgs { flags: flags as u64, set_tid: set_tid_at, set_tid_size: 1, ..Default::default() };
@@ -260,7 +269,8 @@ fn taken(tid: i32, kind: &str) -> Error {
     Error::NotHere {
         what: format!("{kind} {tid}"),
         why: format!("that number is taken by `{}`", owner.trim()),
-        todo: "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)".to_owned(),
+        todo: "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)"
+            .to_owned(),
     }
 }
 

@@ -13,8 +13,8 @@ use crate::image;
 use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::mapping::{self, BackingFds, Mapping};
 use crate::object::spaces::Spaces;
-use crate::restore::body::Body;
 use crate::remote::Call;
+use crate::restore::body::Body;
 use crate::store::{Chain, Source};
 use crate::sys::{PAGE, fd, vm};
 
@@ -173,7 +173,9 @@ fn make_object(kind: &ObjectKind, size: u64) -> Result<File> {
     let failed = |e: std::io::Error| Error::system("making a shared memory object", e);
     let file = match kind {
         ObjectKind::SharedAnonymous => return crate::sys::mmap::shared_anonymous(size).map_err(failed),
-        ObjectKind::Memfd(name) => File::from(memfd_create(name.as_str(), MFdFlags::empty()).map_err(|e| failed(e.into()))?),
+        ObjectKind::Memfd(name) => {
+            File::from(memfd_create(name.as_str(), MFdFlags::empty()).map_err(|e| failed(e.into()))?)
+        }
         ObjectKind::Deleted(path) => nameless(Path::new(path)).map_err(failed)?,
         ObjectKind::Written(stamp) => return open(&stamp.path, OpenOptions::new().read(true).write(true)),
     };

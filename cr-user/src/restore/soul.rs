@@ -80,7 +80,8 @@ fn queue(body: &mut Body, index: usize, info: &[u8], shared: bool) -> Result<()>
 
 fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> Result<()> {
     let Some(own) = saved.credentials.threads.iter().find(|t| t.tid == tid) else { return Ok(()) };
-    let status = Status::read(body.pid(), tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
+    let status =
+        Status::read(body.pid(), tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
     let (calls, bytes) = credentials::restore_calls(own, status.mask("CapBnd"), body.data());
     body.put(&bytes)?;
     body.run(index, calls, &format!("giving thread {tid} its credentials")).map(drop)

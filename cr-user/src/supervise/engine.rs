@@ -63,7 +63,12 @@ impl Engine {
     ///
     /// # Errors
     /// When the kernel makes no thread.
-    pub(super) fn start(origin: Origin, writer: StoreWriter, options: checkpoint::Options, stays: bool) -> Result<Self> {
+    pub(super) fn start(
+        origin: Origin,
+        writer: StoreWriter,
+        options: checkpoint::Options,
+        stays: bool,
+    ) -> Result<Self> {
         let (orders, work) = mpsc::channel::<Order>();
         let (tell, begun) = oneshot::channel();
         let life = move || {

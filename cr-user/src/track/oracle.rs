@@ -86,7 +86,8 @@ impl Oracle {
 
     /// Whether the address space that it watches is still there.
     pub fn is_alive(&self) -> bool {
-        let query = Query { all: 0, any: pagemap::IS_PRESENT, inverted: 0, report: 0, protect: false, tracked_only: false };
+        let query =
+            Query { all: 0, any: pagemap::IS_PRESENT, inverted: 0, report: 0, protect: false, tracked_only: false };
         !matches!(pagemap::scan(self.pagemap.as_fd(), 0, PAGE, query, &mut []), Err(Errno::ESRCH))
     }
 
@@ -229,7 +230,9 @@ fn each_entry(pagemap: &File, pages: Range<u64>, mut take: impl FnMut(u64, Entry
     let mut at = pages.start;
     while at < pages.end {
         let n = ((pages.end - at) as usize * 8).min(buf.len());
-        pagemap.read_exact_at(&mut buf[..n], at * 8).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        pagemap
+            .read_exact_at(&mut buf[..n], at * 8)
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         for entry in buf[..n].chunks_exact(8) {
             take(at, Entry(u64::from_le_bytes(entry.try_into().expect("eight bytes"))));
             at += 1;
@@ -245,13 +248,7 @@ fn extend(list: &mut Vec<Range<u64>>, page: u64) {
     }
 }
 
-fn each_region(
-    pagemap: &File,
-    start: u64,
-    end: u64,
-    query: Query,
-    mut take: impl FnMut(&Region),
-) -> nix::Result<()> {
+fn each_region(pagemap: &File, start: u64, end: u64, query: Query, mut take: impl FnMut(&Region)) -> nix::Result<()> {
     let mut regions = vec![Region::default(); REGIONS];
     let mut at = start;
     while at < end {

@@ -193,7 +193,8 @@ fn place(seen: &Seen) -> String {
 /// Whether a thread is ending: field 9 of proc(5)'s `stat`, `PF_EXITING` of `include/linux/sched.h`.
 fn is_ending(tid: i32) -> bool {
     const PF_EXITING: u64 = 4;
-    procfs::stat(tid).map_or(true, |s| s.get(6).and_then(|f| f.parse::<u64>().ok()).is_some_and(|f| f & PF_EXITING != 0))
+    procfs::stat(tid)
+        .map_or(true, |s| s.get(6).and_then(|f| f.parse::<u64>().ok()).is_some_and(|f| f & PF_EXITING != 0))
 }
 
 /// Threads that have a table of descriptors of their own, which would not be seen.

@@ -90,7 +90,10 @@ impl FileStamp {
         } else {
             format!("its size was {} bytes at the checkpoint and is {} now", self.size, now.size)
         };
-        Err(not_here(why, "reinstall the version that the job was running (the same bytes with the same modification time)"))
+        Err(not_here(
+            why,
+            "reinstall the version that the job was running (the same bytes with the same modification time)",
+        ))
     }
 }
 
@@ -119,10 +122,14 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         return Err(refuse(why, "close the device before the checkpoint"));
     }
     if vma.has("ss") {
-        return Err(refuse("is a shadow stack".to_owned(), "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
+        return Err(refuse(
+            "is a shadow stack".to_owned(),
+            "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+        ));
     }
     if vma.inode == 0 {
-        let own = vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
+        let own =
+            vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
         return if own {
             Ok((Backing::Anonymous, None))
         } else {
@@ -138,7 +145,8 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         };
     }
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
-    let meta = fs::metadata(&link).map_err(|e| refuse(format!("maps {}, which cannot be examined ({e})", vma.name), "try again"))?;
+    let meta = fs::metadata(&link)
+        .map_err(|e| refuse(format!("maps {}, which cannot be examined ({e})", vma.name), "try again"))?;
     if !meta.is_file() {
         let kind = if meta.file_type().is_char_device() { "the device" } else { "the special file" };
         return Err(refuse(format!("maps {kind} {}", vma.name), "unmap it before the checkpoint"));
@@ -153,7 +161,8 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         Err(why) => return Err(refuse(why, "put the file back under its old name, or unmap it")),
     };
     let space = spaces.of_file(meta.dev(), meta.ino());
-    let file = fs::File::open(&link).map_err(|e| refuse(format!("maps {}, which cannot be read ({e})", vma.name), "run cr as root"))?;
+    let file = fs::File::open(&link)
+        .map_err(|e| refuse(format!("maps {}, which cannot be read ({e})", vma.name), "run cr as root"))?;
     let range = match kind {
         ObjectKind::Deleted(_) | ObjectKind::Memfd(_) => 0..meta.size(),
         _ => vma.offset.min(meta.size())..(vma.offset + vma.len()).min(meta.size()),
