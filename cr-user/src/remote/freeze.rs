@@ -130,7 +130,7 @@ fn resume_endless_wait(tid: i32) {
     const SYS_EPOLL_PWAIT2: i64 = 441;
     let Ok(mut regs) = ptrace::regs(tid) else { return };
     let endless = match regs.orig_rax as i64 {
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => regs.r10 as i32 == -1,
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => (regs.r10 as u32) == u32::MAX,
         SYS_EPOLL_PWAIT2 | libc::SYS_semtimedop => regs.r10 == 0,
         libc::SYS_rt_sigtimedwait => regs.rdx == 0,
         libc::SYS_io_getevents => regs.r8 == 0,
