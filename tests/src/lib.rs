@@ -5,7 +5,7 @@
 //! `tests/guests/guest.h`.
 //!
 //! The `cr` under test is `$CR_BIN`, or what `cargo build --package cr-user` builds for the profile that the tests run in
-//! (see [`cr`]). Nothing waits for ever: commands and waits have time limits, and a job that a test leaves behind is killed.
+//! (see [`cr()`]). Nothing waits for ever: commands and waits have time limits, and a job that a test leaves behind is killed.
 //! A test that cannot run says `skipped: why` on standard error, past the test harness's capture, so that skips can be counted.
 
 mod build;
