@@ -151,13 +151,15 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
             refuse("the process", why, "run cr inside the job's container (nsenter -t PID -a cr …)");
         }
     }
-    for (name, what) in [("root", "root directory"), ("cwd", "working directory")] {
+    let places = [("root", "root directory"), ("cwd", "working directory"), ("exe", "executable")];
+    for (name, what) in places {
         let path = procfs::link(pid, name).map_err(gone)?;
         let place = |m: fs::Metadata| (m.dev(), m.ino());
         let there = fs::metadata(format!("/proc/{pid}/{name}")).map(place);
         if there.is_ok() && there.ok() != fs::metadata(&path).map(place).ok() {
             let why = format!("has the {what} {}, which is no longer there", path.display());
-            refuse("the process", why, "make the job change to a directory that exists");
+            let todo = if name == "exe" { "put it back, or start the job anew" } else { "put it back" };
+            refuse("the process", why, todo);
         }
     }
     Ok(refusals)

@@ -145,8 +145,14 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         };
     }
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
-    let meta = fs::metadata(&link)
-        .map_err(|e| refuse(format!("maps {}, which cannot be examined ({e})", vma.name), "try again"))?;
+    let meta = fs::metadata(&link).map_err(|e| {
+        let todo = if e.kind() == io::ErrorKind::PermissionDenied { "run cr as root" } else { "try again" };
+        refuse(format!("maps {}, which cannot be examined ({e})", vma.name), todo)
+    })?;
+    if vma.name.starts_with("/secretmem") {
+        let why = "is secret memory (memfd_secret), which nobody else can read".to_owned();
+        return Err(refuse(why, "start the job without it"));
+    }
     if !meta.is_file() {
         let kind = if meta.file_type().is_char_device() { "the device" } else { "the special file" };
         return Err(refuse(format!("maps {kind} {}", vma.name), "unmap it before the checkpoint"));
