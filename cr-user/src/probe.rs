@@ -125,11 +125,11 @@ impl Features {
             ),
             soft_dirty(),
             tried(
-                "PROCMAP_QUERY",
-                probe::procmap_query(),
-                "one mapping can be asked about (Linux 6.11)",
-                "all mappings are read each time",
-                Need::More,
+                "map_files",
+                mapped_files(),
+                "mapped files can be examined",
+                "no job can be checkpointed: run cr as root or with CAP_CHECKPOINT_RESTORE",
+                Need::Checkpoint,
             ),
             btf(),
             hints(),
@@ -243,6 +243,15 @@ fn btf() -> Feature {
     }
 }
 
+/// Every program maps files: its own executable, for one.
+fn mapped_files() -> nix::Result<()> {
+    let gone = |e: std::io::Error| nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    let me = std::process::id() as i32;
+    let vmas = crate::procfs::maps(me).map_err(gone)?;
+    let file = vmas.iter().find(|v| v.inode != 0).ok_or(nix::errno::Errno::ENOENT)?;
+    fs::metadata(format!("/proc/self/map_files/{:x}-{:x}", file.start, file.end)).map(drop).map_err(gone)
+}
+
 const BPF: &str = "eBPF programs";
 
 fn hints() -> Feature {
@@ -252,7 +261,7 @@ fn hints() -> Feature {
         name: BPF,
         available: loaded.is_ok(),
         detail: loaded.map_or_else(|e| e.to_string(), |_| "cr's own were loaded and attached".to_owned()),
-        lost_without: "no hints: the page tables are asked about all mappings each time",
+        lost_without: "sleeps and waits that a checkpoint interrupts start over after a restore; the job stands still a little longer",
         needed_for: Need::More,
     }
 }

@@ -293,9 +293,16 @@ pub fn check(process: &Process) -> Result<()> {
             return not_here(format!("the {what} directory {path}"), "it is not there".to_owned(), "make it again");
         }
     }
+    let is_zombie = || Status::read(process.pid, process.pid).is_ok_and(|s| s.get("State").starts_with('Z'));
+    // Whoever reaps the job that was just killed may take a moment.
+    for _ in 0..100 {
+        if !is_zombie() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     if let Ok(owner) = fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
-        let status = Status::read(process.pid, process.pid).ok();
-        let zombie = status.is_some_and(|s| s.get("State").starts_with('Z'));
+        let zombie = is_zombie();
         let state = if zombie { " (it has ended, but its parent has not noticed)" } else { "" };
         let what = format!("pid {}", process.pid);
         let why = format!("the process `{}` has that pid{state}", owner.trim());

@@ -104,41 +104,6 @@ pub fn guard_pages() -> nix::Result<()> {
     Ok(())
 }
 
-/// `struct procmap_query` (`include/uapi/linux/fs.h`).
-#[repr(C)]
-#[derive(Default)]
-struct ProcmapQuery {
-    size: u64,
-    query_flags: u64,
-    query_addr: u64,
-    vma: [u64; 5],
-    inode: u64,
-    dev: [u32; 2],
-    vma_name_size: u32,
-    build_id_size: u32,
-    vma_name_addr: u64,
-    build_id_addr: u64,
-}
-const _: () = assert!(size_of::<ProcmapQuery>() == 104);
-
-/// `_IOWR('f', 17, struct procmap_query)`.
-const PROCMAP_QUERY: u64 = (3 << 30) | ((size_of::<ProcmapQuery>() as u64) << 16) | ((b'f' as u64) << 8) | 0x11;
-
-/// Whether `/proc/PID/maps` answers about one address (`PROCMAP_QUERY`).
-///
-/// # Errors
-/// `ENOTTY` before Linux 6.11.
-pub fn procmap_query() -> nix::Result<()> {
-    let maps = open("/proc/self/maps")?;
-    let page = Page::map()?;
-    let mut query =
-        ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: page.address(), ..ProcmapQuery::default() };
-    // SAFETY: PROCMAP_QUERY reads and writes one `struct procmap_query`, and nothing else where no name or build id is
-    // asked for.
-    unsafe { check(libc::c_long::from(libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query)))? };
-    Ok(())
-}
-
 /// Whether the layout of an address space can be set (`PR_SET_MM_MAP`).
 ///
 /// # Errors

@@ -146,7 +146,11 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
     }
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
     let meta = fs::metadata(&link).map_err(|e| {
-        let todo = if e.kind() == io::ErrorKind::PermissionDenied { "run cr as root" } else { "try again" };
+        let todo = if e.kind() == io::ErrorKind::PermissionDenied {
+            "run cr as root or with CAP_CHECKPOINT_RESTORE"
+        } else {
+            "try again"
+        };
         refuse(format!("maps {}, which cannot be examined ({e})", vma.name), todo)
     })?;
     if vma.name.starts_with("/secretmem") {
