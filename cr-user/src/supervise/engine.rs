@@ -1,6 +1,8 @@
 //! The one thread that does all ptrace work: it owns the job, and takes one order after another.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -47,6 +49,8 @@ pub(super) struct Engine {
     /// Where the job came from.
     pub(super) origin: Origin,
     begun: Option<oneshot::Receiver<Result<Begun>>>,
+    /// Who was first: the thread that lets a restored job go, or whoever gives the restore up.
+    turn: Arc<AtomicU8>,
 }
 
 /// A job that the thread has got hold of.
@@ -71,8 +75,10 @@ impl Engine {
     ) -> Result<Self> {
         let (orders, work) = mpsc::channel::<Order>();
         let (tell, begun) = oneshot::channel();
+        let turn = Arc::new(AtomicU8::new(UNDECIDED));
+        let decided = Arc::clone(&turn);
         let life = move || {
-            let (mut held, begun) = match begin(origin, &writer) {
+            let (mut held, begun) = match begin(origin, &writer, &decided) {
                 Ok(begun) => begun,
                 Err(e) => {
                     // The lock goes first: whoever hears of the failure may try again at once.
@@ -100,15 +106,20 @@ impl Engine {
             .name("cr-engine".to_owned())
             .spawn(life)
             .map_err(|e| Error::system("starting a thread", e))?;
-        Ok(Self { orders, thread, origin, begun: Some(begun) })
+        Ok(Self { orders, thread, origin, begun: Some(begun), turn })
     }
 
-    /// Waits until the thread has got hold of the job. To be asked once.
+    /// Gives a restore up, unless the restored job is being let go already: then it is to be waited for.
+    pub(super) fn give_up(&self) -> bool {
+        self.turn.compare_exchange(UNDECIDED, GIVEN_UP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Waits until the thread has got hold of the job. May be given up and asked again, until it was told.
     ///
     /// # Errors
     /// Why it has not.
     pub(super) async fn begun(&mut self) -> Result<Begun> {
-        match self.begun.take().expect("asked once").await {
+        match self.begun.as_mut().expect("not asked again once it was told").await {
             Ok(begun) => begun,
             Err(_) => Err(died()),
         }
@@ -183,7 +194,11 @@ pub(super) fn kill(job: &Job) -> Result<()> {
     Ok(())
 }
 
-fn begin(origin: Origin, writer: &StoreWriter) -> Result<(Held, Begun)> {
+const UNDECIDED: u8 = 0;
+const LET_GO: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8) -> Result<(Held, Begun)> {
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
             // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
@@ -196,6 +211,10 @@ fn begin(origin: Origin, writer: &StoreWriter) -> Result<(Held, Begun)> {
         Origin::Chain { id, files } => {
             let restored = restore::restore(writer.store(), id, &restore::Options { files })?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
+            if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                let message = "the restore was given up; nothing of it is left".to_owned();
+                return Err(Error::Controller { code: 125, message });
+            }
             (restored.run()?, cuts)
         }
     };

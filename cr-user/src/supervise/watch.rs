@@ -39,7 +39,15 @@ pub(super) async fn watch(
     let begun = tokio::select! {
         begun = engine.begun() => begun?,
         // A child has got the signal from the terminal, or will get it from us once it is held.
-        interrupted = signals.interruption("before the job was held: nothing was changed"), if !matches!(origin, Origin::Child(_)) => return Err(interrupted?),
+        interrupted = signals.interruption("before the job was held: nothing was changed"), if !matches!(origin, Origin::Child(_)) => {
+            if matches!(origin, Origin::Process(_)) || engine.give_up() {
+                return Err(interrupted?);
+            }
+            // The restored job runs by now: the signal is for it.
+            let begun = engine.begun().await?;
+            let _ = pidfd_send_signal(begun.pidfd.as_fd(), libc::SIGTERM);
+            begun
+        }
     };
     let pid = begun.started.pid;
     let ended = process::watch(begun.pidfd).map_err(|e| Error::system("watching the job", e))?;

@@ -50,7 +50,7 @@ fn a_directory_of_somebody_else_is_refused() {
     assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1, "nothing was put there");
     assert_eq!(fs::metadata(dir.path()).expect("metadata").permissions().mode() & 0o777, 0o755);
     let error = Store::create_or_open(&dir.path().join("thesis.tex"), KNOWN).expect_err("no directory");
-    assert_eq!(error.exit_code(), 124, "{error}");
+    assert_eq!(error.exit_code(), 122, "{error}");
 }
 
 #[test]
