@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
@@ -153,16 +154,30 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     }
     let places = [("root", "root directory"), ("cwd", "working directory"), ("exe", "executable")];
     for (name, what) in places {
-        let path = procfs::link(pid, name).map_err(gone)?;
-        let place = |m: fs::Metadata| (m.dev(), m.ino());
-        let there = fs::metadata(format!("/proc/{pid}/{name}")).map(place);
-        if there.is_ok() && there.ok() != fs::metadata(&path).map(place).ok() {
+        if let Some(path) = lost_place(pid, name).map_err(gone)? {
             let why = format!("has the {what} {}, which is no longer there", path.display());
             let todo = if name == "exe" { "put it back, or start the job anew" } else { "put it back" };
             refuse("the process", why, todo);
         }
     }
     Ok(refusals)
+}
+
+/// Where `/proc/PID/NAME` leads by name, if that is not where it leads.
+fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
+    /// A running process may change its directory between two looks.
+    const LOOKS: usize = 20;
+    let place = |m: fs::Metadata| (m.dev(), m.ino());
+    let mut lost = None;
+    for _ in 0..LOOKS {
+        let path = procfs::link(pid, name)?;
+        let there = fs::metadata(format!("/proc/{pid}/{name}")).map(place);
+        if there.is_err() || there.ok() == fs::metadata(&path).map(place).ok() {
+            return Ok(None);
+        }
+        lost = Some(path);
+    }
+    Ok(lost)
 }
 
 /// Captures a stopped process. `stopped`: job control had stopped it before we did.
