@@ -137,8 +137,14 @@ pub fn restore_calls(timers: &Timers, expired: &[i32], at: u64) -> (Vec<Call>, V
         here
     };
     for (which, time) in timers.interval.iter().enumerate() {
+        let mut time = *time;
+        if which == libc::ITIMER_REAL as usize && time[..2] != [0, 0] && time[2..] == [0, 0] {
+            // Expired, its signal waits, and only the signal's delivery would start it again: it expires now (the signal is
+            // waiting already, and cannot wait twice) and goes on from there. A time of 0 would switch it off.
+            time[3] = 1;
+        }
         if time.iter().any(|w| *w != 0) {
-            let here = put(time);
+            let here = put(&time);
             calls.push(Call::new(libc::SYS_setitimer, &[which as u64, here, 0]));
         }
     }
@@ -161,4 +167,19 @@ pub fn restore_calls(timers: &Timers, expired: &[i32], at: u64) -> (Vec<Call>, V
         calls.push(Call::new(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, 0]));
     }
     (calls, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expired_interval_timer_is_not_switched_off() {
+        let interval = [[0, 50_000, 0, 0], [0; 4], [1, 0, 0, 7]];
+        let (calls, bytes) = restore_calls(&Timers { pid: 1, interval, posix: Vec::new() }, &[], 0x1000);
+        let numbers: Vec<u64> = calls.iter().map(|c| c.args[0]).collect();
+        assert_eq!(numbers, [0, 2]);
+        assert_eq!(bytes[24..32], 1u64.to_le_bytes());
+        assert_eq!(bytes[56..64], 7u64.to_le_bytes());
+    }
 }
