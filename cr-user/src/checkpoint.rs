@@ -203,7 +203,11 @@ impl Job {
         let vmas = self.mappings_now()?;
         let (_, _, refused) = memory::mapping::describe(self.pid, &vmas, &mut self.spaces.clone());
         all.extend(refused);
-        all.extend(files::refusals(self.pid)?);
+        all.extend(files::refusals(&[files::Holder {
+            pid: self.pid,
+            pidfd: self.pidfd.as_fd(),
+            sharers: Vec::new(),
+        }])?);
         Ok(all)
     }
 

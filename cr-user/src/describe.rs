@@ -167,6 +167,8 @@ pub struct Mapping {
 pub struct OpenFile {
     /// The descriptors that refer to it.
     pub fds: Vec<i32>,
+    /// The processes that have them, one each.
+    pub pids: Vec<i32>,
     /// `file`, `directory`, `pipe`, ….
     pub kind: &'static str,
     /// Where it is; empty for what has no path.
@@ -185,7 +187,7 @@ impl Details {
         let processes: Vec<Process> = get(image, process::KIND)?;
         let threads: Vec<Threads> = get(image, threads::KIND)?;
         let mappings: Vec<Mappings> = get(image, memory::KIND)?;
-        let files: Vec<Files> = get(image, files::KIND)?;
+        let files: Files = get(image, files::KIND)?;
         // Of several processes, the first is the job's own.
         let first = processes.first();
         Ok(Self {
@@ -196,7 +198,7 @@ impl Details {
             kernel: first.map(|process| process.host.kernel.clone()).unwrap_or_default(),
             threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
             mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
-            files: files.iter().flat_map(files_of).collect(),
+            files: files_of(&files),
         })
     }
 }
@@ -211,7 +213,8 @@ fn thread(thread: &threads::Thread) -> Thread {
 
 fn files_of(files: &Files) -> Vec<OpenFile> {
     let describe = |(number, description): (usize, &Description)| OpenFile {
-        fds: files.numbers(number),
+        fds: files.holders(number).into_iter().map(|(_, fd)| fd).collect(),
+        pids: files.holders(number).into_iter().map(|(pid, _)| pid).collect(),
         kind: description.kind(),
         path: description.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         pos: description.position(),

@@ -134,7 +134,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let oracle = track(&mut body, saved)?;
     steps.end("tracking");
     fault::point("restore.tracking")?;
-    body.run(0, files::calls(&saved.files, &opened, &[]), "giving it its descriptors")?;
+    body.run(0, files::calls(&saved.files.tables[0], &opened, &[]), "giving it its descriptors")?;
     soul::breathe(&mut body, saved)?;
 
     let mut spaces = Spaces::default();
@@ -210,7 +210,7 @@ fn first_free_number(saved: &Saved) -> Result<i32> {
     let failed = |e| Error::system("raising our limit of open files", e);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
-    let last = saved.files.table.last().map_or(2, |d| d.fd);
+    let last = saved.files.numbers().max().unwrap_or(2);
     Ok((last + 1).max(256))
 }
 

@@ -3,7 +3,7 @@
 use cr_tests::{Job, JobOptions, cr, guest_names, note_skip, run};
 
 /// The object and words of the refusal that say what it is (any of them).
-const KINDS: [(&str, &[&str]); 31] = [
+const KINDS: &[(&str, &[&str])] = &[
     ("eventfd", &["eventfd"]),
     ("epoll", &["epoll"]),
     ("signalfd", &["signalfd"]),

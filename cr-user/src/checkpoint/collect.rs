@@ -92,7 +92,10 @@ impl State {
         puppet.end()?;
         let vmas = job.mappings_now()?;
         let spaces = &mut job.spaces;
-        let (files, contents) = files::capture(pid, job.pidfd.as_fd(), &mut |dev, ino| spaces.of_file(dev, ino))?;
+        let (files, contents) = files::capture(
+            &[files::Holder { pid, pidfd: job.pidfd.as_fd(), sharers: Vec::new() }],
+            &mut |dev, ino| spaces.of_file(dev, ino),
+        )?;
         let file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
         let clocks = clocks::capture(pid)?;
@@ -121,7 +124,7 @@ impl State {
         put(image, signals::KIND, &vec![self.signals])?;
         put(image, timers::KIND, &vec![self.timers])?;
         put(image, credentials::KIND, &vec![self.credentials])?;
-        put(image, files::KIND, &vec![self.files])?;
+        put(image, files::KIND, &self.files)?;
         put(image, clocks::KIND, &vec![self.clocks])?;
         put(image, scheduling::KIND, &vec![self.scheduling])
     }

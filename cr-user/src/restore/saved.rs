@@ -51,7 +51,7 @@ impl Saved {
             signals: only(get(image, signals::KIND)?, image.id())?,
             timers: only(get(image, timers::KIND)?, image.id())?,
             credentials: only(get(image, credentials::KIND)?, image.id())?,
-            files: only(get(image, files::KIND)?, image.id())?,
+            files: get(image, files::KIND)?,
             clocks: only(get(image, clocks::KIND)?, image.id())?,
             scheduling: only(get(image, scheduling::KIND)?, image.id())?,
         })

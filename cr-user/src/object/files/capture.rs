@@ -1,7 +1,7 @@
 //! From the descriptors of a process to records, or to the reasons why there can be none.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use nix::errno::Errno;
@@ -9,11 +9,12 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, No, deleted, device, directory, memfd, pipe, regular, stdio, terminal, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, memfd, pipe, regular, stdio,
+    terminal, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
-use crate::sys::fd::{pidfd_getfd, pidfd_open, same_table};
+use crate::sys::fd::same_table;
 
 /// A file whose bytes must go into the image.
 #[derive(Debug)]
@@ -26,54 +27,51 @@ pub struct ContentSource {
     pub len: u64,
 }
 
-/// Every descriptor of a process that could not be restored. The process may be running: what it closes meanwhile is left
-/// out, and nothing is changed.
+/// Every descriptor of the job that could not be restored. The job may be running: what it closes meanwhile is left out, and
+/// nothing is changed.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
-    let pidfd = pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-    let groups = survey::look(pid)?;
-    let mut look = Look::new(pid, pidfd.as_fd(), &groups);
+pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
+    let groups = survey::look(holders)?;
+    let mut look = Look::new(holders, &groups);
     look.at_all(&mut |_, _| 0);
-    look.refusals.extend(look.pipes.shared_with_others(pid));
+    look.refusals.extend(look.pipes.shared_with_others(holders));
     let still_there = |r: &Refusal| {
-        let seen = groups.iter().flat_map(|g| &g.members).find(|s| place(s) == r.place);
-        seen.is_none_or(|s| procfs::link(pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
+        let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
+        seen.is_none_or(|s| procfs::link(s.pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
     };
-    let mut refusals = other_tables(pid)?;
+    let mut refusals = other_tables(holders)?;
     refusals.extend(look.refusals.into_iter().filter(still_there));
     Ok(refusals)
 }
 
-/// Captures the descriptors of a frozen process. `space_of` gives the content space of a file by device and inode. Each
-/// space has one source.
+/// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
+/// one source.
 ///
-/// That no other process has a pipe of the job open is not looked for again: [`refusals`] did.
+/// That no process outside has a pipe of the job open is not looked for again: [`refusals`] did.
 ///
 /// # Errors
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
 pub fn capture(
-    pid: i32,
-    pidfd: BorrowedFd<'_>,
+    holders: &[Holder<'_>],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
 ) -> Result<(Files, Vec<ContentSource>)> {
-    let groups = survey::look(pid)?;
-    let mut look = Look::new(pid, pidfd, &groups);
+    let groups = survey::look(holders)?;
+    let mut look = Look::new(holders, &groups);
     look.at_all(space_of);
-    look.refusals.extend(other_tables(pid)?);
+    look.refusals.extend(other_tables(holders)?);
     if !look.refusals.is_empty() {
         return Err(Error::Refused(look.refusals));
     }
-    look.files.pipes = look.pipes.capture(pid, pidfd)?;
-    look.files.table.sort_unstable_by_key(|d| d.fd);
+    look.files.pipes = look.pipes.capture(holders)?;
+    look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
     Ok((look.files, look.sources))
 }
 
-/// A look at a process, and what was found.
+/// A look at the job, and what was found.
 struct Look<'a> {
-    pid: i32,
-    pidfd: BorrowedFd<'a>,
+    holders: &'a [Holder<'a>],
     groups: &'a [Group],
     pipes: pipe::Pipes,
     files: Files,
@@ -90,9 +88,13 @@ enum Kind {
 }
 
 impl<'a> Look<'a> {
-    fn new(pid: i32, pidfd: BorrowedFd<'a>, groups: &'a [Group]) -> Self {
-        let (sources, refusals) = (Vec::new(), Vec::new());
-        Self { pid, pidfd, groups, pipes: pipe::Pipes::of(groups), files: Files::default(), sources, refusals }
+    fn new(holders: &'a [Holder<'a>], groups: &'a [Group]) -> Self {
+        let table = |h: &Holder<'_>| Table {
+            pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
+            rows: Vec::new(),
+        };
+        let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
+        Self { holders, groups, pipes: pipe::Pipes::of(groups), files, sources: Vec::new(), refusals: Vec::new() }
     }
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
@@ -105,7 +107,7 @@ impl<'a> Look<'a> {
                     }
                 }
                 Err(No { why, todo }) => self.refusals.extend(group.members.iter().map(|seen| Refusal {
-                    pid: self.pid,
+                    pid: seen.pid,
                     place: place(seen),
                     why: why.clone(),
                     todo: todo.to_owned(),
@@ -117,24 +119,27 @@ impl<'a> Look<'a> {
     fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {
         let index = self.files.descriptions.len() as u32;
         self.files.descriptions.push(description);
-        let rows = members.into_iter().map(|s| Descriptor { fd: s.fd, cloexec: s.cloexec, description: index });
-        self.files.table.extend(rows);
+        for seen in members {
+            let row = Descriptor { fd: seen.fd, cloexec: seen.cloexec, description: index };
+            let table = self.files.tables.iter_mut().find(|t| t.pids[0] == seen.pid);
+            table.expect("there is one for each process looked at").rows.push(row);
+        }
     }
 
     /// The table of kinds: the first that fits describes it.
     fn kind(&mut self, group: &Group, space_of: &mut dyn FnMut(u64, u64) -> u64) -> std::result::Result<Kind, No> {
         let seen = group.first();
-        if let Some(no) = unsupported::refuse(self.pid, seen) {
+        if let Some(no) = unsupported::refuse(seen) {
             return Err(no);
         }
         let kind = seen.meta.file_type();
         let mut space = || space_of(seen.meta.dev(), seen.meta.ino());
         let description = if memfd::is_memfd(seen) {
-            let (record, source) = memfd::describe(self.pid, seen, space())?;
+            let (record, source) = memfd::describe(seen, space())?;
             self.add_source(source);
             Description::Memfd(record)
         } else if kind.is_file() && deleted::is_nameless(seen) {
-            let (record, source) = deleted::describe(self.pid, seen, space())?;
+            let (record, source) = deleted::describe(seen, space())?;
             self.add_source(source);
             Description::Deleted(record)
         } else if kind.is_file() {
@@ -142,7 +147,7 @@ impl<'a> Look<'a> {
         } else if kind.is_dir() {
             Description::Directory(directory::describe(seen)?)
         } else if kind.is_fifo() && seen.filesystem == pipe::PIPEFS {
-            match self.pipes.describe(self.pidfd, group)? {
+            match self.pipes.describe(self.holders, group)? {
                 pipe::Found::Own(end) => Description::Pipe(end),
                 pipe::Found::Standard(number) => return Ok(Kind::Standard(number)),
             }
@@ -182,7 +187,7 @@ impl<'a> Look<'a> {
 
     fn get(&self, seen: &Seen) -> std::result::Result<OwnedFd, No> {
         let failed = |e: Errno| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner");
-        pidfd_getfd(self.pidfd, seen.fd).map_err(failed)
+        survey::fetch(self.holders, seen.pid, seen.fd).map_err(failed)
     }
 }
 
@@ -198,20 +203,27 @@ fn is_ending(tid: i32) -> bool {
 }
 
 /// Threads that have a table of descriptors of their own, which would not be seen.
-fn other_tables(pid: i32) -> Result<Vec<Refusal>> {
+fn other_tables(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
-    for tid in procfs::threads(pid).map_err(|_| Error::NoSuchJob { pid })? {
-        match same_table(pid, tid) {
-            Ok(true) | Err(Errno::ESRCH) => {}
-            // A thread that is just ending has no table any more: it is gone before the job stands still.
-            Ok(false) if is_ending(tid) => {}
-            Ok(false) => refusals.push(Refusal {
-                pid,
-                place: format!("thread {tid}"),
-                why: "has a table of descriptors of its own (unshare(CLONE_FILES))".to_owned(),
-                todo: "have the job's threads share one table".to_owned(),
-            }),
-            Err(e) => return Err(Error::system(format!("comparing the descriptor tables of pid {pid}"), e)),
+    for (nth, pid) in holders.iter().map(|h| h.pid).enumerate() {
+        let tids = match procfs::threads(pid) {
+            Ok(tids) => tids,
+            Err(_) if nth > 0 => continue,
+            Err(_) => return Err(Error::NoSuchJob { pid }),
+        };
+        for tid in tids.into_iter().filter(|tid| *tid != pid) {
+            match same_table(pid, tid) {
+                Ok(true) | Err(Errno::ESRCH) => {}
+                // A thread that is just ending has no table any more: it is gone before the job stands still.
+                Ok(false) if is_ending(tid) => {}
+                Ok(false) => refusals.push(Refusal {
+                    pid,
+                    place: format!("thread {tid}"),
+                    why: "has a table of descriptors of its own (unshare(CLONE_FILES))".to_owned(),
+                    todo: "have the job's threads share one table".to_owned(),
+                }),
+                Err(e) => return Err(Error::system(format!("comparing the descriptor tables of pid {pid}"), e)),
+            }
         }
     }
     Ok(refusals)

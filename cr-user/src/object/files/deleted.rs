@@ -55,8 +55,8 @@ pub(super) fn is_nameless(seen: &Seen) -> bool {
 }
 
 /// The record, and where its bytes are read.
-pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result<(Deleted, ContentSource), No> {
-    let file = File::open(format!("/proc/{pid}/fd/{}", seen.fd)).map_err(|e| {
+pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Deleted, ContentSource), No> {
+    let file = File::open(format!("/proc/{}/fd/{}", seen.pid, seen.fd)).map_err(|e| {
         let why = format!("is open on {}, which cannot be read ({e})", seen.link.display());
         No::new(why, "run cr as root")
     })?;

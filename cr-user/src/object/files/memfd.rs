@@ -52,7 +52,7 @@ pub(super) fn is_memfd(seen: &Seen) -> bool {
 }
 
 /// The record, and where its bytes are read.
-pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result<(Memfd, ContentSource), No> {
+pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Memfd, ContentSource), No> {
     let link = seen.link.as_os_str().as_bytes();
     let name = link.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(b" (deleted)")).unwrap_or(link);
     let name = FilePath(name.to_owned());
@@ -60,7 +60,7 @@ pub(super) fn describe(pid: i32, seen: &Seen, space: u64) -> std::result::Result
         let why = format!("is the memory file \"{name}\" of huge pages");
         return Err(No::new(why, "have the job close it, or make it without MFD_HUGETLB"));
     }
-    let file = File::open(format!("/proc/{pid}/fd/{}", seen.fd))
+    let file = File::open(format!("/proc/{}/fd/{}", seen.pid, seen.fd))
         .map_err(|e| No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root"))?;
     let seals = fcntl(file.as_fd(), libc::F_GET_SEALS, 0).unwrap_or(0);
     if seals & !KNOWN_SEALS != 0 {

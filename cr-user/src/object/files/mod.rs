@@ -30,7 +30,7 @@ mod unsupported;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -45,18 +45,38 @@ pub use capture::{ContentSource, capture, refusals};
 pub use open::{Opened, calls, open};
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
-/// The record of a process's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 1, name: "files" };
+/// The record of the job's open files.
+pub const KIND: RecordKind = RecordKind { id: 7, version: 2, name: "files" };
 
-/// The open files of one process.
+/// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// Open file descriptions.
     pub descriptions: Vec<Description>,
-    /// Descriptors, ascending by number.
-    pub table: Vec<Descriptor>,
+    /// Tables of descriptors, in the order of the job's processes.
+    pub tables: Vec<Table>,
     /// The pipes that descriptions are ends of.
     pub pipes: Vec<pipe::Pipe>,
+}
+
+/// One table of descriptors.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The processes that have it: more than one share it (`CLONE_FILES`).
+    pub pids: Vec<i32>,
+    /// Descriptors, ascending by number.
+    pub rows: Vec<Descriptor>,
+}
+
+/// A process whose descriptors are looked at. Of processes that share a table, one stands for all.
+#[derive(Debug, Clone)]
+pub struct Holder<'a> {
+    /// Its pid.
+    pub pid: i32,
+    /// A descriptor of it.
+    pub pidfd: BorrowedFd<'a>,
+    /// Other processes that have the same table.
+    pub sharers: Vec<i32>,
 }
 
 /// One descriptor.
@@ -140,14 +160,26 @@ impl Description {
 }
 
 impl Files {
-    /// The numbers of the descriptors that refer to a description.
-    pub fn numbers(&self, description: usize) -> Vec<i32> {
-        self.table.iter().filter(|d| d.description as usize == description).map(|d| d.fd).collect()
+    /// Who has a description: process and number of each descriptor that refers to it.
+    pub fn holders(&self, description: usize) -> Vec<(i32, i32)> {
+        let rows = self.tables.iter().flat_map(|t| t.rows.iter().map(|d| (t.pids[0], d)));
+        rows.filter(|(_, d)| d.description as usize == description).map(|(pid, d)| (pid, d.fd)).collect()
+    }
+
+    /// The table of a process.
+    pub fn table_of(&self, pid: i32) -> Option<&Table> {
+        self.tables.iter().find(|t| t.pids.contains(&pid))
+    }
+
+    /// Every number that a descriptor has in any process.
+    pub fn numbers(&self) -> impl Iterator<Item = i32> {
+        self.tables.iter().flat_map(|t| &t.rows).map(|d| d.fd)
     }
 
     /// Whether every index leads somewhere.
     fn validate(&self) -> Result<()> {
-        let table = self.table.iter().all(|d| d.fd >= 0 && (d.description as usize) < self.descriptions.len());
+        let row = |d: &Descriptor| d.fd >= 0 && (d.description as usize) < self.descriptions.len();
+        let table = self.tables.iter().all(|t| !t.pids.is_empty() && t.rows.iter().all(row));
         let pipes = self.descriptions.iter().all(|d| match d {
             Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
             _ => true,

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::{Description, Files};
+use super::{Description, Files, Table};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
 
-/// Descriptors of ours for everything that a process had open.
+/// Descriptors of ours for everything that the job had open.
 #[derive(Debug)]
 pub struct Opened {
     /// By index of the description.
@@ -29,8 +29,8 @@ impl Opened {
     }
 }
 
-/// Opens every description in our process, under numbers at or above `base` that the job itself did not use: a child made
-/// without `exec` inherits them all, and puts them into place with [`calls`]. `fill` writes the bytes of a content space
+/// Opens every description in our process, under numbers at or above `base` that no process of the job used: a child
+/// made without `exec` inherits them all, and puts them into place with [`calls`]. `fill` writes the bytes of a content space
 /// into a file that already has its size and reads as zeroes.
 ///
 /// Files must have been checked, and cut back.
@@ -38,7 +38,7 @@ impl Opened {
 /// # Errors
 /// [`Error::NotHere`] and [`Error::System`]; what was opened is closed again.
 pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result<()>) -> Result<Opened> {
-    let taken: HashSet<i32> = files.table.iter().map(|d| d.fd).collect();
+    let taken: HashSet<i32> = files.numbers().collect();
     let mut pipes = files.pipes.iter().map(super::pipe::Pipe::filled).collect::<Result<Vec<_>>>()?;
     let mut spaces: HashMap<u64, File> = HashMap::new();
     let mut creators: HashMap<u64, File> = HashMap::new();
@@ -84,18 +84,18 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     Ok(Opened { fds, spaces })
 }
 
-/// The calls that turn the inherited descriptors into the table of the record: everything goes to its number, and every
+/// The calls that turn the inherited descriptors into a table of the record: everything goes to its number, and every
 /// other descriptor is closed but those in `keep`, whose numbers must not be in the table.
 ///
 /// A number must be below the limit of open files in force when they run.
-pub fn calls(files: &Files, opened: &Opened, keep: &[i32]) -> Vec<Call> {
+pub fn calls(table: &Table, opened: &Opened, keep: &[i32]) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
-    for row in &files.table {
+    for row in &table.rows {
         let from = opened.fds[row.description as usize].as_raw_fd();
         let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
         calls.push(Call::new(libc::SYS_dup3, &[from as u64, row.fd as u64, flags as u64]));
     }
-    let mut stay: Vec<i32> = files.table.iter().map(|d| d.fd).chain(keep.iter().copied()).collect();
+    let mut stay: Vec<i32> = table.rows.iter().map(|d| d.fd).chain(keep.iter().copied()).collect();
     stay.sort_unstable();
     let mut next = 0;
     for fd in stay {

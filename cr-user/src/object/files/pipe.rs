@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::survey::{Group, readable, writable};
-use super::{No, not_here, open_again, own_link, stdio};
+use super::survey::{self, Group, readable, writable};
+use super::{Holder, No, not_here, open_again, own_link, stdio};
 use crate::error::{Error, Refusal, Result};
-use crate::sys::fd::{self, fcntl, pidfd_getfd};
+use crate::sys::fd::{self, fcntl};
 
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
 pub(super) const PIPEFS: i64 = 0x5049_5045;
@@ -52,7 +52,7 @@ pub(super) enum Found {
     Standard(i32),
 }
 
-/// The pipes of a process, and which of them are restored.
+/// The pipes of the job, and which of them are restored.
 #[derive(Default)]
 pub(super) struct Pipes {
     seen: HashMap<u64, Ends>,
@@ -60,11 +60,11 @@ pub(super) struct Pipes {
     own: Vec<u64>,
 }
 
-/// The descriptors of one pipe, by what they can do.
+/// The descriptors of one pipe, by what they can do: process and number of each.
 #[derive(Default)]
 struct Ends {
-    readers: Vec<i32>,
-    writers: Vec<i32>,
+    readers: Vec<(i32, i32)>,
+    writers: Vec<(i32, i32)>,
     packets: bool,
 }
 
@@ -76,10 +76,10 @@ impl Pipes {
             let ends = pipes.seen.entry(group.first().meta.ino()).or_default();
             for seen in &group.members {
                 if seen.readable() {
-                    ends.readers.push(seen.fd);
+                    ends.readers.push((seen.pid, seen.fd));
                 }
                 if seen.writable() {
-                    ends.writers.push(seen.fd);
+                    ends.writers.push((seen.pid, seen.fd));
                     ends.packets |= seen.flags & libc::O_DIRECT != 0;
                 }
             }
@@ -88,16 +88,18 @@ impl Pipes {
     }
 
     /// Says what the description is, or why it cannot be restored.
-    pub(super) fn describe(&mut self, pidfd: BorrowedFd<'_>, group: &Group) -> std::result::Result<Found, No> {
+    pub(super) fn describe(&mut self, holders: &[Holder<'_>], group: &Group) -> std::result::Result<Found, No> {
         let seen = group.first();
         let ino = seen.meta.ino();
         let ends = &self.seen[&ino];
         if ends.readers.is_empty() || ends.writers.is_empty() {
-            let ours = pidfd_getfd(pidfd, seen.fd)
+            let ours = survey::fetch(holders, seen.pid, seen.fd)
                 .map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
             let alive = !other_end_closed(ours.as_fd());
-            let standard =
-                stdio::standing_for(|n| ends.readers.contains(&n) || ends.writers.contains(&n), seen.writable());
+            let standard = stdio::standing_for(
+                |n| ends.readers.iter().chain(&ends.writers).any(|(_, fd)| *fd == n),
+                seen.writable(),
+            );
             match (standard, seen.readable()) {
                 (Some(number), true) if alive => {
                     stdio::no_unread_input(ours.as_fd(), "a pipe")?;
@@ -122,13 +124,13 @@ impl Pipes {
         Ok(Found::Own(PipeEnd { pipe: pipe as u32, flags: seen.flags }))
     }
 
-    /// Pipes of the job that another process has open too. Looks at every process that we may look at.
-    pub(super) fn shared_with_others(&self, pid: i32) -> Vec<Refusal> {
+    /// Pipes of the job that a process outside has open too. Looks at every process that we may look at.
+    pub(super) fn shared_with_others(&self, holders: &[Holder<'_>]) -> Vec<Refusal> {
         if self.own.is_empty() {
             return Vec::new();
         }
         let mut refusals = Vec::new();
-        for other in processes().filter(|other| *other != pid) {
+        for other in processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other))) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
                 let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
                     continue;
@@ -137,9 +139,9 @@ impl Pipes {
                     continue;
                 }
                 let name = fs::read_to_string(format!("/proc/{other}/comm")).unwrap_or_default();
-                for fd in self.seen[&ino].readers.iter().chain(&self.seen[&ino].writers) {
+                for &(pid, fd) in self.seen[&ino].readers.iter().chain(&self.seen[&ino].writers) {
                     let place = format!("fd {fd}");
-                    if !refusals.iter().any(|r: &Refusal| r.place == place) {
+                    if !refusals.iter().any(|r: &Refusal| r.pid == pid && r.place == place) {
                         let why = format!("is a pipe that pid {other} ({}) has open too", name.trim_end());
                         let todo = "checkpoint both together, or have one of them close it".to_owned();
                         refusals.push(Refusal { pid, place, why, todo });
@@ -150,20 +152,20 @@ impl Pipes {
         refusals
     }
 
-    /// Reads every pipe that is restored. The process must be frozen.
-    pub(super) fn capture(&self, pid: i32, pidfd: BorrowedFd<'_>) -> Result<Vec<Pipe>> {
-        self.own.iter().map(|ino| capture(pid, pidfd, &self.seen[ino])).collect()
+    /// Reads every pipe that is restored. The job must be frozen.
+    pub(super) fn capture(&self, holders: &[Holder<'_>]) -> Result<Vec<Pipe>> {
+        self.own.iter().map(|ino| capture(holders, &self.seen[ino])).collect()
     }
 }
 
-fn capture(pid: i32, pidfd: BorrowedFd<'_>, ends: &Ends) -> Result<Pipe> {
-    let fd = ends.readers.first().or(ends.writers.first()).copied().unwrap_or(-1);
+fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
+    let (pid, fd) = ends.readers.first().or(ends.writers.first()).copied().unwrap_or((0, -1));
     let failed = |e: io::Error| Error::system(format!("reading the pipe at fd {fd} of pid {pid}"), e);
     // Where nobody is left to read, the data are still there (FIONREAD tells) and opening the pipe makes us a reader.
     let theirs: OwnedFd = if ends.readers.is_empty() {
         open_again(format!("/proc/{pid}/fd/{fd}").as_ref(), libc::O_RDONLY | libc::O_NONBLOCK).map_err(failed)?.into()
     } else {
-        pidfd_getfd(pidfd, fd).map_err(|e| failed(e.into()))?
+        survey::fetch(holders, pid, fd).map_err(|e| failed(e.into()))?
     };
     let capacity = fcntl(theirs.as_fd(), libc::F_GETPIPE_SZ, 0).map_err(|e| failed(e.into()))?;
     let pieces = copy(theirs.as_fd(), capacity).map_err(failed)?;

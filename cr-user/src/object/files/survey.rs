@@ -1,21 +1,25 @@
-//! What `/proc` shows of a process's descriptors, gathered by open file description.
+//! What `/proc` shows of the descriptors of the job's processes, gathered by open file description.
 
 use std::cmp::Ordering;
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::statfs;
 
+use super::Holder;
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::fd::compare_descriptions;
+use crate::sys::fd::{compare_descriptions, pidfd_getfd};
 
 /// One descriptor, as `/proc` shows it.
 #[derive(Debug)]
 pub(super) struct Seen {
+    /// A process that has it: the first of those that share the table.
+    pub(super) pid: i32,
     /// Its number.
     pub(super) fd: i32,
     /// Whether `exec` closes it.
@@ -42,6 +46,7 @@ impl Seen {
         let filesystem = statfs::statfs(path.as_str())?.filesystem_type().0;
         let info = procfs::fdinfo(pid, fd)?;
         Ok(Self {
+            pid,
             fd,
             cloexec: info.flags & libc::O_CLOEXEC != 0,
             link,
@@ -79,61 +84,81 @@ pub(super) fn writable(flags: i32) -> bool {
     flags & libc::O_PATH == 0 && matches!(flags & libc::O_ACCMODE, libc::O_WRONLY | libc::O_RDWR)
 }
 
-/// One open file description, and every descriptor that the process has for it.
+/// One open file description, and every descriptor that the job has for it.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// Never empty; ascending by number.
+    /// Never empty; by process, in the order of the job, and ascending by number.
     pub(super) members: Vec<Seen>,
 }
 
 impl Group {
-    /// The descriptor with the lowest number: it speaks for all.
+    /// The first descriptor: it speaks for all.
     pub(super) fn first(&self) -> &Seen {
         &self.members[0]
     }
 }
 
-/// Every open file description of the process, ascending by lowest descriptor. Descriptors that a running process closes
-/// meanwhile are left out.
-pub(super) fn look(pid: i32) -> Result<Vec<Group>> {
-    let numbers = procfs::descriptors(pid).map_err(|e| gone(pid, e))?;
+/// Every open file description of the job, each once, whichever processes have it; in the order of their first descriptors.
+/// Descriptors that a running process closes meanwhile are left out, and so are processes that end meanwhile, but for the
+/// first.
+pub(super) fn look(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
+    let mut all = Vec::new();
+    for (nth, holder) in holders.iter().enumerate() {
+        match look_at(holder.pid) {
+            Ok(seen) => all.extend(seen.into_iter().map(|seen| (nth, seen))),
+            Err(e) if nth > 0 && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(e) => return Err(gone(holder.pid, e)),
+        }
+    }
+    // What is equal by key stands together, so that only few pairs need the kernel's word. The sort is stable: processes and
+    // numbers stay in order.
+    all.sort_by_key(|(_, seen)| seen.key());
+    let mut groups: Vec<(usize, Group)> = Vec::new();
+    let mut run = 0;
+    for (nth, seen) in all {
+        if groups.get(run).is_some_and(|(_, g)| g.first().key() != seen.key()) {
+            run = groups.len();
+        }
+        match find(&groups[run..], &seen)? {
+            Ok(at) => groups[run + at].1.members.push(seen),
+            Err(at) => groups.insert(run + at, (nth, Group { members: vec![seen] })),
+        }
+    }
+    groups.sort_by_key(|(nth, g)| (*nth, g.first().fd));
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}
+
+/// A duplicate of a descriptor of the job.
+pub(super) fn fetch(holders: &[Holder<'_>], pid: i32, fd: i32) -> nix::Result<OwnedFd> {
+    let holder = holders.iter().find(|h| h.pid == pid).ok_or(Errno::ESRCH)?;
+    pidfd_getfd(holder.pidfd, fd)
+}
+
+fn look_at(pid: i32) -> io::Result<Vec<Seen>> {
+    let numbers = procfs::descriptors(pid)?;
     let mut all = Vec::with_capacity(numbers.len());
     for fd in numbers {
         match Seen::of(pid, fd) {
             Ok(seen) => all.push(seen),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(gone(pid, e)),
+            Err(e) => return Err(e),
         }
     }
-    // What is equal by key stands together, so that only few pairs need the kernel's word. The sort is stable: numbers
-    // stay ascending.
-    all.sort_by_key(Seen::key);
-    let mut groups: Vec<Group> = Vec::new();
-    let mut run = 0;
-    for seen in all {
-        if groups.get(run).is_some_and(|g| g.first().key() != seen.key()) {
-            run = groups.len();
-        }
-        match find(pid, &groups[run..], seen.fd)? {
-            Ok(at) => groups[run + at].members.push(seen),
-            Err(at) => groups.insert(run + at, Group { members: vec![seen] }),
-        }
-    }
-    groups.sort_by_key(|g| g.first().fd);
-    Ok(groups)
+    Ok(all)
 }
 
-/// Where the description of `fd` is among groups that are in the kernel's order, or belongs.
-fn find(pid: i32, groups: &[Group], fd: i32) -> Result<std::result::Result<usize, usize>> {
+/// Where the description of `seen` is among groups that are in the kernel's order, or belongs.
+fn find(groups: &[(usize, Group)], seen: &Seen) -> Result<std::result::Result<usize, usize>> {
     let (mut low, mut high) = (0, groups.len());
     while low < high {
         let middle = low.midpoint(high);
-        match compare_descriptions(pid, groups[middle].first().fd, pid, fd) {
+        let known = groups[middle].1.first();
+        match compare_descriptions(known.pid, known.fd, seen.pid, seen.fd) {
             Ok(Ordering::Equal) => return Ok(Ok(middle)),
             Ok(Ordering::Less) => low = middle + 1,
-            // One of the two was closed meanwhile, which only a running process does.
-            Ok(Ordering::Greater) | Err(Errno::EBADF) => high = middle,
-            Err(e) => return Err(Error::system(format!("comparing the descriptors of pid {pid}"), e)),
+            // One of the two was closed meanwhile, or its process ended, which only running ones do.
+            Ok(Ordering::Greater) | Err(Errno::EBADF | Errno::ESRCH) => high = middle,
+            Err(e) => return Err(Error::system(format!("comparing the descriptors of pid {}", seen.pid), e)),
         }
     }
     Ok(Err(low))

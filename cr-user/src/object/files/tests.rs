@@ -50,6 +50,10 @@ impl Guest {
         self.child.id() as i32
     }
 
+    fn holder(&self) -> Holder<'_> {
+        Holder { pid: self.pid(), pidfd: self.pidfd.as_fd(), sharers: Vec::new() }
+    }
+
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.from.read_line(&mut line).unwrap();
@@ -65,12 +69,12 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        capture(self.pid(), self.pidfd.as_fd(), &mut space_of).unwrap()
+        capture(&[self.holder()], &mut space_of).unwrap()
     }
 
     fn refusals(&self) -> Vec<String> {
-        let refusals = refusals(self.pid()).unwrap();
-        if let Err(Error::Refused(frozen)) = capture(self.pid(), self.pidfd.as_fd(), &mut |_, _| 0) {
+        let refusals = refusals(&[self.holder()]).unwrap();
+        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &mut |_, _| 0) {
             assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
         }
         refusals.iter().map(ToString::to_string).collect()
@@ -86,8 +90,16 @@ impl Drop for Guest {
 
 /// The descriptions without those of 0, 1 and 2.
 fn beyond_stdio(files: &Files) -> Vec<(Vec<i32>, &Description)> {
-    let all = files.descriptions.iter().enumerate().map(|(i, d)| (files.numbers(i), d));
+    let all = files.descriptions.iter().enumerate().map(|(i, d)| (numbers(files, i), d));
     all.filter(|(fds, _)| fds[0] > 2).collect()
+}
+
+fn numbers(files: &Files, description: usize) -> Vec<i32> {
+    files.holders(description).into_iter().map(|(_, fd)| fd).collect()
+}
+
+fn table(rows: Vec<Descriptor>) -> Table {
+    Table { pids: vec![1], rows }
 }
 
 fn no_content(_: u64, _: &File) -> Result<()> {
@@ -122,7 +134,7 @@ wait()",
     assert!(sources.is_empty());
     let found = beyond_stdio(&files);
     assert_eq!(found.iter().map(|f| f.0.clone()).collect::<Vec<_>>(), [vec![3, 40, 41], vec![4]]);
-    let cloexec: Vec<i32> = files.table.iter().filter(|d| d.cloexec).map(|d| d.fd).collect();
+    let cloexec: Vec<i32> = files.tables[0].rows.iter().filter(|d| d.cloexec).map(|d| d.fd).collect();
     assert_eq!(cloexec, [3, 4, 41]);
 
     let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&files).unwrap();
@@ -131,7 +143,7 @@ wait()",
     assert_eq!(check(&files, FilePolicy::Refuse).unwrap(), RollbackPlan::default());
     let opened = open(&files, 40, &mut no_content).unwrap();
     assert!(opened.fds.iter().all(|fd| fd.as_raw_fd() >= 42), "the job's own numbers are left free: {opened:?}");
-    let description = files.table.iter().find(|d| d.fd == 40).unwrap().description as usize;
+    let description = files.tables[0].rows.iter().find(|d| d.fd == 40).unwrap().description as usize;
     let mut file = File::from(opened.fds[description].try_clone().unwrap());
     assert_eq!(file.stream_position().unwrap(), 4);
     assert_eq!(flags(&file) & (libc::O_ACCMODE | libc::O_APPEND), libc::O_RDWR | libc::O_APPEND);
@@ -149,11 +161,12 @@ fn many_descriptions_of_one_file_are_told_apart() {
 fn calls_fill_the_table_and_close_everything_else() {
     let device = Description::Device(device::Device { minor: 3, flags: libc::O_RDWR });
     let row = |fd, cloexec| Descriptor { fd, cloexec, description: 0 };
-    let files = Files { descriptions: vec![device], table: vec![row(0, false), row(7, true)], pipes: vec![] };
+    let files =
+        Files { descriptions: vec![device], tables: vec![table(vec![row(0, false), row(7, true)])], pipes: vec![] };
     let opened = open(&files, 20, &mut no_content).unwrap();
     let ours = opened.fds[0].as_raw_fd() as u64;
     let made: Vec<_> =
-        calls(&files, &opened, &[30]).iter().map(|c| (c.number, c.args[0], c.args[1], c.args[2])).collect();
+        calls(&files.tables[0], &opened, &[30]).iter().map(|c| (c.number, c.args[0], c.args[1], c.args[2])).collect();
     let (dup, close) = (libc::SYS_dup3, libc::SYS_close_range);
     let all = [
         (dup, ours, 0, 0),
@@ -199,7 +212,7 @@ wait()",
     check(&files, FilePolicy::Rollback).unwrap();
     let opened = open(&files, 30, &mut no_content).unwrap();
     let by_number = |n: i32| {
-        let row = files.table.iter().find(|d| d.fd == n).unwrap();
+        let row = files.tables[0].rows.iter().find(|d| d.fd == n).unwrap();
         File::from(opened.fds[row.description as usize].try_clone().unwrap())
     };
     let sizes = |n: i32, count: usize| -> Vec<usize> {
@@ -223,10 +236,10 @@ fn standard_descriptors_from_outside_become_those_of_cr_restore() {
     let mut guest = Guest::new("os.dup2(1, 9)\nwait()\nwait()");
     let (files, _) = guest.capture();
     let stdio = |d: &Description| matches!(d, Description::Stdio(s) if (0..=2).contains(&s.number));
-    let two = files.table.iter().find(|d| d.fd == 2).unwrap().description as usize;
+    let two = files.tables[0].rows.iter().find(|d| d.fd == 2).unwrap().description as usize;
     let mine = files.descriptions.iter().enumerate().filter(|(i, _)| *i != two);
     assert_eq!(mine.filter(|(_, d)| stdio(d)).count(), 2, "{files:?}");
-    let number = |fd: i32| files.table.iter().find(|d| d.fd == fd).unwrap().description;
+    let number = |fd: i32| files.tables[0].rows.iter().find(|d| d.fd == fd).unwrap().description;
     assert_eq!(number(9), number(1));
     // Input that nobody read would be lost. The guest's first wait() takes a line, and so would the next.
     guest.to.as_mut().unwrap().write_all(b"go on\n").unwrap();
@@ -336,7 +349,7 @@ wait()",
     filled.sort_unstable();
     assert_eq!(filled, [(100, 1 << 20), (101, 3)]);
     let file = |n: i32| {
-        let row = files.table.iter().find(|d| d.fd == n).unwrap();
+        let row = files.tables[0].rows.iter().find(|d| d.fd == n).unwrap();
         File::from(opened.fds[row.description as usize].try_clone().unwrap())
     };
     let meta = file(4).metadata().unwrap();
@@ -408,7 +421,7 @@ wait()",
     let opened = open(&files, 30, &mut fill).unwrap();
     let ours: Vec<i32> = [3, 4, 5]
         .iter()
-        .map(|n| opened.fds[files.table.iter().find(|d| d.fd == *n).unwrap().description as usize].as_raw_fd())
+        .map(|n| opened.fds[files.tables[0].rows.iter().find(|d| d.fd == *n).unwrap().description as usize].as_raw_fd())
         .collect();
     assert_eq!(links("self", &ours), before);
     let base = opened.by_space(100).unwrap();
@@ -439,7 +452,7 @@ b = os.open(sys.argv[1], os.O_PATH); c = os.open('/dev/zero', os.O_RDWR); wait()
     assert_ne!(directory.position, 0);
     check(&files, FilePolicy::Rollback).unwrap();
     let opened = open(&files, 30, &mut no_content).unwrap();
-    let index = files.table.iter().find(|d| d.fd == 3).unwrap().description as usize;
+    let index = files.tables[0].rows.iter().find(|d| d.fd == 3).unwrap().description as usize;
     let rest = nix::dir::Dir::from_fd(opened.fds[index].try_clone().unwrap()).unwrap().into_iter().count();
     assert!((1..290).contains(&rest), "{rest} entries are left");
     assert_eq!(found[2].1.path(), Some(Path::new("/dev/zero")));
@@ -459,13 +472,15 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     let mut line = String::new();
     BufReader::new(File::from(pty.master.try_clone().unwrap())).read_line(&mut line).unwrap();
     let pid = child.id() as i32;
-    let outcome = (refusals(pid), capture(pid, pidfd_open(pid).unwrap().as_fd(), &mut |_, _| 0));
+    let pidfd = pidfd_open(pid).unwrap();
+    let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new() }];
+    let outcome = (refusals(&holder), capture(&holder, &mut |_, _| 0));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
     assert_eq!(outcome.0.unwrap(), []);
     let (files, _) = outcome.1.unwrap();
-    let kinds: Vec<_> = files.descriptions.iter().enumerate().map(|(i, d)| (files.numbers(i), d.kind())).collect();
+    let kinds: Vec<_> = files.descriptions.iter().enumerate().map(|(i, d)| (numbers(&files, i), d.kind())).collect();
     assert_eq!(kinds, [(vec![0], "stdio"), (vec![1, 4], "stdio"), (vec![2], "stdio"), (vec![3], "terminal")]);
 }
 
@@ -545,11 +560,14 @@ wait()",
 #[test]
 fn a_record_with_a_wild_index_is_an_error() {
     let row = Descriptor { fd: 0, cloexec: false, description: 1 };
-    let files = Files { descriptions: vec![], table: vec![row], pipes: vec![] };
+    let files = Files { descriptions: vec![], tables: vec![table(vec![row])], pipes: vec![] };
     assert!(message(check(&files, FilePolicy::Keep)).contains("the record of open files"));
 }
 
 #[test]
 fn no_such_process_is_said() {
-    assert!(matches!(refusals(i32::MAX), Err(Error::NoSuchJob { .. })));
+    assert!(matches!(
+        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new() }]),
+        Err(Error::NoSuchJob { .. })
+    ));
 }

@@ -49,17 +49,17 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
 const CLOSE: &str = "have the job close it before the checkpoint";
 
 /// What stands against restoring a descriptor whatever its kind, or why its kind cannot be restored at all.
-pub(super) fn refuse(pid: i32, seen: &Seen) -> Option<No> {
+pub(super) fn refuse(seen: &Seen) -> Option<No> {
     let link = seen.link.display();
     if let Some(name) = seen.link.as_os_str().as_bytes().strip_prefix(b"anon_inode:") {
-        return Some(anonymous(pid, seen, &String::from_utf8_lossy(name)));
+        return Some(anonymous(seen, &String::from_utf8_lossy(name)));
     }
     let kind = seen.meta.file_type();
     if let Some((_, what, todo)) = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == seen.filesystem) {
         return Some(No::new(format!("is {what} ({link})"), todo));
     }
     if seen.locked {
-        return Some(No::new(lock(pid, seen), "have the job release it before the checkpoint"));
+        return Some(No::new(lock(seen), "have the job release it before the checkpoint"));
     }
     if seen.flags & libc::O_ASYNC != 0 {
         let why = format!("sends signals when {link} is ready (O_ASYNC)");
@@ -97,13 +97,13 @@ pub(super) fn terminal_master(seen: &Seen) -> No {
     No::new(format!("is the master of a pseudo-terminal ({})", seen.link.display()), CLOSE)
 }
 
-fn anonymous(pid: i32, seen: &Seen, name: &str) -> No {
+fn anonymous(seen: &Seen, name: &str) -> No {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     let Some((kind, what, todo)) = ANONYMOUS.iter().find(|(kind, ..)| bare.starts_with(kind)) else {
         return No::new(format!("is an anonymous file that cr does not know ({name})"), CLOSE);
     };
     if *kind == "io_uring" {
-        let buffers = info(pid, seen, "UserBufs:").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+        let buffers = info(seen, "UserBufs:").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
         if buffers > 0 {
             let why = format!("is an io_uring with {buffers} registered buffers; their pages change without a fault");
             return No::new(why, todo);
@@ -113,8 +113,8 @@ fn anonymous(pid: i32, seen: &Seen, name: &str) -> No {
 }
 
 /// Lines look like `lock: 1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
-fn lock(pid: i32, seen: &Seen) -> String {
-    let line = info(pid, seen, "lock:").unwrap_or_default();
+fn lock(seen: &Seen) -> String {
+    let line = info(seen, "lock:").unwrap_or_default();
     let kind = match line.split_whitespace().nth(1) {
         Some("FLOCK") => "a lock (flock)",
         Some("POSIX") => "a lock (fcntl)",
@@ -127,7 +127,7 @@ fn lock(pid: i32, seen: &Seen) -> String {
 }
 
 /// What stands behind `key` in the descriptor's `fdinfo`.
-fn info(pid: i32, seen: &Seen, key: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", seen.fd)).ok()?;
+fn info(seen: &Seen, key: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{}/fdinfo/{}", seen.pid, seen.fd)).ok()?;
     text.lines().find_map(|l| l.strip_prefix(key)).map(|v| v.trim().to_owned())
 }
