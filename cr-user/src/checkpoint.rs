@@ -6,6 +6,7 @@
 
 mod arena;
 mod collect;
+mod member;
 mod precopy;
 mod sink;
 mod survey;
@@ -13,25 +14,26 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Refusal, Result};
+use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
-use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::object::{files, memory, process, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
-use crate::remote::{Frozen, Gadgets, Puppet};
+use crate::remote::Frozen;
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::{PAGE, fd};
-use crate::track::{Heat, Oracle};
+use crate::track::Oracle;
 
 use arena::Arena;
 use collect::State;
+use member::Member;
 use precopy::precopy;
 use sink::{Prior, Sink};
 use survey::Survey;
@@ -86,40 +88,32 @@ pub struct Report {
     pub widened: Vec<String>,
 }
 
-/// A process under our eyes.
+/// A job under our eyes: a process and all that descend from it.
 ///
 /// Whatever stops it must be called from one and the same thread: ptrace is per thread.
 #[derive(Debug)]
 pub struct Job {
-    pid: i32,
+    family: Family,
     pidfd: OwnedFd,
-    memory: Memory,
-    oracle: Option<Oracle>,
+    /// Its living processes as they were last seen, the root first and parents before their children.
+    members: Vec<Member>,
     /// The eBPF programs that follow it; none where they cannot be loaded, or it was not tried yet.
     watch: Option<Watch>,
     watch_tried: bool,
-    gadgets: Option<Gadgets>,
-    /// The program that it was executing when it was last looked at; see [`Job::program`].
-    seen_program: (String, String),
     spaces: Spaces,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
     content: HashMap<u64, RangeSet>,
-    /// Pages whose written-bit was taken, and that no durable checkpoint holds yet.
-    debt: RangeSet,
     /// The chain was written by somebody else: every page is compared with it.
     doubt: bool,
-    /// Of the debt, pages that pre-copy took but did not copy.
-    late: RangeSet,
-    heat: Heat,
     arena: Arena,
     /// What to say of the next checkpoint.
     notes: Vec<String>,
 }
 
 impl Job {
-    /// Takes a process under our eyes. Nothing of it is stopped or changed.
+    /// Takes a process and its descendants under our eyes. Nothing of them is stopped or changed.
     ///
     /// # Errors
     /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
@@ -146,69 +140,160 @@ impl Job {
             return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
         }
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-        let memory = Memory::open(pid)
-            .map_err(|_| not_allowed("it belongs to another user", "run cr as root, or as the job's owner"))?;
+        let family = Family { root: pid, reaper: None };
         Ok(Self {
-            pid,
+            family,
             pidfd,
-            memory,
-            oracle: None,
+            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
             watch: None,
             watch_tried: false,
-            gadgets: None,
-            seen_program: Default::default(),
             spaces: Spaces::default(),
             parent: None,
             content: HashMap::new(),
-            debt: RangeSet::new(),
             doubt: false,
-            late: RangeSet::new(),
-            heat: Heat::default(),
             notes: Vec::new(),
             arena: Arena::default(),
         })
     }
 
-    /// A job that was just restored from `chain` and is tracked already.
-    pub(crate) fn restored(pid: i32, chain: &Chain, oracle: Option<Oracle>, spaces: Spaces) -> Result<Self> {
+    /// A job that was just restored from `chain` and is tracked already, each process by its oracle.
+    pub(crate) fn restored(
+        pid: i32,
+        chain: &Chain,
+        oracles: HashMap<i32, Option<Oracle>>,
+        spaces: Spaces,
+    ) -> Result<Self> {
         let mut job = Self::open(pid)?;
         job.spaces = spaces;
-        job.doubt = oracle.is_none();
-        job.oracle = oracle;
+        job.doubt = oracles.values().any(Option::is_none);
+        let mut oracles = oracles;
+        for member in &mut job.members {
+            member.oracle = oracles.remove(&member.pid).flatten();
+        }
+        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
+        for relative in relatives.collect::<Vec<_>>() {
+            let mut member = Member::open(&relative, false)?;
+            member.oracle = oracles.remove(&relative.pid).flatten();
+            job.members.push(member);
+        }
         job.learn(chain);
         Ok(job)
     }
 
-    /// The job's pid.
-    pub fn pid(&self) -> i32 {
-        self.pid
+    /// Says that the calling process is the job's parent and subreaper, and has no children but the job's: orphans among
+    /// them are found.
+    pub fn adopt_orphans(&mut self) {
+        self.family.reaper = Some(std::process::id() as i32);
     }
 
-    /// Becomes readable when the job has ended.
+    /// The pid of the job's root.
+    pub fn pid(&self) -> i32 {
+        self.family.root
+    }
+
+    /// Becomes readable when the job's root has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Ends every process of the job.
+    pub fn kill(&mut self) {
+        // Twice: what was born meanwhile.
+        for _ in 0..2 {
+            let Ok(relatives) = self.family.members() else { break };
+            let _ = self.refresh(&relatives);
+            for member in &self.members {
+                let _ = fd::pidfd_send_signal(member.pidfd(), libc::SIGKILL);
+            }
+        }
     }
 
     /// Everything about the job that could not be restored. Changes nothing.
     ///
     /// # Errors
     /// When the job ended, or may not be examined.
-    pub fn preflight(&self) -> Result<Vec<Refusal>> {
-        let mut all = process::refusals(self.pid)?;
-        for tid in procfs::threads(self.pid).map_err(|_| self.gone("the preflight"))? {
-            if let Ok(status) = Status::read(self.pid, tid) {
-                all.extend(threads::refusals(self.pid, tid, &status));
+    pub fn preflight(&mut self) -> Result<Vec<Refusal>> {
+        let relatives = self.family.members().map_err(|_| self.gone("the preflight"))?;
+        self.refresh(&relatives)?;
+        if let Some(watch) = &mut self.watch {
+            self.members.iter().for_each(|m| watch.follow(m.pid));
+        }
+        let mut all = Vec::new();
+        if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
+            let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
+            let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
+            all.push(Refusal { pid: one, place: "the process".to_owned(), why, todo });
+        }
+        for member in &self.members {
+            match self.preflight_of(member) {
+                Ok(refusals) => all.extend(refusals),
+                // One that ends meanwhile is no hindrance.
+                Err(_) if member.has_ended() && member.pid != self.pid() => {}
+                Err(e) => return Err(e),
             }
         }
-        let vmas = self.mappings_now()?;
-        let (_, _, refused) = memory::mapping::describe(self.pid, &vmas, &mut self.spaces.clone());
-        all.extend(refused);
-        all.extend(files::refusals(&[files::Holder {
-            pid: self.pid,
-            pidfd: self.pidfd.as_fd(),
-            sharers: Vec::new(),
-        }])?);
+        all.extend(files::refusals(&self.holders())?);
         Ok(all)
+    }
+
+    fn preflight_of(&self, member: &Member) -> Result<Vec<Refusal>> {
+        let pid = member.pid;
+        let mut all = process::refusals(pid)?;
+        for tid in procfs::threads(pid).map_err(|_| self.gone("the preflight"))? {
+            if let Ok(status) = Status::read(pid, tid) {
+                all.extend(threads::refusals(pid, tid, &status));
+            }
+        }
+        let vmas = self.mappings_now(member)?;
+        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone());
+        all.extend(refused);
+        Ok(all)
+    }
+
+    /// Takes new processes of the job under our eyes, and forgets those that have ended. A process that ends while it is
+    /// looked at is left out.
+    fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
+        let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
+        // A pid may be that of another process by now.
+        let (known, ended): (Vec<Member>, Vec<Member>) =
+            std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());
+        let mut known: HashMap<i32, Member> = known.into_iter().map(|m| (m.pid, m)).collect();
+        let ended: Vec<i32> = ended.iter().map(|m| m.pid).collect();
+        for relative in relatives.iter().filter(|r| !r.zombie) {
+            let in_job = living(relative.ppid);
+            let member = match known.remove(&relative.pid) {
+                Some(mut member) => member.relate(relative.ppid, in_job).map(|()| member),
+                None => Member::open(relative, in_job),
+            };
+            match member {
+                Ok(member) => self.members.push(member),
+                Err(e) if relative.pid == self.pid() => return Err(e),
+                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(false) => {}
+                Err(_) if Relative::has_ended(relative.pid) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(watch) = &mut self.watch {
+            known.keys().chain(&ended).for_each(|pid| watch.forget(*pid));
+        }
+        if self.members.is_empty() {
+            return Err(self.gone("a look at its processes"));
+        }
+        Ok(())
+    }
+
+    /// The tables of descriptors of the job: each with the process that stands for it.
+    fn holders(&self) -> Vec<files::Holder<'_>> {
+        let mut holders: Vec<files::Holder<'_>> = Vec::new();
+        for member in &self.members {
+            let parent = member.sharing.files.then_some(member.ppid);
+            let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
+            match shared {
+                Some(holder) => holder.sharers.push(member.pid),
+                None => holders.push(files::Holder { pid: member.pid, pidfd: member.pidfd(), sharers: Vec::new() }),
+            }
+        }
+        holders
     }
 
     /// Goes on with a chain that another controller left: the next checkpoint is a delta, found by comparing contents.
@@ -219,7 +304,7 @@ impl Job {
         let chain = Chain::open(store, None)?;
         // A delta on a damaged image could not be restored: that is found out now, not then.
         chain.verify_pages(std::thread::available_parallelism().map_or(1, usize::from))?;
-        collect::check_same_job(self.pid, &chain)?;
+        collect::check_same_job(self.pid(), &chain)?;
         self.learn(&chain);
         self.doubt = true;
         Ok(())
@@ -242,8 +327,9 @@ impl Job {
         const TRIES: usize = 3;
         let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
-            // Whatever failed while the job executed another program failed because of that: nothing of the old one is left.
-            if result.is_ok() || self.program() == self.seen_program {
+            // Whatever failed while a process executed another program failed because of that: nothing of the old one is
+            // left.
+            if result.is_ok() || !self.members.iter().any(Member::has_changed_program) {
                 break;
             }
             result = self.try_checkpoint(writer, options, Pace::Hasty);
@@ -251,28 +337,14 @@ impl Job {
         if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
     }
 
-    /// What changes whenever the job executes another program: where the kernel put its stack and its code.
-    fn program(&self) -> (String, String) {
-        let stat = procfs::stat(self.pid).unwrap_or_default();
-        let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
-        (field(26), field(28))
-    }
-
     fn has_ended(&self) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+        self.members.first().is_none_or(|root| root.pid != self.pid() || root.has_ended())
     }
 
     fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options, pace: Pace) -> Result<Report> {
         let started = Instant::now();
         let mut steps = Phases::new(started);
-        let program = self.program();
-        if self.seen_program != program {
-            // Instructions and mappings that were found in another program.
-            self.gadgets = None;
-            self.seen_program = program;
-        }
+        self.members.iter_mut().for_each(Member::look_at_program);
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;
@@ -298,7 +370,8 @@ impl Job {
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");
         if pace == Pace::Thorough {
-            let ranges = self.debt.runs() + self.content.values().map(RangeSet::runs).sum::<usize>();
+            let debts = self.members.iter().map(|m| m.debt.runs()).sum::<usize>();
+            let ranges = debts + self.content.values().map(RangeSet::runs).sum::<usize>();
             self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit, ranges)?;
             self.learn_mappings();
         }
@@ -307,14 +380,12 @@ impl Job {
         fault::point("freeze")?;
         let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
         let mut phases = Phases::new(freeze_started);
-        let frozen = Frozen::freeze(self.pid)?;
+        let frozen = self.freeze()?;
         if pace == Pace::Hasty {
             refuse(self.preflight()?)?;
-            self.forget_lost_program();
-            if self.oracle.is_none() {
-                self.open_oracle(&frozen)?;
-            }
+            self.forget_lost_programs();
         }
+        self.open_oracles(&frozen)?;
         phases.end("freeze");
         let mut state = State::collect(self, &frozen)?;
         phases.end("collect");
@@ -330,7 +401,7 @@ impl Job {
         frozen_time += freeze_started.elapsed();
 
         steps.end("frozen");
-        log::debug!("pid {} stood still for: {phases}", self.pid);
+        log::debug!("pid {} stood still for: {phases}", self.pid());
 
         self.arena.drain_into(&mut sink, prior.as_ref())?;
         fault::point("write.segments")?;
@@ -351,7 +422,7 @@ impl Job {
         let (stored_bytes, statistics) = (finished.file_bytes, finished.statistics);
         let published = writer.publish(finished)?;
         steps.end("write and publish");
-        log::debug!("checkpoint {} of pid {}: {steps}", published.id, self.pid);
+        log::debug!("checkpoint {} of pid {}: {steps}", published.id, self.pid());
         let parent = self.parent.replace(published).map(|p| p.id);
         let widened = survey.widened.clone();
         self.settle(survey);
@@ -365,7 +436,7 @@ impl Job {
             stored_bytes,
             frozen: frozen_time,
             total: started.elapsed(),
-            pid: self.pid,
+            pid: self.pid(),
             widened,
         })
     }
@@ -374,7 +445,7 @@ impl Job {
     /// checkpoint does it by itself where it gains from it. Without them everything is as right, and a little slower.
     pub fn watch(&mut self) {
         if !std::mem::replace(&mut self.watch_tried, true) {
-            match Watch::begin(self.pid) {
+            match Watch::begin(self.members.iter().map(|m| m.pid)) {
                 Ok(watch) => self.watch = Some(watch),
                 Err(e) => log::info!("no eBPF programs: {e}"),
             }
@@ -384,7 +455,8 @@ impl Job {
     /// For a single checkpoint: where threads are in waits of which only the kernel knows how long they still take, an eBPF
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
-        let wanted = self.watch.is_none() && !self.watch_tried && threads::any_timed_wait(self.pid);
+        let wanted =
+            self.watch.is_none() && !self.watch_tried && self.members.iter().any(|m| threads::any_timed_wait(m.pid));
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })
@@ -392,69 +464,84 @@ impl Job {
 
     /// Reads the mappings in words before the frozen window, where their number may cost time.
     fn learn_mappings(&mut self) {
-        let pid = self.pid;
-        if let Some(watch) = self.watch.as_mut().filter(|w| w.recall(pid).is_none()) {
-            // Should it fail, they are read again in the frozen window, which will say why.
-            let _ = watch.learn(pid, || procfs::smaps(pid));
+        let Some(watch) = &mut self.watch else { return };
+        for pid in self.members.iter().map(|m| m.pid) {
+            if watch.recall(pid).is_none() {
+                // Should it fail, they are read again in the frozen window, which will say why.
+                let _ = watch.learn(pid, || procfs::smaps(pid));
+            }
         }
     }
 
-    /// The mappings of the job, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
+    /// The mappings of a process, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
     /// iterator shows that nothing changed since it was read, it is not read again.
-    fn mappings_now(&self) -> Result<Vec<Vma>> {
-        match self.watch.as_ref().and_then(|w| w.recall(self.pid)) {
+    fn mappings_now(&self, member: &Member) -> Result<Vec<Vma>> {
+        match self.watch.as_ref().and_then(|w| w.recall(member.pid)) {
             Some(vmas) => Ok(vmas),
-            None => procfs::smaps(self.pid).map_err(|_| self.gone("a look at its mappings")),
+            None => procfs::smaps(member.pid).map_err(|_| gone(member.pid, "a look at its mappings")),
         }
     }
 
-    /// Makes sure that an oracle watches the address space, and says for how long the job stood still for that.
+    /// Stops the job, and sees which processes it consists of now.
+    fn freeze(&mut self) -> Result<Frozen> {
+        /// How long a child of `vfork` may take until it executes its program: seldom more than a moment.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let started = Instant::now();
+        let frozen = loop {
+            match Frozen::freeze(self.family) {
+                Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
+                other => break other?,
+            }
+        };
+        let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
+        self.refresh(&alive.collect::<Vec<_>>())?;
+        let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
+        missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
+        Ok(frozen)
+    }
+
+    /// Makes sure that an oracle watches each address space, and says for how long the job stood still for that.
     fn arm(&mut self) -> Result<Duration> {
-        self.forget_lost_program();
-        if self.oracle.is_some() {
+        self.forget_lost_programs();
+        if !self.members.iter().any(Self::wants_oracle) {
             fault::point("arm")?;
             return Ok(Duration::ZERO);
         }
-        self.gadgets = Some(self.find_gadgets()?);
+        self.members.iter_mut().filter(|m| Self::wants_oracle(m)).try_for_each(|member| {
+            // One that ends in the middle is not there in the frozen window either.
+            member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
+        })?;
         let started = Instant::now();
-        let frozen = Frozen::freeze(self.pid)?;
-        fault::point("attach.frozen")?;
-        self.open_oracle(&frozen)?;
+        let frozen = self.freeze()?;
+        self.open_oracles(&frozen)?;
         frozen.thaw()?;
         fault::point("arm")?;
         Ok(started.elapsed())
     }
 
-    /// When the job has called `execve`, the address space that was watched is gone, and all that it held with it.
-    fn forget_lost_program(&mut self) {
-        if self.oracle.as_ref().is_some_and(|o| !o.is_alive()) {
-            self.oracle = None;
-            self.gadgets = None;
-            // What follows a job is loaded already: it follows the new program too.
-            self.watch = self.watch.take().and_then(|watch| watch.follow_again(self.pid));
-        }
+    fn wants_oracle(member: &Member) -> bool {
+        member.oracle.is_none() && !member.hopeless && member.has_own_memory()
     }
 
-    /// Makes the oracle in the stopped job.
-    fn open_oracle(&mut self, frozen: &Frozen) -> Result<()> {
-        let gadgets = match self.gadgets {
-            Some(gadgets) => gadgets,
-            None => *self.gadgets.insert(self.find_gadgets()?),
-        };
-        let mut puppet = Puppet::begin(self.pid, &frozen.tids(), gadgets)?;
-        let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
-        puppet.end()?;
-        // Without an oracle every page is dirty every time: slow, and still right.
-        match opened {
-            Ok(oracle) => self.oracle = Some(oracle),
-            Err(Error::Injected(e)) => return Err(e.into()),
-            Err(e) => self.notes.push(format!("no tracking of written pages ({e}): everything was read")),
+    fn open_oracles(&mut self, frozen: &Frozen) -> Result<()> {
+        for stopped in frozen.processes() {
+            let Some(member) = self.members.iter_mut().find(|m| m.pid == stopped.pid) else { continue };
+            if Self::wants_oracle(member) {
+                self.notes.extend(member.open_oracle(stopped)?);
+            }
         }
         Ok(())
     }
 
-    fn find_gadgets(&self) -> Result<Gadgets> {
-        Gadgets::find(self.pid).map_err(|e| Error::system(format!("looking through the code of pid {}", self.pid), e))
+    fn forget_lost_programs(&mut self) {
+        for member in &mut self.members {
+            if member.forget_lost_program()
+                && let Some(watch) = &mut self.watch
+            {
+                // What follows a job is loaded already: it follows the new program too.
+                watch.follow_again(member.pid);
+            }
+        }
     }
 
     /// The older images, for comparing. When they are no longer what we wrote, the next checkpoint is a full one.
@@ -472,17 +559,32 @@ impl Job {
 
     /// After the checkpoint is durable: what it holds is owed no longer.
     fn settle(&mut self, survey: Survey) {
-        self.debt = RangeSet::new();
-        self.late = RangeSet::new();
-        self.doubt = self.oracle.is_none();
-        self.heat.learn(&survey.dirty);
-        for (space, pages) in survey.into_content(self.pid) {
+        self.doubt = self.members.iter().any(|m| m.oracle.is_none() && m.has_own_memory());
+        for member in &mut self.members {
+            if let Some(dirty) = survey.dirty_of(member.pid) {
+                member.settle(dirty);
+            }
+        }
+        for (space, pages) in survey.into_content() {
             self.content.insert(space, pages);
         }
     }
 
     fn gone(&self, during: &'static str) -> Error {
-        Error::JobGone { pid: self.pid, during }
+        gone(self.pid(), during)
+    }
+}
+
+fn gone(pid: i32, during: &'static str) -> Error {
+    Error::JobGone { pid, during }
+}
+
+fn shared(what: fd::Shared) -> &'static str {
+    match what {
+        fd::Shared::Memory => "its address space",
+        fd::Shared::Files => "its table of descriptors",
+        fd::Shared::Directories => "its directories and umask",
+        fd::Shared::Handlers => "its signal handlers",
     }
 }
 

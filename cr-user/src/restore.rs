@@ -1,14 +1,18 @@
-//! The story of a restore, from top to bottom: read and check everything, make an empty process with the old pid, build its
-//! memory, its files, its threads, track it, put every thread where it was, let it go.
+//! The story of a restore, from top to bottom: read and check everything, make empty processes with the old pids, build the
+//! memory of each, their files, their threads, track them, put every thread where it was, let them go.
 //!
-//! Nothing is made before everything was checked, and a process under construction dies with us: a restore that fails
-//! leaves nothing behind but files that were cut back, whose tails are kept in the store.
+//! Each process is made by its own parent, as a copy of it whose memory is already there: so parents, sessions and shared
+//! pages are what they were. Nothing is made before everything was checked, and processes under construction die with us: a
+//! restore that fails leaves nothing behind but files that were cut back, whose tails are kept in the store.
 
 mod body;
+mod inherit;
+mod lineage;
 mod memory;
 mod saved;
 mod soul;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,6 +20,7 @@ use std::time::Instant;
 
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
+use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
@@ -23,6 +28,7 @@ use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
+use crate::object::zombies::Zombie;
 use crate::phases::Phases;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
@@ -31,8 +37,9 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
+use lineage::Node;
 use memory::Prepared;
-use saved::Saved;
+use saved::{Living, Saved};
 
 /// Where files that were cut back keep what was cut off, in the store.
 pub const CUT_DIRECTORY: &str = "cut";
@@ -44,15 +51,11 @@ pub struct Options {
     pub files: FilePolicy,
 }
 
-/// A restored process that does not run yet. Dropping it ends it.
+/// A restored job that does not run yet. Dropping it ends it.
 #[derive(Debug)]
 pub struct Restored {
-    body: Body,
+    job: Built,
     chain: Chain,
-    oracle: Option<Oracle>,
-    spaces: Spaces,
-    cuts: Vec<Cut>,
-    stopped: bool,
 }
 
 /// Restores the job of `store` as it was at checkpoint `id`, or at the newest.
@@ -90,19 +93,22 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
     Ok(build(&chain, &saved, cuts, options)?.with(chain))
 }
 
-/// A restored process, but for the chain that it came from.
+/// A restored job, but for the chain that it came from.
+#[derive(Debug)]
 struct Built {
-    body: Body,
-    oracle: Option<Oracle>,
+    /// Its processes, the root first.
+    bodies: Vec<Body>,
+    /// What watches each address space.
+    oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
     cuts: Vec<Cut>,
-    stopped: bool,
+    /// Processes that job control had stopped, and by which signal.
+    stopped: Vec<(i32, i32)>,
 }
 
 impl Built {
     fn with(self, chain: Chain) -> Restored {
-        let Self { body, oracle, spaces, cuts, stopped } = self;
-        Restored { body, chain, oracle, spaces, cuts, stopped }
+        Restored { job: self, chain }
     }
 }
 
@@ -112,30 +118,37 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
-    let prepared = Prepared::open(&saved.mappings.all, chain, base, put_back, existing)?;
-    let exe = hold(&saved.process.exe.path, base)?;
-    let (cwd, root) = (hold(&saved.process.cwd, base)?, hold(&saved.process.root, base)?);
-
-    let keep_free: Vec<(u64, u64)> = saved.mappings.all.iter().map(|m| (m.start, m.end)).collect();
+    let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
+    let places = Places::hold(saved, base)?;
     steps.end("files");
     fault::point("restore.process")?;
-    clocks::needed(&saved.clocks)?.map_or(Ok(()), clocks::shift)?;
-    let mut body = Body::make(saved.process.pid, &keep_free)?;
-    steps.end("process");
-    body.run(0, session_calls(saved), "entering its session")?;
-    body.run(0, process::xstate_calls(&saved.process), "asking for CPU features")?;
-    prepared.build(&mut body, &saved.mappings.all, chain)?;
-    steps.end("memory");
+    clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
+    let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    steps.end("processes and memory");
     fault::point("restore.memory")?;
-    let fds = process::Inherited { exe: exe.as_raw_fd(), cwd: cwd.as_raw_fd(), root: root.as_raw_fd() };
-    let (calls, bytes) = process::restore_calls(&saved.process, fds, body.data());
-    body.put(&bytes)?;
-    body.run(0, calls, "setting its directories and memory areas")?;
-    let oracle = track(&mut body, saved)?;
+
+    let mut oracles = HashMap::new();
+    for body in &mut bodies {
+        let living = saved.find(body.pid()).expect("a body for each");
+        memory::finish(body, &living.mappings)?;
+        let (calls, bytes) = process::restore_calls(&living.process, places.of(living), body.data());
+        body.put(&bytes)?;
+        body.run(0, calls, "setting its directories and memory areas")?;
+        if !living.process.sharing.memory {
+            oracles.insert(body.pid(), track(body, living)?);
+        }
+    }
     steps.end("tracking");
     fault::point("restore.tracking")?;
-    body.run(0, files::calls(&saved.files.tables[0], &opened, &[]), "giving it its descriptors")?;
-    soul::breathe(&mut body, saved)?;
+    for body in &mut bodies {
+        let table = saved.files.table_of(body.pid());
+        if let Some(table) = table.filter(|t| t.pids[0] == body.pid()) {
+            body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
+        }
+    }
+    for body in &mut bodies {
+        soul::breathe(body, saved.find(body.pid()).expect("a body for each"))?;
+    }
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
@@ -144,26 +157,210 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
-    let regs = soul::resume_waits(&mut body, saved)?;
-    let syscall = Gadgets::find_outside(body.pid(), body.own_range())
-        .map_err(|e| Error::system("looking through the restored code", e))?;
-    body.remove_scratch(syscall)?;
-    soul::put_in_place(saved, &regs)?;
+    put_in_place(&mut bodies, saved)?;
     steps.end("threads");
     fault::point("restore.threads")?;
-    log::debug!("pid {} was built in: {steps}", saved.process.pid);
-    Ok(Built { body, oracle, spaces, cuts, stopped: saved.process.stopped })
+    log::debug!("pid {} was built in: {steps}", saved.root().pid());
+    let stopped = saved.living.iter().map(|l| (l.pid(), l.process.stop_signal)).filter(|(_, s)| *s != 0).collect();
+    Ok(Built { bodies, oracles, spaces, cuts, stopped })
+}
+
+/// The last steps before the job runs: waits that have a time limit are started again, our own mappings taken out, and every
+/// thread gets its registers.
+fn put_in_place(bodies: &mut [Body], saved: &Saved) -> Result<()> {
+    let living = |pid: i32| saved.find(pid).expect("a body for each");
+    let mut regs = Vec::new();
+    for body in bodies.iter_mut() {
+        regs.push(soul::resume_waits(body, living(body.pid()))?);
+    }
+    for body in bodies.iter_mut().filter(|b| !living(b.pid()).process.sharing.memory) {
+        let syscall = Gadgets::find_outside(body.pid(), body.own_range())
+            .map_err(|e| Error::system("looking through the restored code", e))?;
+        body.remove_scratch(syscall)?;
+    }
+    bodies.iter().zip(&regs).try_for_each(|(body, regs)| soul::put_in_place(living(body.pid()), regs))
+}
+
+/// Making the processes, each with its memory.
+struct Birth<'a> {
+    saved: &'a Saved,
+    chain: &'a Chain,
+    prepared: &'a Prepared,
+    /// Living ones, and helpers, so far.
+    bodies: Vec<Body>,
+    /// Zombies that still live.
+    ending: Vec<(Body, &'a Zombie)>,
+}
+
+impl<'a> Birth<'a> {
+    /// All of them, the root first.
+    fn all(mut self) -> Result<Vec<Body>> {
+        let keep_free: Vec<(u64, u64)> = self.saved.mappings().map(|m| (m.start, m.end)).collect();
+        let mut helpers = Vec::new();
+        for node in &self.saved.forest {
+            let exit_signal = self.exit_signal(node);
+            let body = Body::make(node.pid, exit_signal, &keep_free)?;
+            self.raise(node, body, None, &mut helpers)?;
+            if node.helper {
+                helpers.push((node.pid, None));
+            }
+        }
+        self.enter_groups(&mut helpers)?;
+        for (body, zombie) in std::mem::take(&mut self.ending) {
+            body.end_as(zombie.status)?;
+        }
+        for (pid, parent) in helpers {
+            let at = self.position(pid);
+            let helper = self.bodies.remove(at);
+            let parent = parent.map(|p| self.position(p));
+            helper.vanish(parent.map(|p| &mut self.bodies[p]))?;
+        }
+        let order = |pid: i32| self.saved.living.iter().position(|l| l.pid() == pid);
+        self.bodies.sort_by_key(|b| order(b.pid()));
+        Ok(self.bodies)
+    }
+
+    fn position(&self, pid: i32) -> usize {
+        self.bodies.iter().position(|b| b.pid() == pid).expect("made before")
+    }
+
+    fn exit_signal(&self, node: &Node) -> i32 {
+        let living = self.saved.find(node.pid).map(|l| l.process.exit_signal);
+        // What a helper makes for its parent has the helper's own signal.
+        let made_for_parent = || node.siblings.first().map(|s| self.exit_signal(s));
+        living.or_else(|| self.zombie(node.pid).map(|z| z.exit_signal)).or_else(made_for_parent).unwrap_or(0)
+    }
+
+    fn zombie(&self, pid: i32) -> Option<&'a Zombie> {
+        self.saved.zombies.iter().find(|z| z.pid == pid)
+    }
+
+    /// Makes a new process what it is to be, and then its children. `parent`: the process of which it is a copy; none if it
+    /// was made by us.
+    fn raise(
+        &mut self,
+        node: &Node,
+        mut body: Body,
+        parent: Option<i32>,
+        helpers: &mut Vec<(i32, Option<i32>)>,
+    ) -> Result<()> {
+        if let Some(zombie) = self.zombie(node.pid) {
+            if node.leads {
+                body.run(0, vec![Call::new(libc::SYS_setsid, &[])], "entering its session")?;
+            }
+            soul::dress(&mut body, zombie)?;
+            self.ending.push((body, zombie));
+            return Ok(());
+        }
+        if let Some(living) = self.saved.find(node.pid) {
+            body.run(0, process::xstate_calls(&living.process), "asking for CPU features")?;
+            if !living.process.sharing.memory {
+                let from = parent.map(|p| (p, self.saved.find(p).map_or(&[][..], |l| &l.mappings)));
+                self.prepared.build(&mut body, &living.mappings, from, self.chain)?;
+            }
+        }
+        self.bodies.push(body);
+        // A helper has the memory of whoever made it.
+        let memory = if node.helper { parent } else { Some(self.owner_of_memory(node.pid)) };
+        for child in &node.before {
+            self.child(node, child, memory, helpers)?;
+        }
+        if node.leads {
+            let at = self.position(node.pid);
+            self.bodies[at].run(0, vec![Call::new(libc::SYS_setsid, &[])], "entering its session")?;
+        }
+        for child in node.after.iter().chain(&node.siblings) {
+            self.child(node, child, memory, helpers)?;
+        }
+        Ok(())
+    }
+
+    fn child(
+        &mut self,
+        node: &Node,
+        child: &Node,
+        memory: Option<i32>,
+        helpers: &mut Vec<(i32, Option<i32>)>,
+    ) -> Result<()> {
+        let sharing = self.saved.find(child.pid).map_or(Sharing::default(), |l| l.process.sharing);
+        let for_parent = if node.helper { libc::CLONE_PARENT as u64 } else { 0 };
+        let exit_signal = self.exit_signal(child);
+        let at = self.position(node.pid);
+        let body = self.bodies[at].fork(child.pid, exit_signal, sharing.clone_flags() | for_parent)?;
+        self.raise(child, body, memory, helpers)?;
+        if child.helper {
+            helpers.push((child.pid, Some(node.pid)));
+        }
+        Ok(())
+    }
+
+    /// The process whose address space a process has.
+    fn owner_of_memory(&self, mut pid: i32) -> i32 {
+        while let Some(living) = self.saved.find(pid).filter(|l| l.process.sharing.memory) {
+            pid = living.process.ppid;
+        }
+        pid
+    }
+
+    /// Process groups: first those who lead one, then those who are led. Where the leader has ended, a helper leads.
+    fn enter_groups(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
+        for (group, member) in lineage::leaderless_groups(&self.saved.ancestry) {
+            if helpers.iter().all(|(pid, _)| *pid != group) {
+                let body = self.body_mut(member)?.fork(group, 0, 0)?;
+                self.bodies.push(body);
+                self.body_mut(group)?.run(0, vec![Call::new(libc::SYS_setpgid, &[0, 0])], "leading its group")?;
+                helpers.push((group, Some(member)));
+            }
+        }
+        let all = &self.saved.ancestry;
+        let leaders = all.iter().filter(|a| a.pgid == a.pid && a.sid != a.pid);
+        let led = all.iter().filter(|a| a.pgid != 0 && a.pgid != a.pid);
+        for who in leaders.chain(led) {
+            let join = Call::new(libc::SYS_setpgid, &[0, who.pgid as u64]);
+            self.body_mut(who.pid)?.run(0, vec![join], "entering its process group")?;
+        }
+        Ok(())
+    }
+
+    fn body_mut(&mut self, pid: i32) -> Result<&mut Body> {
+        let zombies = self.ending.iter_mut().map(|(body, _)| body);
+        let found = self.bodies.iter_mut().chain(zombies).find(|b| b.pid() == pid);
+        found.ok_or_else(|| Error::system(format!("finding the new process {pid}"), nix::errno::Errno::ESRCH))
+    }
+}
+
+/// Executables and directories of the processes, held open for them: by path.
+struct Places(HashMap<String, OwnedFd>);
+
+impl Places {
+    fn hold(saved: &Saved, base: i32) -> Result<Self> {
+        let mut held = HashMap::new();
+        for process in saved.living.iter().map(|l| &l.process) {
+            for path in [&process.exe.path, &process.cwd, &process.root] {
+                if !held.contains_key(path) {
+                    held.insert(path.clone(), hold(path, base)?);
+                }
+            }
+        }
+        Ok(Self(held))
+    }
+
+    fn of(&self, living: &Living) -> process::Inherited {
+        let number = |path: &String| self.0[path].as_raw_fd();
+        let process = &living.process;
+        process::Inherited { exe: number(&process.exe.path), cwd: number(&process.cwd), root: number(&process.root) }
+    }
 }
 
 impl Restored {
-    /// The job's pid.
+    /// The pid of the job's root.
     pub fn job_pid(&self) -> i32 {
-        self.body.pid()
+        self.job.bodies[0].pid()
     }
 
     /// Files that were cut back.
     pub fn cuts(&self) -> &[Cut] {
-        &self.cuts
+        &self.job.cuts
     }
 
     /// Lets the job go. It is tracked already: the next checkpoint is a delta.
@@ -171,14 +368,17 @@ impl Restored {
     /// # Errors
     /// When a thread could not be let go: then the job is ended.
     pub fn run(self) -> Result<Job> {
-        let pid = self.body.pid();
+        let pid = self.job_pid();
         fault::point("restore.run")?;
-        let job = Job::restored(pid, &self.chain, self.oracle, self.spaces)?;
-        if self.stopped {
+        let Built { bodies, oracles, spaces, stopped, .. } = self.job;
+        let job = Job::restored(pid, &self.chain, oracles, spaces)?;
+        for (pid, signal) in stopped {
             // Taken by each thread as it is let go, as if job control had never let it run.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP);
+            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+            }
         }
-        self.body.release()?;
+        bodies.into_iter().try_for_each(Body::release)?;
         Ok(job)
     }
 }
@@ -219,20 +419,8 @@ fn hold(path: &str, base: i32) -> Result<OwnedFd> {
     fd::dup_above(file.as_fd(), base).map_err(|e| Error::system(format!("holding {path}"), e))
 }
 
-/// A job that led its session or group leads one again; any other belongs to ours.
-fn session_calls(saved: &Saved) -> Vec<Call> {
-    let process = &saved.process;
-    if process.sid == process.pid {
-        vec![Call::new(libc::SYS_setsid, &[])]
-    } else if process.pgid == process.pid {
-        vec![Call::new(libc::SYS_setpgid, &[0, 0])]
-    } else {
-        Vec::new()
-    }
-}
-
 /// Puts the restored memory under tracking, all of it clean: what is written from the first instruction on is seen.
-fn track(body: &mut Body, saved: &Saved) -> Result<Option<Oracle>> {
+fn track(body: &mut Body, living: &Living) -> Result<Option<Oracle>> {
     let flags = u64::from(libc::O_CLOEXEC as u32) | uffd::USER_MODE_ONLY;
     let mut calls = [Call::new(libc::SYS_userfaultfd, &[flags])];
     body.try_run(0, &mut calls)?;
@@ -243,7 +431,7 @@ fn track(body: &mut Body, saved: &Saved) -> Result<Option<Oracle>> {
     body.run(0, vec![Call::new(libc::SYS_close, &[number])], "closing its userfaultfd")?;
     let Ok(oracle) = Oracle::adopt(body.pid(), ours) else { return Ok(None) };
     let pagemap = oracle::pagemap_of(body.pid())?;
-    for mapping in saved.mappings.all.iter().filter(|m| m.has_own_content()) {
+    for mapping in living.mappings.iter().filter(|m| m.has_own_content()) {
         let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0;
         if matches!(mapping.backing, Backing::File(_) | Backing::Anonymous | Backing::Object(_))
             && worthwhile

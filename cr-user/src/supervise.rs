@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files::{self, FilePolicy};
 use crate::store::{self, Store, StoreWriter};
+use crate::sys::clone;
 
 use background::Side;
 use control::Socket;
@@ -112,6 +113,7 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
     }
     // The socket first: that it cannot be made must not leave a job running.
     let socket = Socket::bind(store.dir())?;
+    become_reaper()?;
     let pid = launch::start(command, mask)?;
     supervise(config, Origin::Child(pid), writer, socket, started)
 }
@@ -180,6 +182,11 @@ fn here_or_behind(
     }
 }
 
+/// Orphans of the job shall become our children: they belong to it.
+fn become_reaper() -> Result<()> {
+    clone::become_subreaper().map_err(|e| Error::system("becoming the parent of the job's orphans", e))
+}
+
 /// The store's lock. A controller whose job has just ended still holds it for a moment.
 fn lock(store: &Store) -> Result<StoreWriter> {
     const PATIENCE: Duration = Duration::from_secs(2);
@@ -212,6 +219,9 @@ fn supervise(
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let store = writer.store().clone();
+    if matches!(origin, Origin::Chain { .. }) {
+        become_reaper()?;
+    }
     let engine = Engine::start(origin, writer, config.checkpoints.clone(), true)?;
     event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
 }

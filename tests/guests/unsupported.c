@@ -110,23 +110,6 @@ static void make_fifo(void) {
     at_fd(open(path, O_RDWR));
 }
 
-static void make_child(void) {
-    pid_t child = MUST(fork());
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;) pause();
-    }
-    snprintf(where, sizeof where, "pid %d", child);
-}
-
-static void make_zombie(void) {
-    pid_t child = MUST(fork());
-    if (child == 0) _exit(3);
-    siginfo_t info;
-    MUST(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT));
-    snprintf(where, sizeof where, "pid %d", child);
-}
-
 static void make_seccomp(void) {
     struct sock_filter allow_all = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     struct sock_fprog program = {1, &allow_all};
@@ -212,8 +195,8 @@ static const struct unsupported {
     {"pidfd", make_pidfd},           {"mqueue", make_mqueue},
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
-    {"fifo", make_fifo},             {"child", make_child},
-    {"zombie", make_zombie},         {"seccomp", make_seccomp},
+    {"fifo", make_fifo},
+             {"seccomp", make_seccomp},
     {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"flock", make_flock},
     {"posix-lock", make_posix_lock}, {"lease", make_lease},

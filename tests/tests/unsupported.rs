@@ -25,8 +25,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["proc"]),
     ("fifo", &["fifo", "named pipe"]),
-    ("child", &["child"]),
-    ("zombie", &["child", "zombie"]),
     ("seccomp", &["seccomp"]),
     ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),

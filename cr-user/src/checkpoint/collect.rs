@@ -1,42 +1,46 @@
 //! The state of a stopped job that is not memory, as records.
 
-use std::os::fd::AsFd;
-
+use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
-use crate::checkpoint::{Job, refuse};
+use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
+use crate::object::memory;
 use crate::object::memory::backing::Source;
-use crate::object::memory::{self, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
+use crate::object::zombies::{self, Zombie};
 use crate::procfs::{Status, Vma};
-use crate::remote::{Frozen, Gadgets, Puppet, Questions};
+use crate::remote::freeze::Stopped;
+use crate::remote::{Frozen, Puppet, Questions};
 use crate::store::Chain;
 use crate::sys::ptrace::{self, Regs};
 use crate::track::iters::TaskHidden;
 
-/// Everything about a stopped process but the content of its memory.
-#[derive(Debug)]
+use super::watch::Watch;
+
+/// Everything about a stopped job but the content of its memory. By process, in the job's order.
+#[derive(Debug, Default)]
 pub struct State {
-    process: Process,
-    threads: Threads,
-    signals: Signals,
-    timers: Timers,
-    credentials: Credentials,
-    scheduling: Scheduling,
+    processes: Vec<Process>,
+    threads: Vec<Threads>,
+    signals: Vec<Signals>,
+    timers: Vec<Timers>,
+    credentials: Vec<Credentials>,
+    scheduling: Vec<Scheduling>,
+    clocks: Vec<Clocks>,
+    zombies: Vec<Zombie>,
     files: Files,
-    clocks: Clocks,
     file_contents: Vec<Source>,
-    vmas: Vec<Vma>,
+    vmas: Vec<(i32, Vec<Vma>)>,
 }
 
 impl State {
@@ -45,39 +49,56 @@ impl State {
     /// # Errors
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
-        let pid = job.pid;
-        let gadgets = match job.gadgets.filter(|g| g.still_there(pid)) {
-            Some(gadgets) => gadgets,
-            None => {
-                Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?
-            }
-        };
-        job.gadgets = Some(gadgets);
-        // Born since the preflight.
-        refuse(process::children(pid)?)?;
-        let tids = frozen.tids();
+        let mut state = Self::default();
+        for stopped in frozen.processes() {
+            let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
+            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
+        }
+        for member in job.members.iter().filter(|m| m.has_own_memory()) {
+            state.vmas.push((member.pid, job.mappings_now(member)?));
+        }
+        // Others' parents run, and may notice them at any time.
+        let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
+        let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
+        state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
+        state.mark_what_is_from_outside();
+        // The spaces are put aside: who holds the descriptors is told by the job as well.
+        let mut spaces = std::mem::take(&mut job.spaces);
+        let captured = files::capture(&job.holders(), &mut |dev, ino| spaces.of_file(dev, ino));
+        job.spaces = spaces;
+        let (files, contents) = captured?;
+        state.files = files;
+        state.file_contents =
+            contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
+        Ok(state)
+    }
+
+    fn collect_process(&mut self, member: &mut Member, stopped: &Stopped, watch: Option<&Watch>) -> Result<()> {
+        let pid = member.pid;
+        let gadgets = member.gadgets()?;
+        let tids = stopped.tids();
         let mut threads = Threads { pid, all: Vec::new() };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
-        let waits = Waits::look(job, &tids);
+        let waits = Waits::look(pid, watch, &tids);
         let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
         let mut questions = Questions::new(&puppet);
         let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
         let clocks = timers::ask(pid, &mut questions)?;
         let answers = questions.put(&mut puppet)?;
         signals.actions = signals::actions(actions, &answers);
-        let timers = timers::capture(pid, clocks, &answers);
+        self.timers.push(timers::capture(pid, clocks, &answers));
         fault::point("collect.process")?;
-        let process = process::capture(pid, frozen.was_stopped(), knobs, &answers)?;
+        self.processes.push(process::capture(pid, member.sharing, stopped.stop_signal(), knobs, &answers)?);
         for tid in tids {
             puppet.switch(tid)?;
             let mut questions = Questions::new(&puppet);
             let (own, rights, turns) =
                 (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
             let answers = questions.put(&mut puppet)?;
-            let status = Status::read(pid, tid).map_err(|_| job.gone("the collection of its state"))?;
+            let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
             refuse(threads::refusals(pid, tid, &status))?;
             let context = puppet.context();
             let xstate = context.xstate.clone();
@@ -90,21 +111,38 @@ impl State {
         }
         signals.queued = signals::queued_for_process(pid)?;
         puppet.end()?;
-        let vmas = job.mappings_now()?;
-        let spaces = &mut job.spaces;
-        let (files, contents) = files::capture(
-            &[files::Holder { pid, pidfd: job.pidfd.as_fd(), sharers: Vec::new() }],
-            &mut |dev, ino| spaces.of_file(dev, ino),
-        )?;
-        let file_contents =
-            contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
-        let clocks = clocks::capture(pid)?;
-        Ok(Self { process, threads, signals, timers, credentials, scheduling, files, clocks, file_contents, vmas })
+        self.threads.push(threads);
+        self.signals.push(signals);
+        self.credentials.push(credentials);
+        self.scheduling.push(scheduling);
+        self.clocks.push(clocks::capture(pid)?);
+        Ok(())
     }
 
-    /// The mappings as they were after our own was taken out.
-    pub fn vmas(&self) -> &[Vma] {
-        &self.vmas
+    /// Sessions and process groups that the job was started in, and is restarted in whatever they are then, get the number 0.
+    fn mark_what_is_from_outside(&mut self) {
+        let members: Vec<i32> =
+            self.processes.iter().map(|p| p.pid).chain(self.zombies.iter().map(|z| z.pid)).collect();
+        let root = self.processes.first().map_or((0, 0), |p| (p.sid, p.pgid));
+        let is_outside = |leader: i32, of_root: i32| {
+            !members.contains(&leader)
+                && (leader == of_root || std::fs::exists(format!("/proc/{leader}")).unwrap_or(true))
+        };
+        let living = self.processes.iter_mut().map(|p| (&mut p.sid, &mut p.pgid));
+        let ended = self.zombies.iter_mut().map(|z| (&mut z.sid, &mut z.pgid));
+        for (sid, pgid) in living.chain(ended) {
+            if is_outside(*sid, root.0) {
+                *sid = 0;
+            }
+            if is_outside(*pgid, root.1) {
+                *pgid = 0;
+            }
+        }
+    }
+
+    /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
+    pub fn take_vmas(&mut self) -> Vec<(i32, Vec<Vma>)> {
+        std::mem::take(&mut self.vmas)
     }
 
     /// Files whose bytes must go into the image.
@@ -117,16 +155,16 @@ impl State {
     /// # Errors
     /// When the image cannot take them.
     pub fn write(self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
-        let mappings = Mappings { pid: self.process.pid, all: std::mem::take(&mut survey.mappings) };
-        put(image, process::KIND, &vec![self.process])?;
-        put(image, threads::KIND, &vec![self.threads])?;
-        put(image, memory::KIND, &vec![mappings])?;
-        put(image, signals::KIND, &vec![self.signals])?;
-        put(image, timers::KIND, &vec![self.timers])?;
-        put(image, credentials::KIND, &vec![self.credentials])?;
+        put(image, process::KIND, &self.processes)?;
+        put(image, threads::KIND, &self.threads)?;
+        put(image, memory::KIND, &survey.take_mappings())?;
+        put(image, signals::KIND, &self.signals)?;
+        put(image, timers::KIND, &self.timers)?;
+        put(image, credentials::KIND, &self.credentials)?;
         put(image, files::KIND, &self.files)?;
-        put(image, clocks::KIND, &vec![self.clocks])?;
-        put(image, scheduling::KIND, &vec![self.scheduling])
+        put(image, clocks::KIND, &self.clocks)?;
+        put(image, scheduling::KIND, &self.scheduling)?;
+        put(image, zombies::KIND, &self.zombies)
     }
 }
 
@@ -138,11 +176,11 @@ struct Waits<'a> {
 }
 
 impl<'a> Waits<'a> {
-    fn look(job: &'a Job, tids: &[i32]) -> Self {
+    fn look(pid: i32, watch: Option<&'a Watch>, tids: &[i32]) -> Self {
         let any = tids.iter().any(|tid| ptrace::regs(*tid).is_ok_and(|r| threads::has_restart_block(&r)));
-        let watch = job.watch.as_ref().filter(|_| any);
-        let tasks = watch.and_then(|w| w.hints.tasks(job.pid).ok()).unwrap_or_default();
-        Self { pid: job.pid, tasks, functions: watch.map(|w| &w.functions) }
+        let watch = watch.filter(|_| any);
+        let tasks = watch.and_then(|w| w.hints.tasks(pid).ok()).unwrap_or_default();
+        Self { pid, tasks, functions: watch.map(|w| &w.functions) }
     }
 
     fn of(&self, tid: i32, regs: &Regs) -> Option<Wait> {
@@ -158,7 +196,7 @@ impl<'a> Waits<'a> {
 /// [`Error::OtherJob`] when it is another.
 pub fn check_same_job(pid: i32, chain: &Chain) -> Result<()> {
     let known: Vec<Process> = get(chain.newest(), process::KIND)?;
-    if known.iter().any(|p| p.pid == pid) {
+    if known.first().is_some_and(|p| p.pid == pid) {
         return Ok(());
     }
     Err(Error::OtherJob { pid, owner: known.first().map_or(0, |p| p.pid) })

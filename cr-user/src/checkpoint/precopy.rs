@@ -5,14 +5,14 @@ use std::sync::mpsc;
 
 use memmap2::MmapMut;
 
-use crate::checkpoint::Job;
-use crate::checkpoint::arena::groups;
+use crate::checkpoint::arena::{Arena, groups};
+use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::checkpoint::survey;
+use crate::checkpoint::{Job, gone};
 use crate::error::Result;
 use crate::image::page_checksums;
 use crate::object::memory::read::Memory;
-use crate::object::spaces::Spaces;
 use crate::procfs;
 use crate::ranges::RangeSet;
 use crate::sys::{PAGE, vm};
@@ -25,36 +25,54 @@ const SMALL: u64 = 256;
 /// After this many chunks it is looked at whether copying pays at all.
 const SAMPLE: usize = 4;
 
-/// Takes and copies what was written, again and again, until what is left is little or does not shrink.
+/// Takes and copies what was written, again and again, until what is left is little or does not shrink: one process after
+/// the other.
 ///
 /// # Errors
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
 pub fn precopy(job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
-    if job.oracle.is_none() || !job.heat.precopy_pays() {
-        return Ok(());
+    let Job { members, arena, content, doubt, .. } = job;
+    for member in members.iter_mut().filter(|m| m.oracle.is_some() && m.has_own_memory()) {
+        if !member.heat.precopy_pays() {
+            continue;
+        }
+        let known = content.get(&member.space()).cloned().unwrap_or_default();
+        match precopy_one(member, arena, &known, sink, prior.filter(|_| *doubt)) {
+            // It is not there in the frozen window either.
+            Err(_) if member.has_ended() => {}
+            other => other?,
+        }
     }
-    let space = Spaces::of_process(job.pid);
+    Ok(())
+}
+
+fn precopy_one(
+    member: &mut Member,
+    arena: &mut Arena,
+    known: &RangeSet,
+    sink: &mut Sink,
+    prior: Option<&Prior>,
+) -> Result<()> {
     let mut before = u64::MAX;
     for round in 0..MAX_ROUNDS {
-        let vmas = procfs::maps(job.pid).map_err(|_| job.gone("the pre-copy"))?;
-        let seen = survey::take_running(job, &vmas)?;
+        let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
+        let seen = survey::take_running(member, &vmas)?;
         let mut wanted = seen.taken.intersection(&seen.own);
         if round == 0 {
-            let known = job.content.get(&space).cloned().unwrap_or_default();
-            wanted = job.debt.union(&seen.own.difference(&known)).intersection(&seen.own);
+            wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
         }
         let count = wanted.count();
         if round > 0 && (count <= SMALL || count > before / 10 * 7) {
             // Taken, hence in debt: the frozen window copies it.
-            job.late = job.late.union(&wanted);
+            member.late = member.late.union(&wanted);
             return Ok(());
         }
         before = count;
-        let chunks = job.arena.pair()?;
-        let rewritten = |pages: &RangeSet| survey::rewritten(job, pages);
-        let (missed, chunks) = copy(&job.memory, space, &wanted, chunks, sink, prior.filter(|_| job.doubt), rewritten);
-        job.arena.give_back(chunks);
-        job.late = job.late.difference(&wanted).union(&missed?);
+        let chunks = arena.pair()?;
+        let rewritten = |pages: &RangeSet| survey::rewritten(member, pages);
+        let (missed, chunks) = copy(&member.memory, member.space(), &wanted, chunks, sink, prior, rewritten);
+        arena.give_back(chunks);
+        member.late = member.late.difference(&wanted).union(&missed?);
         if count <= SMALL {
             return Ok(());
         }

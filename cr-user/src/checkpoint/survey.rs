@@ -1,6 +1,6 @@
 //! Asking what there is and what was written, and protecting it again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -9,13 +9,14 @@ use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::arena::{Piece, groups};
 use crate::checkpoint::collect::State;
+use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
-use crate::checkpoint::{Job, refuse, watch};
+use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
 use crate::object::memory::backing::Source;
-use crate::object::memory::mapping::{self, Mapping};
+use crate::object::memory::mapping::{self, Mapping, Mappings};
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
@@ -35,20 +36,20 @@ pub struct Seen {
 ///
 /// # Errors
 /// When the job is gone.
-pub fn take_running(job: &mut Job, vmas: &[Vma]) -> Result<Seen> {
-    let pagemap = oracle::pagemap_of(job.pid)?;
+pub fn take_running(member: &mut Member, vmas: &[Vma]) -> Result<Seen> {
+    let pagemap = oracle::pagemap_of(member.pid)?;
     let (mut taken, mut own) = (Vec::new(), Vec::new());
     for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v")) {
         let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, anonymous) else { continue };
         let worthwhile = anonymous || vma.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
-        if let Some(pages) = take(job, vma.start, vma.end, &backing.own, worthwhile)? {
+        if let Some(pages) = take(member, vma.start, vma.end, &backing.own, worthwhile)? {
             taken.extend(pages);
             own.extend(backing.own.iter());
         }
     }
     let taken = RangeSet::from_unsorted(taken);
-    job.debt = job.debt.union(&taken);
+    member.debt = member.debt.union(&taken);
     Ok(Seen { taken, own: RangeSet::from_unsorted(own) })
 }
 
@@ -57,12 +58,24 @@ pub fn take_running(job: &mut Job, vmas: &[Vma]) -> Result<Seen> {
 /// # Errors
 /// When the job is gone.
 pub fn estimate(job: &Job) -> Result<u64> {
-    let vmas = procfs::maps(job.pid).map_err(|_| job.gone("the pre-copy"))?;
-    let pagemap = oracle::pagemap_of(job.pid)?;
-    let mut count = job.late.count();
+    let mut count = 0;
+    for member in job.members.iter().filter(|m| m.has_own_memory()) {
+        match estimate_one(member) {
+            // It is not there in the frozen window either.
+            Err(_) if member.has_ended() && member.pid != job.pid() => {}
+            other => count += other?,
+        }
+    }
+    Ok(count)
+}
+
+fn estimate_one(member: &Member) -> Result<u64> {
+    let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
+    let pagemap = oracle::pagemap_of(member.pid)?;
+    let mut count = member.late.count();
     for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
-        let Some(oracle) = &job.oracle else { continue };
+        let Some(oracle) = &member.oracle else { continue };
         for range in backing.own.iter() {
             count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
                 Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
@@ -74,25 +87,28 @@ pub fn estimate(job: &Job) -> Result<u64> {
 }
 
 /// How many of these pages were written since they were taken.
-pub fn rewritten(job: &Job, pages: &RangeSet) -> u64 {
-    let count =
-        |range: std::ops::Range<u64>| match job.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
-            Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
-            Ok(Written::Untracked) | Err(_) => None,
-        };
+pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
+    let count = |range: std::ops::Range<u64>| match member.oracle.as_ref()?.written(
+        range.start * PAGE,
+        range.end * PAGE,
+        false,
+    ) {
+        Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
+        Ok(Written::Untracked) | Err(_) => None,
+    };
     pages.iter().filter_map(count).sum()
 }
 
 /// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
 /// cannot be, or is not worth it.
 fn take(
-    job: &Job,
+    member: &Member,
     start: u64,
     end: u64,
     own: &RangeSet,
     worthwhile: bool,
 ) -> Result<Option<Vec<std::ops::Range<u64>>>> {
-    let Some(oracle) = &job.oracle else { return Ok(None) };
+    let Some(oracle) = &member.oracle else { return Ok(None) };
     // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
     // Where there is no table yet, what comes to be is unprotected, and so counts as written.
     if oracle.written(start, start + PAGE, false)? == Written::Untracked
@@ -102,7 +118,7 @@ fn take(
     }
     let mut pages = Vec::new();
     for window in windows(own, start / PAGE..end / PAGE).iter() {
-        for (part, hot) in job.heat.split(window) {
+        for (part, hot) in member.heat.split(window) {
             match oracle.written(part.start * PAGE, part.end * PAGE, !hot)? {
                 Written::Pages(found) => pages.extend(found),
                 Written::Untracked => return Ok(None),
@@ -122,21 +138,39 @@ fn windows(pages: &RangeSet, within: std::ops::Range<u64>) -> RangeSet {
 /// What a stopped job's memory is, and what of it must be copied.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every mapping.
-    pub mappings: Vec<Mapping>,
-    /// Private pages with content.
-    own: RangeSet,
-    /// Of these, the ones that were or may have been written since the last checkpoint.
-    pub dirty: RangeSet,
-    /// Of the dirty ones, those that must be copied now.
-    copy: RangeSet,
-    /// Pages that may be the same as in the older images.
-    doubtful: RangeSet,
+    /// By process that has an address space of its own, in the job's order.
+    processes: Vec<Surveyed>,
     /// Stored objects: by space, the file and the pages that the image must hold.
     objects: BTreeMap<u64, (File, RangeSet)>,
     object_pages: u64,
     /// Why more is read than the oracle said.
     pub widened: Vec<String>,
+}
+
+/// The address space of one process.
+#[derive(Debug)]
+struct Surveyed {
+    pid: i32,
+    /// Every mapping.
+    mappings: Vec<Mapping>,
+    /// Private pages with content.
+    own: RangeSet,
+    /// Of these, the ones that were or may have been written since the last checkpoint.
+    dirty: RangeSet,
+    /// Of the dirty ones, those that must be copied now.
+    copy: RangeSet,
+    /// Pages that may be the same as in the older images.
+    doubtful: RangeSet,
+    /// Mappings that are not tracked, and their pages.
+    untracked: (usize, u64),
+    /// Pages that a program saw written and the page tables did not show.
+    missed: u64,
+}
+
+impl Surveyed {
+    fn space(&self) -> u64 {
+        Spaces::of_process(self.pid)
+    }
 }
 
 impl Survey {
@@ -145,65 +179,42 @@ impl Survey {
     /// # Errors
     /// When the job holds what could not be restored, or is gone.
     pub fn take(job: &mut Job, state: &mut State, sink: &Sink) -> Result<Self> {
-        let (mut mappings, mut sources, refused) = mapping::describe(job.pid, state.vmas(), &mut job.spaces);
-        sources.extend(state.take_file_contents());
-        refuse(refused)?;
-        let pagemap = oracle::pagemap_of(job.pid)?;
-        let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
-        let mut untracked_mappings = 0;
-        for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
-            let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
-                .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", job.pid), e))?;
-            let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
-            mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
-            match take(job, mapping.start, mapping.end, &backing.own, worthwhile)? {
-                Some(pages) => taken.extend(pages),
-                None if !backing.own.is_empty() => {
-                    untracked_mappings += 1;
-                    untracked.extend(backing.own.iter());
-                }
-                None => {}
-            }
-            own.extend(backing.own.iter());
+        let mut sources = state.take_file_contents();
+        let mut described = Vec::new();
+        let mut refusals = Vec::new();
+        for (pid, vmas) in state.take_vmas() {
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces);
+            described.push((pid, mappings));
+            sources.extend(found);
+            refusals.extend(refused);
         }
-        let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
-        let untracked = RangeSet::from_unsorted(untracked);
-        job.debt = job.debt.union(&taken);
-
-        let space = Spaces::of_process(job.pid);
-        let known = job.content.get(&space).cloned().unwrap_or_default();
-        let mut dirty = job.debt.union(&untracked).union(&own.difference(&known)).intersection(&own);
-        let mut widened = std::mem::take(&mut job.notes);
-        // The page tables are the oracle. A write that a program saw and they do not show would be a bug, of ours or of the
-        // kernel's: it is copied all the same, and said.
-        let seen = job.watch.as_mut().map(watch::Watch::written).unwrap_or_default();
-        let missed = seen.intersection(&own).difference(&dirty);
-        if !missed.is_empty() {
-            widened.push(format!(
-                "{} pages that a program saw written were not marked in the page tables",
-                missed.count()
-            ));
-            dirty = dirty.union(&missed);
+        refuse(refusals)?;
+        let Job { members, content, watch, doubt, notes, .. } = job;
+        let mut processes = Vec::new();
+        for (pid, mappings) in described {
+            let Some(member) = members.iter_mut().find(|m| m.pid == pid) else { continue };
+            let known = content.get(&member.space()).cloned().unwrap_or_default();
+            let seen = watch.as_mut().map(|w| w.written(pid)).unwrap_or_default();
+            processes.push(Surveyed::take(member, mappings, &known, &seen, *doubt, sink)?);
         }
-        // Copied already, and neither written again nor of unknown history.
-        let copied = sink.held(space).difference(&taken).difference(&untracked).difference(&job.late);
-        if untracked_mappings > 0 {
-            widened.push(format!("{untracked_mappings} mappings are not tracked: {} pages read", untracked.count()));
-        }
-        job.heat.judge_precopy(sink.held(space).intersection(&taken).count(), sink.held(space).count());
-        let doubtful = if job.doubt { own.clone() } else { untracked.union(job.heat.hot()) };
-        let mut survey = Self {
-            mappings,
-            copy: dirty.difference(&copied),
-            own,
-            dirty,
-            doubtful,
-            objects: BTreeMap::new(),
-            object_pages: 0,
-            widened,
-        };
+        let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened: std::mem::take(notes) };
+        survey.say_what_widened();
         survey.add_objects(sources)?;
         Ok(survey)
+    }
+
+    fn say_what_widened(&mut self) {
+        // The page tables are the oracle. A write that a program saw and they do not show would be a bug, of ours or of the
+        // kernel's: it is copied all the same, and said.
+        let missed: u64 = self.processes.iter().map(|p| p.missed).sum();
+        if missed > 0 {
+            self.widened.push(format!("{missed} pages that a program saw written were not marked in the page tables"));
+        }
+        let mappings: usize = self.processes.iter().map(|p| p.untracked.0).sum();
+        if mappings > 0 {
+            let pages: u64 = self.processes.iter().map(|p| p.untracked.1).sum();
+            self.widened.push(format!("{mappings} mappings are not tracked: {pages} pages read"));
+        }
     }
 
     /// Finds the parts of stored objects that are there. Objects can be written through any mapping and by `write(2)`: they
@@ -230,41 +241,52 @@ impl Survey {
     /// When a page cannot be read, or (only beyond the memory limit) the image cannot be written.
     pub fn copy(&self, job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
         fault::point("collect.memory")?;
-        let space = Spaces::of_process(job.pid);
-        let mut arena = std::mem::take(&mut job.arena);
-        let parts = [(self.copy.difference(&self.doubtful), false), (self.copy.intersection(&self.doubtful), true)];
-        let pieces = parts.into_iter().flat_map(|(pages, compare)| {
-            let groups = groups(pages.iter(), vm::MAX_PIECES);
-            groups.into_iter().map(move |ranges| Piece { space, ranges, compare })
-        });
-        let memory = &job.memory;
-        let pid = job.pid;
-        let result = arena.fill(pieces.collect(), sink, prior, |piece, buf| {
-            let unread = memory.read(&piece.ranges, buf);
-            unread.iter().next().map_or(Ok(()), |r| Err(unreadable(pid, r.start)))
-        });
-        let result = result.and_then(|()| {
-            self.objects.iter().try_for_each(|(space, (file, pages))| {
-                let groups = groups(pages.iter(), usize::MAX).into_iter();
-                let pieces = groups.map(|ranges| Piece { space: *space, ranges, compare: true }).collect();
-                arena.fill(pieces, sink, prior, |piece, buf| read_file(file, &piece.ranges, buf))
-            })
-        });
-        job.arena = arena;
-        result
+        let Job { members, arena, .. } = job;
+        let memories: HashMap<u64, &Member> = members.iter().map(|m| (m.space(), m)).collect();
+        let mut pieces = Vec::new();
+        for process in &self.processes {
+            let parts = [
+                (process.copy.difference(&process.doubtful), false),
+                (process.copy.intersection(&process.doubtful), true),
+            ];
+            for (pages, compare) in parts {
+                let groups = groups(pages.iter(), vm::MAX_PIECES).into_iter();
+                pieces.extend(groups.map(|ranges| Piece { space: process.space(), ranges, compare }));
+            }
+        }
+        arena.fill(pieces, sink, prior, |piece, buf| {
+            let member = memories[&piece.space];
+            let unread = member.memory.read(&piece.ranges, buf);
+            unread.iter().next().map_or(Ok(()), |r| Err(unreadable(member.pid, r.start)))
+        })?;
+        self.objects.iter().try_for_each(|(space, (file, pages))| {
+            let groups = groups(pages.iter(), usize::MAX).into_iter();
+            let pieces = groups.map(|ranges| Piece { space: *space, ranges, compare: true }).collect();
+            arena.fill(pieces, sink, prior, |piece, buf| read_file(file, &piece.ranges, buf))
+        })
     }
 
     /// Pages that were, or may have been, written.
     pub fn dirty_pages(&self) -> u64 {
-        self.dirty.count() + self.object_pages
+        self.processes.iter().map(|p| p.dirty.count()).sum::<u64>() + self.object_pages
+    }
+
+    /// Pages of a process that were, or may have been, written.
+    pub fn dirty_of(&self, pid: i32) -> Option<&RangeSet> {
+        self.processes.iter().find(|p| p.pid == pid).map(|p| &p.dirty)
+    }
+
+    /// The record of every process's mappings.
+    pub fn take_mappings(&mut self) -> Vec<Mappings> {
+        let take = |p: &mut Surveyed| Mappings { pid: p.pid, all: std::mem::take(&mut p.mappings) };
+        self.processes.iter_mut().map(take).collect()
     }
 
     /// What the image says of the job's memory and of the stored objects.
     pub fn spaces(&self, job: &Job, sink: &Sink) -> Vec<Space> {
-        let own = (Spaces::of_process(job.pid), &self.own);
+        let own = self.processes.iter().map(|p| (p.space(), &p.own));
         let objects = self.objects.iter().map(|(space, (_, pages))| (*space, pages));
-        std::iter::once(own)
-            .chain(objects)
+        own.chain(objects)
             .map(|(space, content)| {
                 let known = job.content.get(&space).cloned().unwrap_or_default();
                 sink.space(space, content, &known.difference(content))
@@ -273,9 +295,62 @@ impl Survey {
     }
 
     /// What has content, by space.
-    pub fn into_content(self, pid: i32) -> impl Iterator<Item = (u64, RangeSet)> {
+    pub fn into_content(self) -> impl Iterator<Item = (u64, RangeSet)> {
         let objects = self.objects.into_iter().map(|(space, (_, pages))| (space, pages));
-        std::iter::once((Spaces::of_process(pid), self.own)).chain(objects)
+        self.processes.into_iter().map(|p| (p.space(), p.own)).chain(objects)
+    }
+}
+
+impl Surveyed {
+    /// `known`: pages that have content according to the chain. `seen`: pages that a program saw being written.
+    fn take(
+        member: &mut Member,
+        mut mappings: Vec<Mapping>,
+        known: &RangeSet,
+        seen: &RangeSet,
+        doubt: bool,
+        sink: &Sink,
+    ) -> Result<Self> {
+        let pagemap = oracle::pagemap_of(member.pid)?;
+        let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut untracked_mappings = 0;
+        for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
+            let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
+                .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
+            let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
+            mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
+                Some(pages) => taken.extend(pages),
+                None if !backing.own.is_empty() => {
+                    untracked_mappings += 1;
+                    untracked.extend(backing.own.iter());
+                }
+                None => {}
+            }
+            own.extend(backing.own.iter());
+        }
+        let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
+        let untracked = RangeSet::from_unsorted(untracked);
+        member.debt = member.debt.union(&taken);
+
+        let mut dirty = member.debt.union(&untracked).union(&own.difference(known)).intersection(&own);
+        let missed = seen.intersection(&own).difference(&dirty);
+        dirty = dirty.union(&missed);
+        // Copied already, and neither written again nor of unknown history.
+        let held = sink.held(member.space());
+        let copied = held.difference(&taken).difference(&untracked).difference(&member.late);
+        member.heat.judge_precopy(held.intersection(&taken).count(), held.count());
+        let doubtful = if doubt { own.clone() } else { untracked.union(member.heat.hot()) };
+        Ok(Self {
+            pid: member.pid,
+            mappings,
+            copy: dirty.difference(&copied),
+            own,
+            dirty,
+            doubtful,
+            untracked: (untracked_mappings, untracked.count()),
+            missed: missed.count(),
+        })
     }
 }
 

@@ -12,6 +12,7 @@ pub mod signals;
 pub mod spaces;
 pub mod threads;
 pub mod timers;
+pub mod zombies;
 
 use crate::image::RecordKind;
 
@@ -26,4 +27,5 @@ pub const KINDS: &[RecordKind] = &[
     scheduling::KIND,
     files::KIND,
     clocks::KIND,
+    zombies::KIND,
 ];

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::error::{Error, Refusal, Result};
+use crate::family::Sharing;
 use crate::image::RecordKind;
 use crate::object::memory::backing::FileStamp;
 use crate::procfs::{self, Status};
@@ -13,7 +14,7 @@ use crate::remote::{Answers, Call, Questions};
 use crate::sys::{task, vm};
 
 /// The record of a process.
-pub const KIND: RecordKind = RecordKind { id: 1, version: 1, name: "process" };
+pub const KIND: RecordKind = RecordKind { id: 1, version: 2, name: "process" };
 
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -26,6 +27,10 @@ pub struct Process {
     pub pgid: i32,
     /// Its session.
     pub sid: i32,
+    /// The signal that its parent gets when it ends; 0 for none.
+    pub exit_signal: i32,
+    /// What it shares with its parent.
+    pub sharing: Sharing,
     /// The arguments that it was started with, separated by zero bytes.
     pub command_line: Vec<u8>,
     /// Its executable.
@@ -56,8 +61,8 @@ pub struct Process {
     pub oom_score_adj: i32,
     /// `/proc/PID/coredump_filter`.
     pub coredump_filter: u32,
-    /// Whether job control had stopped it.
-    pub stopped: bool,
+    /// The signal by which job control had stopped it; 0 when it was running.
+    pub stop_signal: i32,
     /// The system that it ran on.
     pub host: Host,
 }
@@ -117,28 +122,13 @@ pub fn ask(questions: &mut Questions) -> Asked {
     }
 }
 
-/// Children: they cannot be restored yet. One may be born until the process stands still, so this is asked again then.
-///
-/// # Errors
-/// When the process is gone.
-pub fn children(pid: i32) -> Result<Vec<Refusal>> {
-    let children = procfs::children(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?;
-    let refusal = |child: i32| {
-        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-        let why = format!("is its child ({}); process trees are not supported yet", name.trim());
-        let todo = "wait until it has ended, or checkpoint the child alone".to_owned();
-        Refusal { pid, place: format!("pid {child}"), why, todo }
-    };
-    Ok(children.into_iter().map(refusal).collect())
-}
-
 /// What cannot be restored about the process as a whole.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     let gone = |e| Error::system(format!("examining pid {pid}"), e);
-    let mut refusals = children(pid)?;
+    let mut refusals = Vec::new();
     let mut refuse = |place: &str, why: String, todo: &str| {
         refusals.push(Refusal { pid, place: place.to_owned(), why, todo: todo.to_owned() });
     };
@@ -180,11 +170,17 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(lost)
 }
 
-/// Captures a stopped process. `stopped`: job control had stopped it before we did.
+/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did.
 ///
 /// # Errors
 /// When the process is gone.
-pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Result<Process> {
+pub fn capture(
+    pid: i32,
+    sharing: Sharing,
+    stop_signal: Option<i32>,
+    asked: Asked,
+    answers: &Answers,
+) -> Result<Process> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
         fs::read(&path).map_err(|e| Error::system(format!("reading {path}"), e))
@@ -206,6 +202,8 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
         ppid: field(4) as i32,
         pgid: field(5) as i32,
         sid: field(6) as i32,
+        exit_signal: field(38) as i32,
+        sharing,
         command_line: read("cmdline")?,
         exe: FileStamp::new(&path("exe")?, &exe_meta),
         cwd: path("cwd")?,
@@ -228,7 +226,7 @@ pub fn capture(pid: i32, stopped: bool, asked: Asked, answers: &Answers) -> Resu
         limits,
         oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
         coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
-        stopped,
+        stop_signal: stop_signal.unwrap_or(0),
         host: host(pid)?,
     })
 }
@@ -308,7 +306,15 @@ pub fn check(process: &Process) -> Result<()> {
             return not_here(format!("the {what} directory {path}"), "it is not there".to_owned(), "make it again");
         }
     }
-    let is_zombie = || Status::read(process.pid, process.pid).is_ok_and(|s| s.get("State").starts_with('Z'));
+    pid_is_free(process.pid)
+}
+
+/// Whether a process with that pid can be made.
+///
+/// # Errors
+/// [`Error::NotHere`] that names who has it.
+pub fn pid_is_free(pid: i32) -> Result<()> {
+    let is_zombie = || Status::read(pid, pid).is_ok_and(|s| s.get("State").starts_with('Z'));
     // Whoever reaps the job that was just killed may take a moment.
     for _ in 0..100 {
         if !is_zombie() {
@@ -316,16 +322,13 @@ pub fn check(process: &Process) -> Result<()> {
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    if let Ok(owner) = fs::read_to_string(format!("/proc/{}/comm", process.pid)) {
+    if let Ok(owner) = fs::read_to_string(format!("/proc/{pid}/comm")) {
         let zombie = is_zombie();
         let state = if zombie { " (it has ended, but its parent has not noticed)" } else { "" };
-        let what = format!("pid {}", process.pid);
+        let what = format!("pid {pid}");
         let why = format!("the process `{}` has that pid{state}", owner.trim());
-        return not_here(
-            what,
-            why,
-            "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)",
-        );
+        let todo = "end that process first, or restore with --pid-namespace".to_owned();
+        return Err(Error::NotHere { what, why, todo });
     }
     Ok(())
 }

@@ -113,9 +113,14 @@ pub fn info(queued: &[u8]) -> SigInfo {
 
 /// Calls that set every action again, and the bytes that they read at `at` in the process.
 pub fn restore_calls(signals: &Signals, at: u64) -> (Vec<Call>, Vec<u8>) {
-    let (mut calls, mut bytes) = (Vec::new(), Vec::new());
+    const SIG_IGN: [u64; 4] = [1, 0, 0, 0];
+    let (mut calls, mut bytes) = (Vec::new(), Vec::<u8>::new());
+    let ignore = at;
+    bytes.extend(SIG_IGN.iter().flat_map(|w| w.to_le_bytes()));
     for signal in (1..=COUNT as i32).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
         let action = signals.actions.iter().find(|a| a.signal == signal);
+        // What came under this number while the job was built (that a child has ended, say) is forgotten.
+        calls.push(Call::new(libc::SYS_rt_sigaction, &[signal as u64, ignore, 0, SIGSET_LEN]));
         let words = action.map_or([0; 4], |a| [a.handler, a.flags, a.restorer, a.mask]);
         calls.push(Call::new(libc::SYS_rt_sigaction, &[signal as u64, at + bytes.len() as u64, 0, SIGSET_LEN]));
         bytes.extend(words.iter().flat_map(|w| w.to_le_bytes()));

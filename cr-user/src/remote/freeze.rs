@@ -1,35 +1,70 @@
-//! Stopping every thread of a process, and letting all go again whatever happens.
+//! Stopping every thread of a job, and letting all go again whatever happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
+use crate::family::{Family, Relative};
 use crate::procfs;
 use crate::sys::ptrace;
 use crate::sys::task::{self, Change};
+use crate::sys::vm;
 
-/// A process whose every thread is stopped. Dropping it lets them go.
+/// A job whose every thread is stopped. Dropping it lets them go.
 #[derive(Debug)]
 pub struct Frozen {
-    pid: i32,
-    /// Stopped threads and whether they were in a job-control stop already.
-    threads: BTreeMap<i32, bool>,
+    root: i32,
+    /// Its living processes, the root first and parents before their children.
+    processes: Vec<Stopped>,
+    /// Its processes that have ended, and whose parents have not noticed.
+    zombies: Vec<Relative>,
 }
 
+/// A process whose every thread is stopped.
+#[derive(Clone, Debug)]
+pub struct Stopped {
+    /// Its pid.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// Its threads, and for each the signal by which job control had stopped it already.
+    threads: BTreeMap<i32, JobStop>,
+}
+
+impl Stopped {
+    /// Its threads, the main one first.
+    pub fn tids(&self) -> Vec<i32> {
+        let mut tids: Vec<i32> = self.threads.keys().copied().collect();
+        tids.sort_by_key(|t| (*t != self.pid, *t));
+        tids
+    }
+
+    /// The signal by which job control had stopped the process before we did.
+    pub fn stop_signal(&self) -> Option<i32> {
+        self.threads.values().find_map(|s| s.0)
+    }
+}
+
+/// What a freeze traces: forks are followed, so that what is born meanwhile is stopped too.
+const OPTIONS: i32 =
+    libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACESYSGOOD;
+
 impl Frozen {
-    /// Stops every thread of `pid`, those born meanwhile included. A signal that a thread was about to take is taken
+    /// Stops every thread of the job, those born meanwhile included. A signal that a thread was about to take is taken
     /// (its handler entered, not run) before the stop.
     ///
     /// # Errors
-    /// When the process may not be traced, has a tracer already, or ends meanwhile. Nothing stays stopped then.
-    pub fn freeze(pid: i32) -> Result<Self> {
-        let mut frozen = Self { pid, threads: BTreeMap::new() };
+    /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
+    /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
+    pub fn freeze(family: Family) -> Result<Self> {
+        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
-        match frozen.stop_all(&mut seized) {
-            Ok(()) if frozen.threads.is_empty() => Err(gone(pid)),
+        match frozen.stop_all(family, &mut seized) {
+            Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
             Ok(()) => {
-                frozen.threads.keys().for_each(|tid| resume_endless_wait(*tid));
+                frozen.processes.iter().flat_map(|p| p.threads.keys()).for_each(|tid| resume_endless_wait(*tid));
                 Ok(frozen)
             }
             Err(e) => {
@@ -39,61 +74,84 @@ impl Frozen {
         }
     }
 
-    fn stop_all(&mut self, seized: &mut BTreeSet<i32>) -> Result<()> {
+    fn stop_all(&mut self, family: Family, seized: &mut BTreeSet<(i32, i32)>) -> Result<()> {
         loop {
-            let mut tids = procfs::threads(self.pid).map_err(|_| gone(self.pid))?;
-            tids.retain(|tid| !seized.contains(tid));
-            if tids.is_empty() {
+            let members = family.members().map_err(|_| gone(family.root))?;
+            let mut fresh = Vec::new();
+            for member in members.iter().filter(|m| !m.zombie) {
+                let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
+                fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
+            }
+            if fresh.is_empty() {
+                self.arrange(&members);
                 return Ok(());
             }
-            for &tid in &tids {
-                match ptrace::seize(tid, libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD) {
+            for &(pid, tid) in &fresh {
+                match ptrace::seize(tid, OPTIONS) {
                     Ok(()) => {}
                     Err(Errno::ESRCH) => continue,
-                    // A thread born of a seized one is seized already, and stops by itself.
-                    Err(Errno::EPERM) if traced_by_us(self.pid, tid) => {}
-                    Err(e) => return Err(refused(self.pid, tid, e)),
+                    // One born of a seized one is seized already, and stops by itself.
+                    Err(Errno::EPERM) if traced_by_us(pid, tid) => {}
+                    Err(Errno::EPERM) if has_ended(tid) => continue,
+                    Err(e) => return Err(refused(pid, tid, e)),
                 }
-                seized.insert(tid);
+                seized.insert((pid, tid));
                 let _ = ptrace::interrupt(tid);
             }
             // Stopped threads bear no more: once all known ones stand still, one more look finds the stragglers.
-            for tid in tids {
-                if seized.contains(&tid)
-                    && let Some(in_job_stop) = wait_stopped(tid)?
+            for (pid, tid) in fresh {
+                if seized.contains(&(pid, tid))
+                    && let Some(stop) = wait_stopped(pid, tid)?
                 {
-                    self.threads.insert(tid, in_job_stop);
+                    self.take(pid, tid, stop);
                 }
             }
         }
     }
 
+    fn take(&mut self, pid: i32, tid: i32, stop: JobStop) {
+        let at = self.processes.iter().position(|p| p.pid == pid).unwrap_or_else(|| {
+            self.processes.push(Stopped { pid, ppid: 0, threads: BTreeMap::new() });
+            self.processes.len() - 1
+        });
+        self.processes[at].threads.insert(tid, stop);
+    }
+
+    /// Puts the processes into the order of the family, as it was when all stood still.
+    fn arrange(&mut self, members: &[Relative]) {
+        for process in &mut self.processes {
+            process.ppid = members.iter().find(|m| m.pid == process.pid).map_or(0, |m| m.ppid);
+        }
+        let place = |pid: i32| members.iter().position(|m| m.pid == pid).unwrap_or(usize::MAX);
+        self.processes.sort_by_key(|p| place(p.pid));
+        // One that ended in the middle, whose threads are zombies now.
+        self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
+        self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
+    }
+
     /// Only a stopped thread can be let go: waits for those that were seized before something failed.
-    fn adopt(&mut self, seized: &BTreeSet<i32>) {
-        for &tid in seized {
-            if !self.threads.contains_key(&tid)
-                && let Ok(Some(stop)) = wait_stopped(tid)
-            {
-                self.threads.insert(tid, stop);
+    fn adopt(&mut self, seized: &BTreeSet<(i32, i32)>) {
+        for &(pid, tid) in seized {
+            let known = self.processes.iter().any(|p| p.threads.contains_key(&tid));
+            if !known && let Ok(Some(stop)) = wait_stopped(pid, tid) {
+                self.take(pid, tid, stop);
             }
         }
     }
 
-    /// The stopped process.
-    pub fn pid(&self) -> i32 {
-        self.pid
+    /// The job's root.
+    pub fn root(&self) -> i32 {
+        self.root
     }
 
-    /// Its threads, the main one first.
-    pub fn tids(&self) -> Vec<i32> {
-        let mut tids: Vec<i32> = self.threads.keys().copied().collect();
-        tids.sort_by_key(|t| (*t != self.pid, *t));
-        tids
+    /// The living processes of the job, the root first and parents before their children.
+    pub fn processes(&self) -> &[Stopped] {
+        &self.processes
     }
 
-    /// Whether job control had stopped the process before we did.
-    pub fn was_stopped(&self) -> bool {
-        self.threads.values().any(|s| *s)
+    /// Processes that have ended, and whose parents have not noticed.
+    pub fn zombies(&self) -> &[Relative] {
+        &self.zombies
     }
 
     /// Lets every thread go.
@@ -106,8 +164,8 @@ impl Frozen {
 
     fn release(&mut self) -> Result<()> {
         let mut first = None;
-        for (tid, _) in std::mem::take(&mut self.threads) {
-            match ptrace::detach(tid, 0) {
+        for tid in std::mem::take(&mut self.processes).iter().flat_map(|p| p.threads.keys()) {
+            match ptrace::detach(*tid, 0) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(e) => first = first.or(Some(Error::system(format!("letting thread {tid} go"), e))),
             }
@@ -119,7 +177,7 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         if let Err(e) = self.release() {
-            log::error!("pid {}: {e}", self.pid);
+            log::error!("pid {}: {e}", self.root);
         }
     }
 }
@@ -147,23 +205,98 @@ fn resume_endless_wait(tid: i32) {
     }
 }
 
-/// Waits until `tid` stands still: `Some(was in a job-control stop)`, or `None` when it ended instead.
-fn wait_stopped(tid: i32) -> Result<Option<bool>> {
+/// The signal of the job-control stop that a thread was in, if it was in one.
+#[derive(Clone, Copy, Debug)]
+struct JobStop(Option<i32>);
+
+/// Waits until `tid` stands still; `None` when it ended instead.
+fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
+    /// A thread that has not stopped by then is looked at more closely.
+    const PATIENCE: Duration = Duration::from_millis(50);
+    /// One that waits for a disk or a file server does not hold the whole job up for longer.
+    const LIMIT: Duration = Duration::from_secs(10);
+    let started = Instant::now();
     loop {
-        match task::wait_change(tid) {
-            Ok(Change::Trapped { signal, event: ptrace::EVENT_STOP }) => return Ok(Some(signal != libc::SIGTRAP)),
+        match task::poll_change(tid) {
+            Ok(Some(Change::Trapped { signal, event: ptrace::EVENT_STOP })) => {
+                return Ok(Some(JobStop((signal != libc::SIGTRAP).then_some(signal))));
+            }
             // On its way to take a signal, or just past a clone: let it, the interrupt is still due.
-            Ok(Change::Trapped { signal, event }) => {
+            Ok(Some(Change::Trapped { signal, event })) => {
                 let deliver = if event == 0 { signal } else { 0 };
                 match ptrace::cont(tid, deliver) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(e) => return Err(Error::system(format!("stopping thread {tid}"), e)),
                 }
             }
-            Ok(Change::Ended) | Err(Errno::ECHILD) => return Ok(None),
+            Ok(Some(Change::Ended)) => {
+                bury(pid, tid);
+                return Ok(None);
+            }
+            Err(Errno::ECHILD) => return Ok(None),
             Err(e) => return Err(Error::system(format!("waiting for thread {tid} to stop"), e)),
+            Ok(None) if started.elapsed() < Duration::from_millis(2) => std::thread::yield_now(),
+            Ok(None) => {
+                std::thread::sleep(Duration::from_micros(100));
+                if started.elapsed() > PATIENCE && is_in_vfork(pid, tid) {
+                    return Err(in_vfork(pid, tid));
+                }
+                if started.elapsed() > LIMIT {
+                    return Err(does_not_stop(pid, tid));
+                }
+            }
         }
     }
+}
+
+/// A tracee that has ended is kept from its parent until we have waited for it. What is our own child as well is left for
+/// whoever wants to know how it ended.
+fn bury(pid: i32, tid: i32) {
+    let parent = procfs::Status::read(pid, tid).map(|s| s.numbers("PPid").first().copied().unwrap_or(0));
+    if tid != pid || parent.is_ok_and(|p| p != std::process::id()) {
+        let _ = task::wait_end(tid);
+    }
+}
+
+fn has_ended(tid: i32) -> bool {
+    procfs::stat(tid).map_or(true, |s| s.first().is_none_or(|state| matches!(state.as_str(), "Z" | "X")))
+}
+
+/// Whether a thread waits for its child of `vfork` to execute a program, which nothing interrupts.
+fn is_in_vfork(pid: i32, tid: i32) -> bool {
+    if procfs::stat(tid).is_ok_and(|s| s.first().is_none_or(|state| state != "D")) {
+        return false;
+    }
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let number = words.next().and_then(|w| w.parse::<i64>().ok());
+    let first = words.next().and_then(|w| u64::from_str_radix(w.trim_start_matches("0x"), 16).ok()).unwrap_or(0);
+    let flags = match number {
+        Some(libc::SYS_vfork) => return true,
+        Some(libc::SYS_clone) => first,
+        Some(libc::SYS_clone3) => {
+            let mut flags = [0; 8];
+            let _ = vm::read(pid, &[vm::Range { start: first, len: 8 }], &mut flags);
+            u64::from_le_bytes(flags)
+        }
+        _ => 0,
+    };
+    flags & libc::CLONE_VFORK as u64 != 0
+}
+
+fn in_vfork(pid: i32, tid: i32) -> Error {
+    let child = procfs::children(pid).unwrap_or_default();
+    let child =
+        child.iter().find(|c| crate::sys::fd::shares(**c, pid, crate::sys::fd::Shared::Memory).unwrap_or(false));
+    let why = format!("waits in vfork for its child {} to execute a program", child.copied().unwrap_or(0));
+    let todo = "try again once it has; a program that stays in that state cannot be checkpointed".to_owned();
+    Error::Refused(vec![Refusal { pid, place: format!("thread {tid}"), why, todo }])
+}
+
+fn does_not_stop(pid: i32, tid: i32) -> Error {
+    let place = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/wchan")).unwrap_or_default();
+    let why = format!("thread {tid} waits in the kernel ({place}) and cannot be stopped");
+    Error::NotAllowed { pid, why, todo: "see whether a disk or file server hangs, and try again".to_owned() }
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {

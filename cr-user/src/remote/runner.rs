@@ -178,7 +178,59 @@ impl Runner {
     fn run_table(&mut self, scratch: Scratch, regs: &Regs, calls: &mut [Call], tail: &[Call]) -> Result<()> {
         let marker = Call::new(libc::SYS_tgkill, &[self.ns_pid, self.ns_tid, self.marker as u64]);
         let all: Vec<&Call> = calls.iter().chain([&marker]).chain(tail).collect();
-        let bytes = table(scratch.table(), &all);
+        self.start_table(scratch, regs, &all)?;
+        self.wait_for_marker()?;
+        let mut back = vec![0; calls.len() * stub::ENTRY as usize];
+        let range = vm::Range { start: scratch.table(), len: back.len() as u64 };
+        vm::read(self.pid, &[range], &mut back)
+            .map_err(|e| Error::system(format!("reading the call results of pid {}", self.pid), e))?;
+        for (call, entry) in calls.iter_mut().zip(back.chunks(stub::ENTRY as usize)) {
+            call.result = i64::from_le_bytes(entry[56..64].try_into().expect("eight bytes"));
+        }
+        Ok(())
+    }
+
+    /// Makes a call from which the thread does not come back, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does something else.
+    pub fn last_call(&mut self, scratch: Scratch, regs: &Regs, call: &Call) -> Result<()> {
+        self.start_table(scratch, regs, &[call])?;
+        self.wait_for_end(0)
+    }
+
+    /// Has the thread die by a signal, whose action must be the default one, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does something else.
+    pub fn die_by(&mut self, scratch: Scratch, regs: &Regs, signal: i32) -> Result<()> {
+        let call = Call::new(libc::SYS_tgkill, &[self.ns_pid, self.ns_tid, signal as u64]);
+        self.marker = signal;
+        self.start_table(scratch, regs, &[&call])?;
+        self.wait_for_end(signal)
+    }
+
+    fn wait_for_end(&self, deliver: i32) -> Result<()> {
+        loop {
+            match self.wait()? {
+                Change::Ended => return Ok(()),
+                Change::Trapped { signal, event: 0 } if signal == deliver => {
+                    ptrace::cont(self.tid, signal).map_err(|e| self.gone(e))?;
+                }
+                Change::Trapped { event: ptrace::EVENT_STOP, .. } => {
+                    ptrace::cont(self.tid, 0).map_err(|e| self.gone(e))?;
+                }
+                Change::Trapped { .. } => {
+                    let rip = ptrace::regs(self.tid).map_or(0, |r| r.rip);
+                    return Err(self.unexpected(rip));
+                }
+            }
+        }
+    }
+
+    /// Writes a table and lets the thread run into it.
+    fn start_table(&mut self, scratch: Scratch, regs: &Regs, all: &[&Call]) -> Result<()> {
+        let bytes = table(scratch.table(), all);
         vm::write(self.pid, scratch.table(), &bytes)
             .map_err(|e| Error::system(format!("writing the call table of pid {}", self.pid), e))?;
         let mut r = *regs;
@@ -191,16 +243,7 @@ impl Runner {
         r.rax = 0;
         self.set_regs(&r)?;
         ptrace::set_sigmask(self.tid, self.mask()).map_err(|e| self.gone(e))?;
-        ptrace::cont(self.tid, 0).map_err(|e| self.gone(e))?;
-        self.wait_for_marker()?;
-        let mut back = vec![0; calls.len() * stub::ENTRY as usize];
-        let range = vm::Range { start: scratch.table(), len: back.len() as u64 };
-        vm::read(self.pid, &[range], &mut back)
-            .map_err(|e| Error::system(format!("reading the call results of pid {}", self.pid), e))?;
-        for (call, entry) in calls.iter_mut().zip(back.chunks(stub::ENTRY as usize)) {
-            call.result = i64::from_le_bytes(entry[56..64].try_into().expect("eight bytes"));
-        }
-        Ok(())
+        ptrace::cont(self.tid, 0).map_err(|e| self.gone(e))
     }
 
     /// Makes one call with the `syscall` instruction at `at`, from `regs` with their stack pointer as it is.
@@ -221,7 +264,10 @@ impl Runner {
             match self.wait()? {
                 Change::Trapped { signal: ptrace::SYSCALL_STOP, event: 0 } => stops += 1,
                 Change::Trapped { signal, event: 0 } if signal == self.marker => self.stash()?,
-                Change::Trapped { event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE, .. } => {}
+                Change::Trapped {
+                    event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK,
+                    ..
+                } => {}
                 Change::Trapped { .. } => return Err(self.unexpected(at)),
                 Change::Ended => return Err(self.ended()),
             }
@@ -267,7 +313,10 @@ impl Runner {
                     }
                     self.stash()?;
                 }
-                Change::Trapped { event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE, .. } => {}
+                Change::Trapped {
+                    event: ptrace::EVENT_STOP | libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK,
+                    ..
+                } => {}
                 Change::Trapped { .. } => {
                     let rip = ptrace::regs(self.tid).map_or(0, |r| r.rip);
                     return Err(self.unexpected(rip));

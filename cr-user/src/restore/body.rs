@@ -29,8 +29,8 @@ impl Body {
     ///
     /// # Errors
     /// When the pid is taken, or the kernel refuses.
-    pub fn make(pid: i32, keep_free: &[(u64, u64)]) -> Result<Self> {
-        spawn(pid)?;
+    pub fn make(pid: i32, exit_signal: i32, keep_free: &[(u64, u64)]) -> Result<Self> {
+        spawn(pid, exit_signal)?;
         // From here on dropping the body ends the process.
         let mut body =
             Self { pid, threads: Vec::new(), scratch: Scratch { base: 0 }, regs: ptrace::no_regs(), released: false };
@@ -100,6 +100,21 @@ impl Body {
         self.run(0, calls, "emptying the new process").map(drop)
     }
 
+    /// Makes a child of this process: a copy of it as it is now, stopped, with the pid that it had. `flags`: of `clone(2)`.
+    ///
+    /// # Errors
+    /// When the pid is taken, or the kernel refuses.
+    pub fn fork(&mut self, pid: i32, exit_signal: i32, flags: u64) -> Result<Self> {
+        let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { exit_signal as u64 } else { 0 };
+        self.clone_with(clone::CloneArgs { flags, exit_signal, ..Default::default() }, pid, "process")?;
+        // From here on dropping the body ends the process.
+        let mut body = Self { pid, threads: Vec::new(), scratch: self.scratch, regs: self.regs, released: false };
+        wait_stop(pid)?;
+        body.regs = ptrace::regs(pid).map_err(|e| Error::system(format!("reading the registers of {pid}"), e))?;
+        body.threads.push(Runner::new(pid, pid)?);
+        Ok(body)
+    }
+
     /// The pid.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -161,8 +176,15 @@ impl Body {
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
-        let set_tid_at = self.data() + clone::CLONE_ARGS_SIZE as u64;
-        let args = clone::CloneArgs { flags: flags as u64, set_tid: set_tid_at, set_tid_size: 1, ..Default::default() };
+        self.clone_with(clone::CloneArgs { flags: flags as u64, ..Default::default() }, tid, "thread")?;
+        wait_stop(tid)?;
+        self.threads.push(Runner::new(self.pid, tid)?);
+        Ok(self.threads.len() - 1)
+    }
+
+    fn clone_with(&mut self, args: clone::CloneArgs, tid: i32, kind: &str) -> Result<()> {
+        let set_tid = self.data() + clone::CLONE_ARGS_SIZE as u64;
+        let args = clone::CloneArgs { set_tid, set_tid_size: 1, ..args };
         let mut bytes = args.to_bytes().to_vec();
         bytes.extend_from_slice(&tid.to_le_bytes());
         self.put(&bytes)?;
@@ -175,13 +197,60 @@ impl Body {
         if let Some(e) = failed {
             return Err(e);
         }
-        made.map_err(|e| match e {
-            Errno::EEXIST => taken(tid, "thread"),
-            e => Error::system(format!("making thread {tid}"), e),
-        })?;
-        wait_stop(tid)?;
-        self.threads.push(Runner::new(self.pid, tid)?);
-        Ok(self.threads.len() - 1)
+        made.map(drop).map_err(|e| match e {
+            Errno::EEXIST => taken(tid, kind),
+            e => Error::system(format!("making {kind} {tid}"), e),
+        })
+    }
+
+    /// Has the process end as `wait(2)` is to tell of it, and leaves it to its parent to notice.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn end_as(mut self, status: i32) -> Result<()> {
+        let signal = status & 0x7f;
+        let (scratch, regs) = (self.scratch, self.regs);
+        if signal == 0 {
+            self.threads[0].last_call(
+                scratch,
+                &regs,
+                &Call::new(libc::SYS_exit_group, &[(status >> 8 & 0xff) as u64]),
+            )?;
+        } else {
+            // The copy of us that it is may handle the signal, and must not write a core file.
+            task::prlimit(self.pid, libc::RLIMIT_CORE, Some((0, 0)))
+                .map_err(|e| Error::system(format!("setting a limit of pid {}", self.pid), e))?;
+            if ![libc::SIGKILL, libc::SIGSTOP].contains(&signal) {
+                self.put(&[0; 32])?;
+                let default = Call::new(libc::SYS_rt_sigaction, &[signal as u64, self.data(), 0, 8]);
+                self.run(0, vec![default], "preparing its end")?;
+            }
+            self.threads[0].die_by(scratch, &regs, signal)?;
+        }
+        self.released = true;
+        self.bury()
+    }
+
+    /// Ends a helper, so that nobody notices.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn vanish(mut self, parent: Option<&mut Self>) -> Result<()> {
+        let failed = |e| Error::system("ending a helper", e);
+        let pid = nix::unistd::Pid::from_raw(self.pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).map_err(failed)?;
+        self.released = true;
+        self.bury()?;
+        if let Some(parent) = parent {
+            let reap = Call::new(libc::SYS_wait4, &[self.pid as u64, 0, libc::__WALL as u64, 0]);
+            parent.run(0, vec![reap], "reaping a helper")?;
+        }
+        Ok(())
+    }
+
+    /// Waits for an ended process: what is our own child is gone then, and others are their parents' to notice.
+    fn bury(&self) -> Result<()> {
+        task::wait_end(self.pid).map_err(|e| Error::system(format!("waiting for the end of {}", self.pid), e))
     }
 
     /// The runner of thread `index`, and what is needed to use it.
@@ -208,7 +277,11 @@ impl Body {
     /// When one could not be let go: then the process is ended.
     pub fn release(mut self) -> Result<()> {
         for thread in &self.threads {
-            ptrace::detach(thread.tid, 0).map_err(|e| Error::system(format!("letting thread {} go", thread.tid), e))?;
+            match ptrace::detach(thread.tid, 0) {
+                // It has run already, and ended: those that run before it may end it.
+                Err(Errno::ESRCH) => {}
+                other => other.map_err(|e| Error::system(format!("letting thread {} go", thread.tid), e))?,
+            }
         }
         self.released = true;
         Ok(())
@@ -228,9 +301,9 @@ impl Drop for Body {
     }
 }
 
-fn spawn(pid: i32) -> Result<()> {
+fn spawn(pid: i32, exit_signal: i32) -> Result<()> {
     let old = clone::block_signals().map_err(|e| Error::system("blocking signals", e))?;
-    let spawned = patiently(pid, || clone::spawn_puppet(pid));
+    let spawned = patiently(pid, || clone::spawn_puppet(pid, exit_signal));
     old.thread_set_mask().map_err(|e| Error::system("restoring the signal mask", e))?;
     spawned.map_err(|e| match e {
         Errno::EEXIST => taken(pid, "process"),
@@ -269,8 +342,7 @@ fn taken(tid: i32, kind: &str) -> Error {
     Error::NotHere {
         what: format!("{kind} {tid}"),
         why: format!("that number is taken by `{}`", owner.trim()),
-        todo: "end that process first, or restore inside a fresh pid namespace (unshare --pid --fork --mount-proc)"
-            .to_owned(),
+        todo: "end that process first, or restore with --pid-namespace".to_owned(),
     }
 }
 

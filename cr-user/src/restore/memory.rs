@@ -15,6 +15,7 @@ use crate::object::memory::mapping::{self, BackingFds, Mapping};
 use crate::object::spaces::Spaces;
 use crate::remote::Call;
 use crate::restore::body::Body;
+use crate::restore::inherit::{self, Patch};
 use crate::store::{Chain, Source};
 use crate::sys::{PAGE, fd, vm};
 
@@ -35,8 +36,8 @@ impl Prepared {
     ///
     /// # Errors
     /// When a file cannot be opened or an object not be filled.
-    pub fn open(
-        mappings: &[Mapping],
+    pub fn open<'m>(
+        mappings: impl Iterator<Item = &'m Mapping>,
         chain: &Chain,
         base: i32,
         put_back: bool,
@@ -101,22 +102,41 @@ impl Prepared {
         Ok(())
     }
 
-    /// Makes the mappings and fills them.
+    /// Makes the mappings of a process and fills them. With `parent`, the process is a copy of one that was just built from
+    /// these mappings: what both have in common stays as it is, and pages with the same content stay shared between them.
     ///
     /// # Errors
     /// When the kernel refuses a mapping, or an image cannot be read.
-    pub fn build(&self, body: &mut Body, mappings: &[Mapping], chain: &Chain) -> Result<()> {
-        let mut calls = Vec::new();
-        for mapping in mappings {
+    pub fn build(
+        &self,
+        body: &mut Body,
+        mappings: &[Mapping],
+        parent: Option<(i32, &[Mapping])>,
+        chain: &Chain,
+    ) -> Result<()> {
+        let (parent, theirs) = parent.unwrap_or((0, &[]));
+        let kept: HashSet<u64> =
+            theirs.iter().filter(|m| m.is_inherited_as_any_of(mappings)).map(|m| m.start).collect();
+        let mut calls: Vec<Call> = theirs
+            .iter()
+            .filter(|m| !kept.contains(&m.start))
+            .map(|m| Call::new(libc::SYS_munmap, &[m.start, m.len()]))
+            .collect();
+        for mapping in mappings.iter().filter(|m| !kept.contains(&m.start)) {
             calls.extend(mapping::make(mapping, &self.fds)?);
         }
-        calls.extend(kernel_pages(mappings));
+        calls.extend(
+            kernel_pages(mappings).filter(|_| !mappings.iter().any(|m| m.is_kernel() && kept.contains(&m.start))),
+        );
         body.run(0, calls, "making the mappings")?;
-        self.fill(body, mappings, chain)?;
-        finish(body, mappings)
+        let common = mappings.iter().filter(|m| kept.contains(&m.start) && m.has_own_content());
+        let common = common.map(|m| m.start / PAGE..m.end / PAGE).collect();
+        let space = Spaces::of_process(body.pid());
+        let patches = inherit::patches(chain, space, Spaces::of_process(parent), &common);
+        self.fill(body, mappings, &patches)
     }
 
-    fn fill(&self, body: &mut Body, mappings: &[Mapping], chain: &Chain) -> Result<()> {
+    fn fill(&self, body: &mut Body, mappings: &[Mapping], patches: &[Patch]) -> Result<()> {
         const MADV_POPULATE_WRITE: u64 = 23;
         /// Where a run is shorter, letting the kernel back each page as it is filled is as fast.
         const WORTH_POPULATING: u64 = 16;
@@ -124,13 +144,13 @@ impl Prepared {
         const MOST: u64 = 1 << 18;
         let private: Vec<&Mapping> = mappings.iter().filter(|m| m.has_own_content()).collect();
         let (mut calls, mut zeroed) = (Vec::new(), Vec::new());
-        for run in chain.resolve(Spaces::of_process(body.pid())) {
-            let mut at = run.first_page;
-            let end = run.first_page + run.pages;
+        for patch in patches {
+            let mut at = patch.first_page;
+            let end = patch.first_page + patch.pages;
             while at < end {
                 let count = (end - at).min(MOST);
                 let (address, len) = (at * PAGE, count * PAGE);
-                match run.source.advanced(at - run.first_page) {
+                match patch.source.advanced(at - patch.first_page) {
                     Source::Stored { image, offset } => {
                         if count >= WORTH_POPULATING {
                             calls.push(Call::new(libc::SYS_madvise, &[address, len, MADV_POPULATE_WRITE]));
@@ -140,6 +160,9 @@ impl Prepared {
                     }
                     // Only a private file mapping shows something else than zeroes by itself.
                     Source::Zero if !is_anonymous(&private, address) => zeroed.push((address, len)),
+                    Source::Zero | Source::Absent if patch.over => {
+                        calls.push(Call::new(libc::SYS_madvise, &[address, len, libc::MADV_DONTNEED as u64]));
+                    }
                     Source::Zero | Source::Absent => {}
                 }
                 at += count;
@@ -246,7 +269,11 @@ fn kernel_pages(mappings: &[Mapping]) -> Option<Call> {
     Some(Call::new(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64, first.start]))
 }
 
-fn finish(body: &mut Body, mappings: &[Mapping]) -> Result<()> {
+/// Gives the mappings, once they are filled and the process has made its children, their protection, advice and names.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn finish(body: &mut Body, mappings: &[Mapping]) -> Result<()> {
     let (mut calls, mut bytes) = (Vec::new(), Vec::new());
     for mapping in mappings {
         let mut name_at = None;

@@ -5,36 +5,58 @@ use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
 use crate::object::memory::backing::Backing;
-use crate::object::memory::{self, Mappings};
+use crate::object::memory::{self, Mapping, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
+use crate::object::zombies::{self, Zombie};
+use crate::restore::lineage::{self, Ancestry, Node};
 use crate::store::Chain;
 
-/// The records of the newest image of a chain, for its one process.
+/// The records of the newest image of a chain.
 #[derive(Debug)]
 pub struct Saved {
+    /// The living processes, the root first and parents before their children.
+    pub living: Vec<Living>,
+    /// Processes that had ended.
+    pub zombies: Vec<Zombie>,
+    /// Open files.
+    pub files: Files,
+    /// In which order the processes are made.
+    pub forest: Vec<Node>,
+    /// Every process, dead or alive.
+    pub ancestry: Vec<Ancestry>,
+}
+
+/// The records of one living process.
+#[derive(Debug)]
+pub struct Living {
     /// The process itself.
     pub process: Process,
     /// Its threads, the main one first.
     pub threads: Threads,
-    /// Its mappings.
-    pub mappings: Mappings,
+    /// Its mappings; none if its address space is its parent's.
+    pub mappings: Vec<Mapping>,
     /// Its signals.
     pub signals: Signals,
     /// Its timers.
     pub timers: Timers,
     /// Its credentials.
     pub credentials: Credentials,
-    /// Its open files.
-    pub files: Files,
     /// Its clocks.
     pub clocks: Clocks,
     /// How it is scheduled.
     pub scheduling: Scheduling,
+}
+
+impl Living {
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.process.pid
+    }
 }
 
 impl Saved {
@@ -44,22 +66,63 @@ impl Saved {
     /// When one is missing or damaged.
     pub fn read(chain: &Chain) -> Result<Self> {
         let image = chain.newest();
-        Ok(Self {
-            process: only(get(image, process::KIND)?, image.id())?,
-            threads: only(get(image, threads::KIND)?, image.id())?,
-            mappings: only(get(image, memory::KIND)?, image.id())?,
-            signals: only(get(image, signals::KIND)?, image.id())?,
-            timers: only(get(image, timers::KIND)?, image.id())?,
-            credentials: only(get(image, credentials::KIND)?, image.id())?,
-            files: get(image, files::KIND)?,
-            clocks: only(get(image, clocks::KIND)?, image.id())?,
-            scheduling: only(get(image, scheduling::KIND)?, image.id())?,
-        })
+        let id = image.id();
+        let processes: Vec<Process> = get(image, process::KIND)?;
+        let mut threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
+        let mut mappings = ByPid::new(id, memory::KIND.name, get(image, memory::KIND)?, |r: &Mappings| r.pid);
+        let mut signals = ByPid::new(id, signals::KIND.name, get(image, signals::KIND)?, |r: &Signals| r.pid);
+        let mut timers = ByPid::new(id, timers::KIND.name, get(image, timers::KIND)?, |r: &Timers| r.pid);
+        let mut credentials =
+            ByPid::new(id, credentials::KIND.name, get(image, credentials::KIND)?, |r: &Credentials| r.pid);
+        let mut clocks = ByPid::new(id, clocks::KIND.name, get(image, clocks::KIND)?, |r: &Clocks| r.pid);
+        let mut scheduling =
+            ByPid::new(id, scheduling::KIND.name, get(image, scheduling::KIND)?, |r: &Scheduling| r.pid);
+        let mut living = Vec::new();
+        for process in processes {
+            let pid = process.pid;
+            living.push(Living {
+                threads: threads.take(pid)?,
+                mappings: if process.sharing.memory { Vec::new() } else { mappings.take(pid)?.all },
+                signals: signals.take(pid)?,
+                timers: timers.take(pid)?,
+                credentials: credentials.take(pid)?,
+                clocks: clocks.take(pid)?,
+                scheduling: scheduling.take(pid)?,
+                process,
+            });
+        }
+        if living.is_empty() {
+            return Err(incomplete(id, process::KIND.name, 0));
+        }
+        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
+        let of_living = living.iter().map(|l| {
+            let p = &l.process;
+            Ancestry { pid: p.pid, ppid: p.ppid, pgid: p.pgid, sid: p.sid }
+        });
+        let of_zombies = zombies.iter().map(|z| Ancestry { pid: z.pid, ppid: z.ppid, pgid: z.pgid, sid: z.sid });
+        let ancestry: Vec<Ancestry> = of_living.chain(of_zombies).collect();
+        let forest = lineage::forest(&ancestry)?;
+        Ok(Self { living, zombies, files: get(image, files::KIND)?, forest, ancestry })
+    }
+
+    /// The job's root.
+    pub fn root(&self) -> &Living {
+        &self.living[0]
+    }
+
+    /// A living process.
+    pub fn find(&self, pid: i32) -> Option<&Living> {
+        self.living.iter().find(|l| l.pid() == pid)
+    }
+
+    /// Every mapping of every process.
+    pub fn mappings(&self) -> impl Iterator<Item = &Mapping> + Clone {
+        self.living.iter().flat_map(|l| &l.mappings)
     }
 
     /// Whether the image holds the bytes of files or memory objects that others could see.
     pub fn has_stored_files(&self) -> bool {
-        self.mappings.all.iter().any(|m| matches!(m.backing, Backing::Object(_)))
+        self.mappings().any(|m| matches!(m.backing, Backing::Object(_)))
             || self.files.descriptions.iter().any(|d| d.space().is_some())
     }
 
@@ -68,20 +131,39 @@ impl Saved {
     /// # Errors
     /// [`Error::NotHere`] for the first thing that is missing or different.
     pub fn check(&self, policy: FilePolicy) -> Result<RollbackPlan> {
-        threads::check(&self.threads)?;
-        process::check(&self.process)?;
-        memory::mapping::check(&self.mappings.all)?;
+        for living in &self.living {
+            threads::check(&living.threads)?;
+            process::check(&living.process)?;
+        }
+        self.zombies.iter().try_for_each(|z| process::pid_is_free(z.pid))?;
+        memory::mapping::check(self.mappings())?;
         files::check(&self.files, policy)
     }
 }
 
-fn only<T>(mut all: Vec<T>, id: u64) -> Result<T> {
-    match (all.pop(), all.len()) {
-        (Some(one), 0) => Ok(one),
-        (_, more) => Err(Error::NotHere {
-            what: format!("checkpoint {id}"),
-            why: format!("it is of {} processes, and this version of cr restores one", more + 1),
-            todo: "use the version of cr that took it".to_owned(),
-        }),
+/// Records of which each process has one.
+struct ByPid<T> {
+    image: u64,
+    name: &'static str,
+    all: Vec<T>,
+    pid: fn(&T) -> i32,
+}
+
+impl<T> ByPid<T> {
+    fn new(image: u64, name: &'static str, all: Vec<T>, pid: fn(&T) -> i32) -> Self {
+        Self { image, name, all, pid }
+    }
+
+    fn take(&mut self, pid: i32) -> Result<T> {
+        let at = self.all.iter().position(|r| (self.pid)(r) == pid);
+        at.map(|at| self.all.remove(at)).ok_or_else(|| incomplete(self.image, self.name, pid))
+    }
+}
+
+fn incomplete(image: u64, record: &str, pid: i32) -> Error {
+    Error::NotHere {
+        what: format!("checkpoint {image}"),
+        why: format!("its record `{record}` has nothing of pid {pid}"),
+        todo: "run `cr verify`, and restore an older checkpoint with --id".to_owned(),
     }
 }

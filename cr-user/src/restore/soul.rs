@@ -9,18 +9,35 @@ use crate::object::scheduling;
 use crate::object::signals;
 use crate::object::threads::{self, Thread, Wait};
 use crate::object::timers;
+use crate::object::zombies::Zombie;
 use crate::procfs::Status;
 use crate::remote::frame;
 use crate::remote::{Call, restart};
 use crate::restore::body::Body;
-use crate::restore::saved::Saved;
+use crate::restore::saved::Living;
 use crate::sys::{ptrace, stub};
+
+/// Gives a process that is to be a zombie what is still seen of one.
+///
+/// # Errors
+/// When the kernel refuses something.
+pub fn dress(body: &mut Body, zombie: &Zombie) -> Result<()> {
+    let mut name = zombie.name.clone();
+    name.push(0);
+    body.put(&name)?;
+    let ids = [u64::from(zombie.uid); 3];
+    let calls = vec![
+        Call::new(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, body.data()]),
+        Call::new(libc::SYS_setresuid, &ids),
+    ];
+    body.run(0, calls, "making a process that is to end").map(drop)
+}
 
 /// Makes the threads, and gives each what it had. What takes privilege comes before the credentials.
 ///
 /// # Errors
 /// When the kernel refuses something, or a thread's number is taken.
-pub fn breathe(body: &mut Body, saved: &Saved) -> Result<()> {
+pub fn breathe(body: &mut Body, saved: &Living) -> Result<()> {
     let (calls, bytes) = signals::restore_calls(&saved.signals, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the signal actions")?;
@@ -45,7 +62,7 @@ pub fn breathe(body: &mut Body, saved: &Saved) -> Result<()> {
     body.run(0, process::late_calls(&saved.process), "making it dumpable").map(drop)
 }
 
-fn own_calls(body: &mut Body, index: usize, thread: &Thread, saved: &Saved) -> Result<()> {
+fn own_calls(body: &mut Body, index: usize, thread: &Thread, saved: &Living) -> Result<()> {
     let mut bytes = threads::altstack_bytes(thread).to_vec();
     let mut calls = threads::restore_calls(thread, body.data());
     let name_at = body.data() + bytes.len() as u64;
@@ -59,12 +76,12 @@ fn own_calls(body: &mut Body, index: usize, thread: &Thread, saved: &Saved) -> R
     body.run(index, calls, &format!("restoring thread {}", thread.tid)).map(drop)
 }
 
-fn queue_signals(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> Result<()> {
+fn queue_signals(body: &mut Body, index: usize, tid: i32, saved: &Living) -> Result<()> {
     let queued = saved.signals.threads.iter().find(|t| t.tid == tid).map_or(&[][..], |t| &t.queued);
     queued.iter().filter(|i| saved.timers.own(i).is_none()).try_for_each(|info| queue(body, index, info, false))
 }
 
-fn queue_shared_signals(body: &mut Body, saved: &Saved) -> Result<()> {
+fn queue_shared_signals(body: &mut Body, saved: &Living) -> Result<()> {
     let queued = saved.signals.queued.iter().filter(|i| saved.timers.own(i).is_none());
     queued.into_iter().try_for_each(|info| queue(body, 0, info, true))
 }
@@ -78,7 +95,7 @@ fn queue(body: &mut Body, index: usize, info: &[u8], shared: bool) -> Result<()>
     body.run(index, vec![call], "queueing a pending signal again").map(drop)
 }
 
-fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> Result<()> {
+fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Living) -> Result<()> {
     let Some(own) = saved.credentials.threads.iter().find(|t| t.tid == tid) else { return Ok(()) };
     let status =
         Status::read(body.pid(), tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
@@ -91,7 +108,7 @@ fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Saved) -> R
 ///
 /// # Errors
 /// When a thread dies.
-pub fn resume_waits(body: &mut Body, saved: &Saved) -> Result<Vec<ptrace::Regs>> {
+pub fn resume_waits(body: &mut Body, saved: &Living) -> Result<Vec<ptrace::Regs>> {
     let mut all = Vec::new();
     for (index, thread) in saved.threads.all.iter().enumerate() {
         let mut regs = thread.registers();
@@ -146,7 +163,7 @@ fn wait_call(body: &Body, wait: Wait, regs: &ptrace::Regs) -> Result<Call> {
 ///
 /// # Errors
 /// When the CPU cannot hold a thread's state.
-pub fn put_in_place(saved: &Saved, regs: &[ptrace::Regs]) -> Result<()> {
+pub fn put_in_place(saved: &Living, regs: &[ptrace::Regs]) -> Result<()> {
     for (thread, regs) in saved.threads.all.iter().zip(regs) {
         let tid = thread.tid;
         let mask = saved.signals.threads.iter().find(|t| t.tid == tid).map_or(0, |t| t.mask);

@@ -78,7 +78,7 @@ impl Engine {
         let turn = Arc::new(AtomicU8::new(UNDECIDED));
         let decided = Arc::clone(&turn);
         let life = move || {
-            let (mut held, begun) = match begin(origin, &writer, &decided) {
+            let (mut held, begun) = match begin(origin, &writer, &decided, stays) {
                 Ok(begun) => begun,
                 Err(e) => {
                     // The lock goes first: whoever hears of the failure may try again at once.
@@ -93,12 +93,10 @@ impl Engine {
                 job.watch();
             }
             for order in work {
-                let outcome = held.checkpoint(&writer, &options).and_then(|report| {
-                    if order.kill {
-                        held.kill()?;
-                    }
-                    Ok(report)
-                });
+                let outcome = held.checkpoint(&writer, &options);
+                if order.kill && outcome.is_ok() {
+                    held.kill();
+                }
                 let _ = order.reply.send(outcome);
             }
         };
@@ -164,48 +162,56 @@ fn died() -> Error {
 struct Held {
     pid: i32,
     job: Option<Job>,
+    /// The job's orphans come to us.
+    reaps: bool,
 }
 
 impl Held {
     fn checkpoint(&mut self, writer: &StoreWriter, options: &checkpoint::Options) -> Result<Report> {
         let job = match &mut self.job {
             Some(job) => job,
-            none => none.insert(Job::open(self.pid)?),
+            none => {
+                let job = none.insert(Job::open(self.pid)?);
+                if self.reaps {
+                    job.adopt_orphans();
+                }
+                job
+            }
         };
         job.checkpoint(writer, options)
     }
 
     /// Ends the job, and waits until it is dead.
-    fn kill(&self) -> Result<()> {
-        self.job.as_ref().map_or(Ok(()), kill)
+    fn kill(&mut self) {
+        if let Some(job) = &mut self.job {
+            kill(job);
+        }
     }
 }
 
-/// Ends a job by SIGKILL and waits until it is dead (though perhaps not reaped by its parent).
-pub(super) fn kill(job: &Job) -> Result<()> {
+/// Ends a job by SIGKILL and waits until its root is dead (though perhaps not reaped by its parent).
+pub(super) fn kill(job: &mut Job) {
     const PATIENCE: Duration = Duration::from_secs(10);
-    match fd::pidfd_send_signal(job.pidfd(), libc::SIGKILL) {
-        // It ended by itself.
-        Err(nix::errno::Errno::ESRCH) => return Ok(()),
-        other => other.map_err(|e| Error::system(format!("killing pid {}", job.pid()), e))?,
-    }
+    job.kill();
     let timeout = PollTimeout::try_from(PATIENCE).expect("a few seconds");
     let _ = poll(&mut [PollFd::new(job.pidfd(), PollFlags::POLLIN)], timeout);
-    Ok(())
 }
 
 const UNDECIDED: u8 = 0;
 const LET_GO: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8) -> Result<(Held, Begun)> {
+fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> Result<(Held, Begun)> {
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
             // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
-            let job = Job::open(pid).inspect_err(|e| log::info!("cannot hold the job yet: {e}")).ok();
+            let mut job = Job::open(pid).inspect_err(|e| log::info!("cannot hold the job yet: {e}")).ok();
+            if let Some(job) = job.as_mut().filter(|_| stays) {
+                job.adopt_orphans();
+            }
             let pidfd = fd::pidfd_open(pid).map_err(|e| Error::system(format!("pidfd_open of pid {pid}"), e))?;
             let started = Started { pid, cuts: Vec::new() };
-            return Ok((Held { pid, job }, Begun { started, pidfd }));
+            return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd }));
         }
         Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
         Origin::Chain { id, files } => {
@@ -218,9 +224,13 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8) -> Result<(Held,
             (restored.run()?, cuts)
         }
     };
-    let pid = job.pid();
+    let (pid, reaps) = (job.pid(), stays && matches!(origin, Origin::Chain { .. }));
+    let mut job = job;
+    if reaps {
+        job.adopt_orphans();
+    }
     let pidfd = job.pidfd().try_clone_to_owned().map_err(|e| Error::system("duplicating a pidfd", e))?;
-    Ok((Held { pid, job: Some(job) }, Begun { started: Started { pid, cuts }, pidfd }))
+    Ok((Held { pid, job: Some(job), reaps }, Begun { started: Started { pid, cuts }, pidfd }))
 }
 
 /// Opens a job whose store may hold older checkpoints of it.

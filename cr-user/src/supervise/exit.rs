@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::Outcome;
+use crate::procfs;
 use crate::sys::{process, task};
 
 /// How long the parent of somebody else's child may take to reap it, before which nobody else learns how it ended.
@@ -17,6 +18,15 @@ pub(super) fn of_child(pid: i32) -> Outcome {
         Err(e) => {
             log::info!("cannot reap pid {pid}: {e}");
             Outcome::EndedUnknown
+        }
+    }
+}
+
+/// Reaps orphans of the job `root` that became our children and have ended. Nothing may be traced meanwhile.
+pub(super) fn reap_orphans(root: i32) {
+    for child in procfs::children(std::process::id() as i32).unwrap_or_default() {
+        if child != root && procfs::stat(child).is_ok_and(|s| s.first().is_some_and(|state| state == "Z")) {
+            let _ = task::reap(child);
         }
     }
 }

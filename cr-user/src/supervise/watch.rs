@@ -69,6 +69,9 @@ pub(super) async fn watch(
             () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
             () = sleep(Duration::from_millis(20)), if desk.stopping.is_some() => (),
         }
+        if desk.is_idle() && desk.is_ours {
+            exit::reap_orphans(pid);
+        }
         if desk.is_idle() && desk.leaving {
             break;
         }

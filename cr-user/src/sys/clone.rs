@@ -43,16 +43,16 @@ impl CloneArgs {
     }
 }
 
-/// Makes a child with pid `pid` that does nothing but wait to be traced, and dies with the calling thread.
+/// Makes a child with pid `pid`, of whose end `exit_signal` will tell (0: nothing), that does nothing but wait to be traced, and dies with the calling thread.
 ///
 /// The child is a copy of the caller: until it is emptied it must not run anything but its wait.
 ///
 /// # Errors
 /// `EEXIST` when the pid is taken, `EPERM` without `CAP_CHECKPOINT_RESTORE`, `EINVAL` beyond `pid_max`.
-pub fn spawn_puppet(pid: i32) -> nix::Result<()> {
+pub fn spawn_puppet(pid: i32, exit_signal: i32) -> nix::Result<()> {
     let set_tid = [pid];
     let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: exit_signal as u64,
         set_tid: set_tid.as_ptr() as u64,
         set_tid_size: 1,
         ..CloneArgs::default()

@@ -51,13 +51,42 @@ pub fn compare_descriptions(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> nix
     kcmp(pid1, pid2, KCMP_FILE, fd1.into(), fd2.into())
 }
 
-/// Whether two threads have one table of descriptors (`kcmp(2)`).
+/// What two tasks may share: the kinds of `kcmp(2)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// The address space.
+    Memory = 1,
+    /// The table of descriptors.
+    Files = 2,
+    /// Directories and umask.
+    Directories = 3,
+    /// Signal handlers.
+    Handlers = 4,
+}
+
+/// Compares what two tasks have of one kind (`kcmp(2)`): equal when it is one, else in an order that holds until reboot and
+/// means nothing.
+///
+/// # Errors
+/// `EPERM` or `ESRCH`.
+pub fn compare(tid1: i32, tid2: i32, what: Shared) -> nix::Result<Ordering> {
+    kcmp(tid1, tid2, what as i32, 0, 0)
+}
+
+/// Whether two tasks share something.
+///
+/// # Errors
+/// `EPERM` or `ESRCH`.
+pub fn shares(tid1: i32, tid2: i32, what: Shared) -> nix::Result<bool> {
+    compare(tid1, tid2, what).map(Ordering::is_eq)
+}
+
+/// Whether two threads have one table of descriptors.
 ///
 /// # Errors
 /// `EPERM` or `ESRCH`.
 pub fn same_table(tid1: i32, tid2: i32) -> nix::Result<bool> {
-    const KCMP_FILES: i32 = 2;
-    kcmp(tid1, tid2, KCMP_FILES, 0, 0).map(Ordering::is_eq)
+    shares(tid1, tid2, Shared::Files)
 }
 
 fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<Ordering> {

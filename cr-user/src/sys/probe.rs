@@ -206,7 +206,7 @@ pub fn descriptors() -> (nix::Result<()>, nix::Result<()>) {
 /// `EPERM` without `CAP_CHECKPOINT_RESTORE`.
 pub fn set_tid() -> nix::Result<()> {
     // Our own pid is taken. That the kernel says so, and not that we may not choose, is what we ask.
-    match super::clone::spawn_puppet(std::process::id() as i32) {
+    match super::clone::spawn_puppet(std::process::id() as i32, libc::SIGCHLD) {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(e) => Err(e),
     }

@@ -8,7 +8,8 @@ use crate::sys::check;
 pub type Regs = libc::user_regs_struct;
 
 /// What `PTRACE_SEIZE` asks for where the tracee must not outlive us.
-pub const OPTIONS_PUPPET: i32 = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACESYSGOOD;
+pub const OPTIONS_PUPPET: i32 =
+    libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACESYSGOOD;
 
 /// `PTRACE_EVENT_STOP`: the stop of `PTRACE_INTERRUPT`, of a group stop, and of a new thread.
 pub const EVENT_STOP: i32 = 128;

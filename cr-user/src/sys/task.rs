@@ -151,6 +151,16 @@ pub fn wait_change(tid: i32) -> nix::Result<Change> {
     Ok(Change::Ended)
 }
 
+/// As [`wait_change`], without waiting: `None` when nothing has happened yet.
+///
+/// # Errors
+/// `ECHILD` when `tid` is neither child nor tracee (any more).
+pub fn poll_change(tid: i32) -> nix::Result<Option<Change>> {
+    let info = wait_id(tid, libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL)?;
+    // SAFETY: `waitid` filled the SIGCHLD part of the union, or left it zeroed.
+    if unsafe { info.si_pid() } == 0 { Ok(None) } else { wait_change(tid).map(Some) }
+}
+
 /// Reaps an ended `tid`: `Ok(Some((code, status)))` as in `siginfo_t` of SIGCHLD, `None` when it still runs.
 ///
 /// # Errors

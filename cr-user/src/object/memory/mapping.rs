@@ -63,6 +63,24 @@ impl Mapping {
         !self.shared && !matches!(self.backing, Backing::Kernel(_))
     }
 
+    /// Whether the kernel made it, and makes it at once with others of its kind.
+    pub fn is_kernel(&self) -> bool {
+        matches!(self.backing, Backing::Kernel(_))
+    }
+
+    /// Whether a copy of a process has, for this mapping, just what it needs for one of `others`.
+    pub fn is_inherited_as_any_of(&self, others: &[Self]) -> bool {
+        const MADE_SO: u32 = advice::GROWS_DOWN | advice::NO_RESERVE | advice::HUGETLB;
+        let at = others.partition_point(|o| o.start < self.start);
+        others.get(at).is_some_and(|o| {
+            (o.start, o.end, o.shared, o.offset) == (self.start, self.end, false, self.offset)
+                && o.shared == self.shared
+                && o.backing == self.backing
+                && o.advice & MADE_SO == self.advice & MADE_SO
+                && !o.has(advice::HUGETLB)
+        })
+    }
+
     /// Whether untouched pages of it read as zero.
     pub fn is_anonymous(&self) -> bool {
         matches!(self.backing, Backing::Anonymous)
@@ -109,7 +127,7 @@ fn record(vma: &Vma, backing: Backing) -> Mapping {
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the file.
-pub fn check(mappings: &[Mapping]) -> Result<()> {
+pub fn check<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     for mapping in mappings {
         if let Backing::File(stamp) = &mapping.backing

@@ -1,0 +1,196 @@
+//! One process of the job under our eyes: its memory, what watches it, and what is owed of it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::error::{Error, Result};
+use crate::family::{Relative, Sharing};
+use crate::fault;
+use crate::object::memory::read::Memory;
+use crate::object::spaces::Spaces;
+use crate::procfs;
+use crate::ranges::RangeSet;
+use crate::remote::freeze::Stopped;
+use crate::remote::{Gadgets, Puppet};
+use crate::sys::fd;
+use crate::track::{Heat, Oracle};
+
+/// A living process of the job.
+#[derive(Debug)]
+pub struct Member {
+    /// Its pid.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    pidfd: OwnedFd,
+    /// What it shares with its parent.
+    pub sharing: Sharing,
+    /// Its memory.
+    pub memory: Memory,
+    /// What watches its address space; none when nothing can, or nothing does yet.
+    pub oracle: Option<Oracle>,
+    gadgets: Option<Gadgets>,
+    /// The program that it was executing when it was last looked at.
+    seen_program: (String, String),
+    /// Pages whose written-bit was taken, and that no durable checkpoint holds yet.
+    pub debt: RangeSet,
+    /// Of the debt, pages that pre-copy took but did not copy.
+    pub late: RangeSet,
+    /// Which pages are written all the time.
+    pub heat: Heat,
+    /// No oracle can be had: that was said.
+    pub hopeless: bool,
+}
+
+impl Member {
+    /// Takes a process under our eyes. Nothing of it is stopped or changed. `in_job`: its parent is of the job too.
+    ///
+    /// # Errors
+    /// When it is gone, or may not be examined.
+    pub fn open(relative: &Relative, in_job: bool) -> Result<Self> {
+        let pid = relative.pid;
+        let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
+        let memory = Memory::open(pid).map_err(|_| Error::NotAllowed {
+            pid,
+            why: "it belongs to another user".to_owned(),
+            todo: "run cr as root, or as the job's owner".to_owned(),
+        })?;
+        let mut member = Self {
+            pid,
+            ppid: relative.ppid,
+            pidfd,
+            sharing: Sharing::default(),
+            memory,
+            oracle: None,
+            gadgets: None,
+            seen_program: Default::default(),
+            debt: RangeSet::new(),
+            late: RangeSet::new(),
+            heat: Heat::default(),
+            hopeless: false,
+        };
+        member.relate(relative.ppid, in_job)?;
+        Ok(member)
+    }
+
+    /// Looks again at who its parent is, and what it shares with that.
+    ///
+    /// # Errors
+    /// When one of the two is gone.
+    pub fn relate(&mut self, ppid: i32, in_job: bool) -> Result<()> {
+        self.ppid = ppid;
+        self.sharing = if in_job {
+            let failed = |e| Error::system(format!("comparing pid {} with its parent", self.pid), e);
+            Sharing::between(self.pid, ppid).map_err(failed)?
+        } else {
+            Sharing::default()
+        };
+        Ok(())
+    }
+
+    /// Becomes readable when the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The content space of its address space.
+    pub fn space(&self) -> u64 {
+        Spaces::of_process(self.pid)
+    }
+
+    /// Whether its address space is its own, and not that of its parent.
+    pub fn has_own_memory(&self) -> bool {
+        !self.sharing.memory
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
+    /// What changes whenever the process executes another program: where the kernel put its stack and its code.
+    fn program(&self) -> (String, String) {
+        let stat = procfs::stat(self.pid).unwrap_or_default();
+        let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
+        (field(26), field(28))
+    }
+
+    /// Whether the process executes another program than when it was last looked at.
+    pub fn has_changed_program(&self) -> bool {
+        self.program() != self.seen_program
+    }
+
+    /// Notes which program it executes now. Instructions that were found in another one are forgotten.
+    pub fn look_at_program(&mut self) {
+        let program = self.program();
+        if self.seen_program != program {
+            self.gadgets = None;
+            self.seen_program = program;
+        }
+    }
+
+    /// When the process has called `execve`, the address space that was watched is gone, and all that it held with it. Says
+    /// whether that is so.
+    pub fn forget_lost_program(&mut self) -> bool {
+        let lost = self.oracle.as_ref().is_some_and(|o| !o.is_alive());
+        if lost {
+            self.oracle = None;
+            self.gadgets = None;
+            self.hopeless = false;
+        }
+        lost
+    }
+
+    /// Instructions that can be borrowed, wherever they stand now.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn gadgets(&mut self) -> Result<Gadgets> {
+        let pid = self.pid;
+        let found = match self.gadgets.filter(|g| g.still_there(pid)) {
+            Some(gadgets) => gadgets,
+            None => {
+                Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?
+            }
+        };
+        Ok(*self.gadgets.insert(found))
+    }
+
+    /// Looks for the instructions in advance, while the process runs.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn find_gadgets(&mut self) -> Result<()> {
+        self.gadgets().map(drop)
+    }
+
+    /// Makes the oracle in the stopped process. Why there is none is told back: every page is then dirty every time, which
+    /// is slow, and still right.
+    ///
+    /// # Errors
+    /// When the process dies, or a test wanted it.
+    pub fn open_oracle(&mut self, stopped: &Stopped) -> Result<Option<String>> {
+        let gadgets = self.gadgets()?;
+        let mut puppet = Puppet::begin(self.pid, &stopped.tids(), gadgets)?;
+        let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
+        puppet.end()?;
+        match opened {
+            Ok(oracle) => self.oracle = Some(oracle),
+            Err(Error::Injected(e)) => return Err(e.into()),
+            Err(e) => {
+                self.hopeless = true;
+                return Ok(Some(format!("no tracking of written pages ({e}): everything was read")));
+            }
+        }
+        fault::point("attach.frozen")?;
+        Ok(None)
+    }
+
+    /// After a checkpoint is durable: what it holds is owed no longer.
+    pub fn settle(&mut self, dirty: &RangeSet) {
+        self.debt = RangeSet::new();
+        self.late = RangeSet::new();
+        self.heat.learn(dirty);
+    }
+}

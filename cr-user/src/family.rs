@@ -1,0 +1,241 @@
+//! Which processes belong to a job, and what of theirs they share.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::procfs;
+use crate::sys::fd::{self, Shared};
+
+/// How the processes of a job are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The process that was named: the job's root.
+    pub root: i32,
+    /// Whoever gets the job's orphans, and has no other children: ourselves, where we started the job and are its
+    /// subreaper.
+    pub reaper: Option<i32>,
+}
+
+/// A process of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relative {
+    /// Its pid.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// It has ended, and its parent has not noticed.
+    pub zombie: bool,
+}
+
+impl Family {
+    /// Every process of the job, the root first and parents before their children.
+    ///
+    /// These are the root's descendants; orphans that its reaper got; and, where the root leads its session and nobody is known
+    /// to get the orphans, whoever else is in that session. Processes that end meanwhile may be left out.
+    ///
+    /// # Errors
+    /// When the root is gone.
+    pub fn members(&self) -> io::Result<Vec<Relative>> {
+        let root = relative(self.root)?;
+        let leads = procfs::stat(self.root)?.get(SESSION).is_some_and(|sid| *sid == self.root.to_string());
+        let mut found = Found { known: HashSet::from([root.pid]), all: vec![root] };
+        found.descend(0);
+        let orphans = match self.reaper {
+            Some(reaper) => procfs::children(reaper).unwrap_or_default(),
+            None if leads => session(self.root),
+            None => Vec::new(),
+        };
+        for orphan in orphans {
+            let from = found.all.len();
+            found.add(orphan);
+            found.descend(from);
+        }
+        // A process of the session may have been found before its parent.
+        let position = |pid: i32, all: &[Relative]| all.iter().position(|r| r.pid == pid);
+        let mut at = 0;
+        while at < found.all.len() {
+            match position(found.all[at].ppid, &found.all) {
+                Some(parent) if parent > at => {
+                    let early = found.all.remove(at);
+                    found.all.insert(parent, early);
+                }
+                _ => at += 1,
+            }
+        }
+        Ok(found.all)
+    }
+}
+
+impl Relative {
+    /// Whether a process that was there a moment ago has ended.
+    pub fn has_ended(pid: i32) -> bool {
+        relative(pid).map_or(true, |r| r.zombie)
+    }
+}
+
+/// Index of the session among the fields of [`procfs::stat`].
+const SESSION: usize = 3;
+
+struct Found {
+    known: HashSet<i32>,
+    all: Vec<Relative>,
+}
+
+impl Found {
+    /// Adds the descendants of everybody from number `next` on.
+    fn descend(&mut self, mut next: usize) {
+        while let Some(parent) = self.all.get(next) {
+            if !parent.zombie {
+                procfs::children(parent.pid).unwrap_or_default().into_iter().for_each(|child| self.add(child));
+            }
+            next += 1;
+        }
+    }
+
+    fn add(&mut self, pid: i32) {
+        if !self.known.contains(&pid)
+            && let Ok(relative) = relative(pid)
+        {
+            self.known.insert(pid);
+            self.all.push(relative);
+        }
+    }
+}
+
+fn relative(pid: i32) -> io::Result<Relative> {
+    let stat = procfs::stat(pid)?;
+    let ppid = stat.get(1).and_then(|v| v.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let ended = |state: &str| matches!(state, "Z" | "X");
+    // The main thread may have ended before others.
+    let zombie = stat.first().is_some_and(|s| ended(s))
+        && procfs::threads(pid)?
+            .iter()
+            .all(|tid| *tid == pid || procfs::stat(*tid).map_or(true, |s| s.first().is_none_or(|s| ended(s))));
+    Ok(Relative { pid, ppid, zombie })
+}
+
+/// The processes of a session.
+fn session(sid: i32) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    let sid = sid.to_string();
+    pids.filter(|pid| procfs::stat(*pid).is_ok_and(|stat| stat.get(SESSION) == Some(&sid))).collect()
+}
+
+/// What a process shares with its parent as threads of one process do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Sharing {
+    /// The address space (`CLONE_VM`).
+    pub memory: bool,
+    /// The table of descriptors (`CLONE_FILES`).
+    pub files: bool,
+    /// Directories and umask (`CLONE_FS`).
+    pub directories: bool,
+    /// Signal handlers (`CLONE_SIGHAND`).
+    pub handlers: bool,
+}
+
+impl Sharing {
+    /// What `pid` shares with `parent`.
+    ///
+    /// # Errors
+    /// When either is gone.
+    pub fn between(pid: i32, parent: i32) -> nix::Result<Self> {
+        Ok(Self {
+            memory: fd::shares(pid, parent, Shared::Memory)?,
+            files: fd::shares(pid, parent, Shared::Files)?,
+            directories: fd::shares(pid, parent, Shared::Directories)?,
+            handlers: fd::shares(pid, parent, Shared::Handlers)?,
+        })
+    }
+
+    /// The flags of `clone(2)` that make it so.
+    pub fn clone_flags(self) -> u64 {
+        let flag = |wanted: bool, flag: i32| if wanted { flag as u64 } else { 0 };
+        flag(self.memory, libc::CLONE_VM)
+            | flag(self.files, libc::CLONE_FILES)
+            | flag(self.directories, libc::CLONE_FS)
+            | flag(self.handlers, libc::CLONE_SIGHAND)
+    }
+}
+
+/// Two processes of which neither is the other's parent, and that share something all the same.
+///
+/// # Errors
+/// When one is gone.
+pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Shared)>> {
+    use std::cmp::Ordering;
+    for what in [Shared::Memory, Shared::Files, Shared::Directories, Shared::Handlers] {
+        // The kernel orders them: equal ones come to stand together.
+        let mut sorted: Vec<&Relative> = Vec::new();
+        for member in members.iter().filter(|m| !m.zombie) {
+            let (mut low, mut high) = (0, sorted.len());
+            while low < high {
+                let middle = low.midpoint(high);
+                match fd::compare(member.pid, sorted[middle].pid, what) {
+                    Ok(Ordering::Greater) => low = middle + 1,
+                    Ok(Ordering::Equal) => {
+                        let other = sorted[middle];
+                        let related = |a: &Relative, b: &Relative| a.ppid == b.pid && !b.zombie;
+                        if !related(member, other) && !related(other, member) && !chain(members, member, other, what)? {
+                            return Ok(Some((other.pid, member.pid, what)));
+                        }
+                        low = middle;
+                        high = middle;
+                    }
+                    Ok(Ordering::Less) | Err(Errno::ESRCH) => high = middle,
+                    Err(e) => return Err(e),
+                }
+            }
+            sorted.insert(low, member);
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a line of parents that all share it leads from one to the other, or both to one.
+fn chain(members: &[Relative], a: &Relative, b: &Relative, what: Shared) -> nix::Result<bool> {
+    let top = |mut of: i32| -> nix::Result<i32> {
+        while let Some(parent) = members.iter().find(|m| m.pid == of).map(|m| m.ppid)
+            && members.iter().any(|m| m.pid == parent && !m.zombie)
+            && fd::shares(of, parent, what)?
+        {
+            of = parent;
+        }
+        Ok(of)
+    };
+    Ok(top(a.pid)? == top(b.pid)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descendants_are_found_with_parents_first() {
+        let mut child =
+            std::process::Command::new("sh").args(["-c", "sleep 60 & sh -c 'sleep 60; :' ; :"]).spawn().unwrap();
+        let root = child.id() as i32;
+        let family = Family { root, reaper: None };
+        let complete = || family.members().is_ok_and(|m| m.len() == 4);
+        for _ in 0..500 {
+            if complete() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let members = family.members().unwrap();
+        assert_eq!(members.len(), 4, "{members:?}");
+        assert_eq!(members[0].pid, root);
+        for (at, member) in members.iter().enumerate().skip(1) {
+            assert!(members[..at].iter().any(|m| m.pid == member.ppid), "{members:?}");
+        }
+        assert_eq!(strange_sharing(&members).unwrap(), None);
+        for member in members.iter().rev() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(member.pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        child.wait().unwrap();
+    }
+}
