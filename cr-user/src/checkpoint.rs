@@ -14,6 +14,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -362,10 +363,11 @@ impl Job {
             frozen_time = self.arm()?;
         }
         steps.end("arm");
-        let mut sink = Sink::new(writer.begin()?);
+        let mut sink = Sink::new(writer.begin()?, prior.clone());
         fault::point("precopy")?;
         if pace == Pace::Thorough {
-            precopy(self, &mut sink, prior.as_ref())?;
+            self.relate(&mut sink);
+            precopy(self, &mut sink, prior.as_deref())?;
         }
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");
@@ -393,7 +395,8 @@ impl Job {
         fault::point("rearm")?;
         let mut survey = Survey::take(self, &mut state, &sink)?;
         phases.end("survey");
-        survey.copy(self, &mut sink, prior.as_ref())?;
+        self.relate(&mut sink);
+        survey.copy(self, &mut sink, prior.as_deref())?;
         phases.end("copy");
         fault::point("thaw")?;
         frozen.thaw()?;
@@ -403,7 +406,7 @@ impl Job {
         steps.end("frozen");
         log::debug!("pid {} stood still for: {phases}", self.pid());
 
-        self.arena.drain_into(&mut sink, prior.as_ref())?;
+        self.arena.drain_into(&mut sink, prior.as_deref())?;
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
         let image = sink.into_writer();
@@ -544,11 +547,20 @@ impl Job {
         }
     }
 
+    /// Says which address space was copied from which: pages that are still the same are stored once.
+    fn relate(&self, sink: &mut Sink) {
+        for member in &self.members {
+            if let Some(parent) = self.members.iter().find(|m| m.pid == member.ppid) {
+                sink.relate(member.space(), parent.space());
+            }
+        }
+    }
+
     /// The older images, for comparing. When they are no longer what we wrote, the next checkpoint is a full one.
-    fn prior(&mut self, store: &Store) -> Option<Prior> {
+    fn prior(&mut self, store: &Store) -> Option<Arc<Prior>> {
         let parent = self.parent?;
         match Chain::open(store, Some(parent.id)) {
-            Ok(chain) if chain.newest().as_parent() == parent => return Some(Prior::new(chain)),
+            Ok(chain) if chain.newest().as_parent() == parent => return Some(Arc::new(Prior::new(chain))),
             Ok(_) => self.notes.push(format!("checkpoint {} is not the one that we wrote: took a full one", parent.id)),
             Err(e) => self.notes.push(format!("the older checkpoints cannot be used: took a full one ({e})")),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::image::{self, Content, Extent, ImageWriter, Space};
@@ -16,6 +17,13 @@ pub struct Sink {
     writer: ImageWriter,
     /// By content space, by first page.
     pages: HashMap<u64, BTreeMap<u64, Run>>,
+    /// The address space that each was copied from by `fork`, as far as is known: pages that are still the same as there
+    /// are stored once.
+    forked_from: HashMap<u64, u64>,
+    /// Slots that several spaces have: they are not written again.
+    shared: RangeSet,
+    /// The older images.
+    older: Option<Arc<Prior>>,
 }
 
 /// Whole pages and the checksum of each.
@@ -45,21 +53,32 @@ enum Held {
     Zero,
     /// As in the older images.
     Unchanged,
+    /// In an older image, as a page of the space that this one was copied from.
+    Borrowed {
+        back: u32,
+        slot: u64,
+    },
 }
 
 impl Held {
     fn after(self, pages: u64) -> Self {
         match self {
             Self::Slot(slot) => Self::Slot(slot + pages),
+            Self::Borrowed { back, slot } => Self::Borrowed { back, slot: slot + pages },
             other => other,
         }
     }
 }
 
 impl Sink {
-    /// A sink into `writer`.
-    pub fn new(writer: ImageWriter) -> Self {
-        Self { writer, pages: HashMap::new() }
+    /// A sink into `writer`, for a delta on the `older` images.
+    pub fn new(writer: ImageWriter, older: Option<Arc<Prior>>) -> Self {
+        Self { writer, pages: HashMap::new(), forked_from: HashMap::new(), shared: RangeSet::new(), older }
+    }
+
+    /// Says which address space was copied from which, if that is known.
+    pub fn relate(&mut self, child: u64, parent: u64) {
+        self.forked_from.insert(child, parent);
     }
 
     /// Gives the image back, to be finished.
@@ -91,36 +110,61 @@ impl Sink {
     fn absorb_range(&mut self, space: u64, first: u64, all: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
         let mut cursor = prior.map(|p| p.cursor(space, first));
         let kind = |n: usize, page: &[u8], cursor: &mut Option<Cursor<'_>>| {
-            let same = cursor.as_mut().is_some_and(|c| c.is_same(first + n as u64, all.sums[n], page));
+            let (number, sum) = (first + n as u64, all.sums[n]);
+            let same = cursor.as_mut().is_some_and(|c| c.is_same(number, sum, page));
             match (same, image::is_zero_page(page)) {
                 (true, _) => Some(Held::Unchanged),
                 (false, true) => Some(Held::Zero),
-                (false, false) => None,
+                (false, false) => self.with_parent(space, number, sum),
             }
         };
-        let mut pages = all.bytes.chunks_exact(PAGE).enumerate().peekable();
-        while let Some((start, page)) = pages.next() {
-            let this = kind(start, page, &mut cursor);
-            let mut end = start + 1;
-            while let Some((n, page)) = pages.peek() {
-                let mut ahead = cursor.clone();
-                if kind(*n, page, &mut ahead) != this {
-                    break;
-                }
-                cursor = ahead;
-                end = n + 1;
-                pages.next();
+        let mut runs: Vec<(Range<usize>, Option<Held>)> = Vec::new();
+        for (n, page) in all.bytes.chunks_exact(PAGE).enumerate() {
+            let this = kind(n, page, &mut cursor);
+            match runs.last_mut() {
+                Some((run, held)) if held.map(|h| h.after(run.len() as u64)) == this => run.end = n + 1,
+                _ => runs.push((n..n + 1, this)),
             }
-            let (run, count) = (first + start as u64, (end - start) as u64);
-            match this {
+        }
+        for (run, held) in runs {
+            let (page, count) = (first + run.start as u64, run.len() as u64);
+            match held {
                 Some(held) => {
-                    self.forget(space, run..run + count);
-                    self.hold(space, run, Run { pages: count, content: held });
+                    self.forget(space, page..page + count);
+                    if let Held::Slot(slot) = held {
+                        self.shared.insert(slot..slot + count);
+                    }
+                    self.hold(space, page, Run { pages: count, content: held });
                 }
-                None => self.store(space, run, all.part(start..end))?,
+                None => self.store(space, page, all.part(run))?,
             }
         }
         Ok(())
+    }
+
+    /// Where the same page is stored for the address space that this one was copied from. Checksums of 64 bits decide.
+    fn with_parent(&self, space: u64, page: u64, sum: u64) -> Option<Held> {
+        let parent = *self.forked_from.get(&space)?;
+        let taken = self.pages.get(&parent).and_then(|map| map.range(..=page).next_back());
+        match taken.filter(|(first, run)| page < *first + run.pages) {
+            Some((first, run)) => match run.content.after(page - first) {
+                Held::Slot(slot) => (self.writer.checksum(slot) == sum).then_some(Held::Slot(slot)),
+                held @ Held::Borrowed { back, slot } => {
+                    let older = self.older.as_ref()?;
+                    (older.chain.images().get(back as usize - 1)?.checksum(slot) == sum).then_some(held)
+                }
+                Held::Unchanged => self.in_older(parent, page, sum),
+                Held::Zero => None,
+            },
+            None => self.in_older(parent, page, sum),
+        }
+    }
+
+    fn in_older(&self, parent: u64, page: u64, sum: u64) -> Option<Held> {
+        let older = self.older.as_ref()?;
+        let (image, slot) = older.cursor(parent, page).stored(page)?;
+        let same = older.chain.images()[image].checksum(slot) == sum;
+        same.then_some(Held::Borrowed { back: image as u32 + 1, slot })
     }
 
     /// Writes pages, into the slots that they have already where they have any.
@@ -128,11 +172,14 @@ impl Sink {
         let end = first + pages.sums.len() as u64;
         let old = self.forget(space, first..end);
         let mut at = first;
-        let slots = old.into_iter().filter_map(|(page, run)| match run.content {
-            Held::Slot(slot) => Some((page..page + run.pages, Some(slot))),
-            _ => None,
-        });
-        for (range, slot) in slots.chain([(end..end, None)]) {
+        let slots: Vec<_> = old
+            .into_iter()
+            .filter_map(|(page, run)| match run.content {
+                Held::Slot(slot) if self.is_own(slot..slot + run.pages) => Some((page..page + run.pages, Some(slot))),
+                _ => None,
+            })
+            .collect();
+        for (range, slot) in slots.into_iter().chain([(end..end, None)]) {
             self.store_piece(space, at..range.start, None, pages, first)?;
             self.store_piece(space, range.clone(), slot, pages, first)?;
             at = range.end;
@@ -157,6 +204,10 @@ impl Sink {
         self.writer.write_summed(slot, part.bytes, part.sums)?;
         self.hold(space, range.start, Run { pages, content: Held::Slot(slot) });
         Ok(())
+    }
+
+    fn is_own(&self, slots: Range<u64>) -> bool {
+        self.shared.intersection(&RangeSet::from(slots)).is_empty()
     }
 
     fn hold(&mut self, space: u64, first: u64, run: Run) {
@@ -206,6 +257,7 @@ impl Sink {
                 let content = match run.content.after(part.start - first) {
                     Held::Slot(slot) => Content::Stored { slot },
                     Held::Zero => Content::Zero,
+                    Held::Borrowed { back, slot } => Content::Borrowed { back, slot },
                     Held::Unchanged => continue,
                 };
                 extents.push(Extent { first_page: part.start, pages: part.end - part.start, content });
@@ -251,6 +303,15 @@ struct Cursor<'p> {
 }
 
 impl Cursor<'_> {
+    /// Where this page, at which the cursor stands, is stored: image and slot.
+    fn stored(&self, page: u64) -> Option<(usize, u64)> {
+        let (range, source) = self.runs.first()?;
+        match source.advanced(page.checked_sub(range.start)?) {
+            Source::Stored { image, offset } => Some((image, offset / PAGE as u64 - 1)),
+            Source::Zero | Source::Absent => None,
+        }
+    }
+
     /// Whether the older images hold exactly this page. Checksums of 64 bits decide: the pages themselves are not read.
     fn is_same(&mut self, page: u64, sum: u64, bytes: &[u8]) -> bool {
         while self.runs.first().is_some_and(|(range, _)| range.end <= page) {

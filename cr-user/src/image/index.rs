@@ -118,6 +118,14 @@ pub enum Content {
     Zero,
     /// There is no page: anonymous memory reads as zero, a private file mapping as the file's bytes.
     Absent,
+    /// They are in an older image of the chain, where another space may have them too: a child of `fork` has its parent's
+    /// pages.
+    Borrowed {
+        /// How many images before this one: 1 is its parent.
+        back: u32,
+        /// Slot of the first page there; the others follow.
+        slot: u64,
+    },
 }
 
 // Other readers rely on these (docs/image-format.md).
@@ -149,6 +157,7 @@ impl Extent {
         debug_assert!((self.first_page..self.end_page()).contains(&page));
         match self.content {
             Content::Stored { slot } => Content::Stored { slot: slot + (page - self.first_page) },
+            Content::Borrowed { back, slot } => Content::Borrowed { back, slot: slot + (page - self.first_page) },
             other => other,
         }
     }
@@ -158,6 +167,9 @@ impl Extent {
         let continues = next.first_page == self.end_page()
             && match (self.content, next.content) {
                 (Content::Stored { slot }, Content::Stored { slot: next }) => slot + self.pages == next,
+                (Content::Borrowed { back, slot }, Content::Borrowed { back: same, slot: next }) => {
+                    back == same && slot + self.pages == next
+                }
                 (Content::Zero, Content::Zero) | (Content::Absent, Content::Absent) => true,
                 _ => false,
             };
@@ -178,6 +190,9 @@ impl ArchivedExtent {
                 ArchivedContent::Stored { slot } => Content::Stored { slot: slot.to_native() },
                 ArchivedContent::Zero => Content::Zero,
                 ArchivedContent::Absent => Content::Absent,
+                ArchivedContent::Borrowed { back, slot } => {
+                    Content::Borrowed { back: back.to_native(), slot: slot.to_native() }
+                }
             },
         }
     }

@@ -13,7 +13,7 @@ pub const PAGE_SIZE: usize = 4096;
 /// Bytes of the header; the first page slot follows it.
 pub const HEADER_BYTES: u64 = 4096;
 /// Version of the fixed parts and of the index. It is not the program's version, and records have their own.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Alignment of records, checksums, index and footer.
 pub(super) const ALIGNMENT: u64 = 16;
 /// Bytes of the footer.

@@ -86,6 +86,11 @@ where
                 }
                 Content::Zero => &mut counts.zero,
                 Content::Absent => &mut counts.absent,
+                // Whether there is such a slot is for the chain to see.
+                Content::Borrowed { back, .. } if back > 0 => continue,
+                Content::Borrowed { .. } => {
+                    return Err(format!("page {first_page:#x} of space {space} is said to be borrowed from nowhere"));
+                }
             };
             *count = count.saturating_add(pages);
         }

@@ -114,6 +114,11 @@ impl ImageWriter {
         written.map_err(|source| self.fail(source))
     }
 
+    /// The checksum of what was last written to an allocated slot.
+    pub fn checksum(&self, slot: u64) -> u64 {
+        u64::from_le(self.pages().checksums[slot as usize])
+    }
+
     /// Stores whole pages in new consecutive slots and returns the first.
     pub fn put(&self, pages: &[u8]) -> Result<u64> {
         let slot = self.allocate((pages.len() / PAGE_SIZE) as u64);

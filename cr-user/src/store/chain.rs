@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Error, Resolve, Resolved, Result, Source, Store};
-use crate::image::{self, Image};
+use crate::image::{self, ArchivedExtent, Content, Image};
 
 /// The images that make up one checkpoint, newest first, each validated.
 ///
@@ -36,6 +36,7 @@ impl Chain {
             };
             images.push(image?);
         }
+        check_borrowed(&images)?;
         Ok(Self { images })
     }
 
@@ -95,4 +96,25 @@ impl Chain {
         }
         Ok(image::verify_runs(&self.images, runs, threads)?)
     }
+}
+
+/// Every page that an image borrows must be in the image that it names.
+fn check_borrowed(images: &[Image]) -> Result<()> {
+    for (at, image) in images.iter().enumerate() {
+        for space in image.space_ids() {
+            for extent in image.extents(space).iter().map(ArchivedExtent::native) {
+                let Content::Borrowed { back, slot } = extent.content else { continue };
+                let lender = images.get(at + back as usize);
+                let has = |lender: &Image| slot.checked_add(extent.pages).is_some_and(|end| end <= lender.slots());
+                if !lender.is_some_and(has) {
+                    let what = format!(
+                        "page {:#x} of space {space} is said to be in slot {slot} of the image {back} before it",
+                        extent.first_page
+                    );
+                    return Err(image::Error::damaged(image.path(), what).into());
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -126,6 +126,9 @@ impl Source {
             Content::Stored { slot } => Self::Stored { image, offset: Image::slot_offset(slot) },
             Content::Zero => Self::Zero,
             Content::Absent => Self::Absent,
+            Content::Borrowed { back, slot } => {
+                Self::Stored { image: image + back as usize, offset: Image::slot_offset(slot) }
+            }
         }
     }
 

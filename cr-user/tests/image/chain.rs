@@ -29,6 +29,8 @@ fn every_page_is_the_newest_one_that_was_written() {
         let mut model = BTreeMap::new();
         let mut history = Vec::new();
         let mut parent = None;
+        // Images so far, the newest first.
+        let mut lenders: Vec<Image> = Vec::new();
         for _ in 0..=random.below(12) {
             let image = store.begin().expect("begin");
             let mut named = BTreeMap::new();
@@ -42,9 +44,12 @@ fn every_page_is_the_newest_one_that_was_written() {
                     if (first..first + pages).any(|page| named.contains_key(&(space, page))) {
                         continue;
                     }
-                    let content = match random.below(4) {
+                    let back = random.below(lenders.len() as u64 + 1) as usize;
+                    let lendable = if back == 0 { 0 } else { (lenders[back - 1].slots() + 1).saturating_sub(pages) };
+                    let content = match random.below(5) {
                         0 => Content::Zero,
                         1 => Content::Absent,
+                        2 if lendable > 0 => Content::Borrowed { back: back as u32, slot: random.below(lendable) },
                         _ => Content::Stored { slot: image.put(&random.pages(pages as usize)).expect("put") },
                     };
                     let extent = Extent { first_page: first, pages, content };
@@ -61,10 +66,14 @@ fn every_page_is_the_newest_one_that_was_written() {
                     Content::Stored { slot } => Page::Stored(first_bytes(written.page_bytes(slot, 1))),
                     Content::Zero => Page::Zero,
                     Content::Absent => Page::Absent,
+                    Content::Borrowed { back, slot } => {
+                        Page::Stored(first_bytes(lenders[back as usize - 1].page_bytes(slot, 1)))
+                    }
                 };
                 model.insert(key, page);
             }
             history.push(model.clone());
+            lenders.insert(0, written);
         }
         for (model, id) in history.iter().zip(1..) {
             let chain = Chain::open(store.store(), Some(id)).expect("chain");
@@ -141,4 +150,21 @@ fn only_pages_that_are_still_in_use_are_checked() {
     chain.images()[1].verify_pages(1).expect_err("but of the oldest");
     root.write_all_at(&[9], 2 * 4096).expect("damage the other page");
     chain.verify_pages(1).expect_err("it is part of both");
+}
+
+#[test]
+fn what_is_borrowed_from_nowhere_is_damage() {
+    for (back, slot, pages) in [(1, 2, 1), (1, 1, 2), (2, 0, 1), (1, u64::MAX, 1)] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = new_store(dir.path());
+        let lender = store.begin().expect("begin");
+        lender.put(&[1; 2 * PAGE_SIZE]).expect("put");
+        let parent = store.publish(lender.finish(IndexInfo::default()).expect("finish")).expect("publish");
+        let extents = vec![Extent { first_page: 7, pages, content: Content::Borrowed { back, slot } }];
+        let info = IndexInfo { parent: Some(parent), spaces: vec![Space { id: 1, extents }], ..IndexInfo::default() };
+        let image = store.begin().expect("begin").finish(info).expect("finish");
+        store.publish(image).expect("publish");
+        let error = Chain::open(store.store(), None).expect_err("there is no such page").to_string();
+        assert!(error.contains("00000002.cr") && error.contains("page 0x7"), "{error}");
+    }
 }

@@ -153,9 +153,9 @@ fn another_format_or_machine_is_named() {
         fs::write(&path, &forged).expect("write");
         read_all(&path).expect_err("forged")
     };
-    let error = forge(8, 2);
-    assert!(matches!(error, Error::OtherFormat { found: 2, known: 1, .. }), "{error}");
-    assert!(error.to_string().contains("image format 2, this `cr` reads format 1"), "{error}");
+    let error = forge(8, 3);
+    assert!(matches!(error, Error::OtherFormat { found: 3, known: 2, .. }), "{error}");
+    assert!(error.to_string().contains("image format 3, this `cr` reads format 2"), "{error}");
     for (at, name) in [(16, "architecture"), (21, "page size"), (24, "byte order"), (32, "compression")] {
         let error = forge(at, 0x20);
         assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(name), "{error}");

@@ -68,7 +68,7 @@ fn the_documented_offsets_are_the_real_ones() {
 
     // Header.
     assert_eq!(&bytes[..8], b"\x93CRIMG\r\n");
-    assert_eq!(field(&bytes, 8), 1 | 4096 << 32);
+    assert_eq!(field(&bytes, 8), 2 | 4096 << 32);
     assert_eq!(field(&bytes, 40), 2);
     assert_eq!(bytes[48..64], store.store().job().0);
     assert_eq!(bytes[4064..4096], *blake3::hash(&bytes[..4064]).as_bytes());
