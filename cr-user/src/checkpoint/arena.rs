@@ -32,20 +32,51 @@ pub struct Arena {
     limit: usize,
 }
 
-/// Pages in a chunk.
+/// Pages in a chunk: their bytes follow each other from its beginning.
 #[derive(Debug)]
 pub struct Piece {
-    /// Their content space.
-    pub space: u64,
-    /// Their numbers; their bytes follow each other from the chunk's beginning.
-    pub ranges: Vec<Range<u64>>,
+    /// What of which content space.
+    pub parts: Vec<Part>,
     /// They may be the same as in the older images.
     pub compare: bool,
 }
 
+/// Pages of one content space.
+#[derive(Debug)]
+pub struct Part {
+    /// The space.
+    pub space: u64,
+    /// Their numbers.
+    pub ranges: Vec<Range<u64>>,
+}
+
+impl Part {
+    /// How many pages.
+    pub fn pages(&self) -> usize {
+        self.ranges.iter().map(|r| r.end - r.start).sum::<u64>() as usize
+    }
+
+    /// Bytes of them.
+    pub fn len(&self) -> usize {
+        self.pages() * PAGE as usize
+    }
+}
+
 impl Piece {
     fn len(&self) -> usize {
-        (self.ranges.iter().map(|r| r.end - r.start).sum::<u64>() * PAGE) as usize
+        self.parts.iter().map(Part::len).sum()
+    }
+
+    /// Puts parts together so that each piece fills a chunk as far as it can.
+    pub fn pack(parts: impl IntoIterator<Item = Part>, compare: bool) -> Vec<Self> {
+        let mut pieces: Vec<Self> = Vec::new();
+        for part in parts {
+            match pieces.last_mut() {
+                Some(last) if last.len() + part.len() <= CHUNK as usize => last.parts.push(part),
+                _ => pieces.push(Self { parts: vec![part], compare }),
+            }
+        }
+        pieces
     }
 }
 
@@ -67,7 +98,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Fills a chunk for each piece by `read`, on every core: the job's threads stand still. When the limit is reached, the
+    /// Fills a chunk for each piece by `read`, part by part, on every core: the job's threads stand still. When the limit is reached, the
     /// oldest chunks are written out first.
     ///
     /// # Errors
@@ -77,7 +108,7 @@ impl Arena {
         pieces: Vec<Piece>,
         sink: &mut Sink,
         prior: Option<&Prior>,
-        read: impl Fn(&Piece, &mut [u8]) -> Result<()> + Sync,
+        read: impl Fn(&Part, &mut [u8]) -> Result<()> + Sync,
     ) -> Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut pieces = VecDeque::from(pieces);
@@ -97,7 +128,7 @@ impl Arena {
                     .chunks_mut(share)
                     .map(|part| {
                         let read = &read;
-                        scope.spawn(move || part.iter_mut().try_for_each(|(p, chunk)| read(p, &mut chunk[..p.len()])))
+                        scope.spawn(move || part.iter_mut().try_for_each(|(p, chunk)| read_parts(p, chunk, read)))
                     })
                     .collect();
                 workers.into_iter().try_for_each(|w| w.join().expect("a reading thread does not panic"))
@@ -122,8 +153,14 @@ impl Arena {
         if let Some((piece, chunk)) = self.filled.pop_front() {
             let prior = if piece.compare { prior } else { None };
             let bytes = &chunk[..piece.len()];
-            let pages = Summed { bytes, sums: &page_checksums(bytes) };
-            let absorbed = sink.absorb(piece.space, &piece.ranges, pages, prior);
+            let sums = page_checksums(bytes);
+            let mut at = 0;
+            let absorbed = piece.parts.iter().try_for_each(|part| {
+                let pages = at..at + part.pages();
+                at = pages.end;
+                let bytes = &bytes[pages.start * PAGE as usize..pages.end * PAGE as usize];
+                sink.absorb(part.space, &part.ranges, Summed { bytes, sums: &sums[pages] }, prior)
+            });
             self.free.push(chunk);
             absorbed?;
         }
@@ -145,6 +182,16 @@ impl Arena {
     pub fn give_back(&mut self, chunks: impl IntoIterator<Item = MmapMut>) {
         self.free.extend(chunks);
     }
+}
+
+fn read_parts(piece: &Piece, chunk: &mut [u8], read: impl Fn(&Part, &mut [u8]) -> Result<()>) -> Result<()> {
+    let mut rest = chunk;
+    for part in &piece.parts {
+        let (own, others) = rest.split_at_mut(part.len());
+        read(part, own)?;
+        rest = others;
+    }
+    Ok(())
 }
 
 fn new_chunk() -> Result<MmapMut> {

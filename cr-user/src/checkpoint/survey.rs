@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use crate::checkpoint::arena::{Piece, groups};
+use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
@@ -243,26 +243,30 @@ impl Survey {
         fault::point("collect.memory")?;
         let Job { members, arena, .. } = job;
         let memories: HashMap<u64, &Member> = members.iter().map(|m| (m.space(), m)).collect();
-        let mut pieces = Vec::new();
-        for process in &self.processes {
-            let parts = [
-                (process.copy.difference(&process.doubtful), false),
-                (process.copy.intersection(&process.doubtful), true),
-            ];
-            for (pages, compare) in parts {
+        let parts = |compare: bool| {
+            self.processes.iter().flat_map(move |process| {
+                let pages = if compare {
+                    process.copy.intersection(&process.doubtful)
+                } else {
+                    process.copy.difference(&process.doubtful)
+                };
                 let groups = groups(pages.iter(), vm::MAX_PIECES).into_iter();
-                pieces.extend(groups.map(|ranges| Piece { space: process.space(), ranges, compare }));
-            }
-        }
-        arena.fill(pieces, sink, prior, |piece, buf| {
-            let member = memories[&piece.space];
-            let unread = member.memory.read(&piece.ranges, buf);
+                groups.map(|ranges| Part { space: process.space(), ranges })
+            })
+        };
+        let mut pieces = Piece::pack(parts(false), false);
+        pieces.extend(Piece::pack(parts(true), true));
+        arena.fill(pieces, sink, prior, |part, buf| {
+            let member = memories[&part.space];
+            let unread = member.memory.read(&part.ranges, buf);
             unread.iter().next().map_or(Ok(()), |r| Err(unreadable(member.pid, r.start)))
         })?;
-        self.objects.iter().try_for_each(|(space, (file, pages))| {
+        let parts = self.objects.iter().flat_map(|(space, (_, pages))| {
             let groups = groups(pages.iter(), usize::MAX).into_iter();
-            let pieces = groups.map(|ranges| Piece { space: *space, ranges, compare: true }).collect();
-            arena.fill(pieces, sink, prior, |piece, buf| read_file(file, &piece.ranges, buf))
+            groups.map(|ranges| Part { space: *space, ranges })
+        });
+        arena.fill(Piece::pack(parts, true), sink, prior, |part, buf| {
+            read_file(&self.objects[&part.space].0, &part.ranges, buf)
         })
     }
 
