@@ -32,6 +32,7 @@ use crate::object::zombies::Zombie;
 use crate::phases::Phases;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
+use crate::sys::ptrace::Regs;
 use crate::sys::{PAGE, fd, uffd};
 use crate::track::Oracle;
 use crate::track::oracle;
@@ -102,8 +103,6 @@ struct Built {
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
     cuts: Vec<Cut>,
-    /// Processes that job control had stopped, and by which signal.
-    stopped: Vec<(i32, i32)>,
 }
 
 impl Built {
@@ -146,9 +145,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
             body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
         }
     }
-    for body in &mut bodies {
-        soul::breathe(body, saved.find(body.pid()).expect("a body for each"))?;
-    }
+    give_life(&mut bodies, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
@@ -157,28 +154,63 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
-    put_in_place(&mut bodies, saved)?;
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    let stopped = saved.living.iter().map(|l| (l.pid(), l.process.stop_signal)).filter(|(_, s)| *s != 0).collect();
-    Ok(Built { bodies, oracles, spaces, cuts, stopped })
+    Ok(Built { bodies, oracles, spaces, cuts })
 }
 
-/// The last steps before the job runs: waits that have a time limit are started again, our own mappings taken out, and every
-/// thread gets its registers.
-fn put_in_place(bodies: &mut [Body], saved: &Saved) -> Result<()> {
+/// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
+/// our own mappings taken out, and every thread gets its registers.
+///
+/// Children come before their parents: those that job control had stopped are stopped again, and what their parents hear of
+/// that is what they had heard.
+fn give_life(bodies: &mut [Body], saved: &Saved) -> Result<()> {
     let living = |pid: i32| saved.find(pid).expect("a body for each");
-    let mut regs = Vec::new();
-    for body in bodies.iter_mut() {
-        regs.push(soul::resume_waits(body, living(body.pid()))?);
+    let mut regs = HashMap::new();
+    for at in (0..bodies.len()).rev() {
+        let body = &mut bodies[at];
+        let own = living(body.pid());
+        soul::breathe(body, own)?;
+        if own.process.stop_signal != 0 {
+            // With it goes the place from which those make calls who have the same memory.
+            for sharer in bodies.iter_mut().filter(|b| saved.owner_of_memory(b.pid()) == own.pid()).rev() {
+                settle(sharer, living(sharer.pid()), &mut regs)?;
+            }
+            stop_again(bodies, at, own)?;
+        }
     }
-    for body in bodies.iter_mut().filter(|b| !living(b.pid()).process.sharing.memory) {
+    for body in bodies.iter_mut().rev() {
+        let own = living(body.pid());
+        settle(body, own, &mut regs)?;
+    }
+    bodies.iter().try_for_each(|body| soul::put_in_place(living(body.pid()), &regs[&body.pid()]))
+}
+
+/// The last calls that a process makes for us.
+fn settle(body: &mut Body, own: &Living, regs: &mut HashMap<i32, Vec<Regs>>) -> Result<()> {
+    if regs.contains_key(&body.pid()) {
+        return Ok(());
+    }
+    regs.insert(body.pid(), soul::resume_waits(body, own)?);
+    // Who shares its parent's memory comes before it.
+    if !own.process.sharing.memory {
         let syscall = Gadgets::find_outside(body.pid(), body.own_range())
             .map_err(|e| Error::system("looking through the restored code", e))?;
         body.remove_scratch(syscall)?;
     }
-    bodies.iter().zip(&regs).try_for_each(|(body, regs)| soul::put_in_place(living(body.pid()), regs))
+    Ok(())
+}
+
+fn stop_again(bodies: &mut [Body], at: usize, own: &Living) -> Result<()> {
+    bodies[at].stop(own.process.stop_signal)?;
+    let pid = own.pid();
+    if let Some(parent) = bodies.iter_mut().find(|b| b.pid() == own.process.ppid).filter(|_| own.process.stop_told) {
+        let options = (libc::WSTOPPED | libc::WNOHANG | libc::__WALL) as u64;
+        let wait = Call::new(libc::SYS_waitid, &[libc::P_PID.into(), pid as u64, 0, options, 0]);
+        parent.run(0, vec![wait], "telling of a stopped child")?;
+    }
+    Ok(())
 }
 
 /// Making the processes, each with its memory.
@@ -261,7 +293,7 @@ impl<'a> Birth<'a> {
         }
         self.bodies.push(body);
         // A helper has the memory of whoever made it.
-        let memory = if node.helper { parent } else { Some(self.owner_of_memory(node.pid)) };
+        let memory = if node.helper { parent } else { Some(self.saved.owner_of_memory(node.pid)) };
         for child in &node.before {
             self.child(node, child, memory, helpers)?;
         }
@@ -292,14 +324,6 @@ impl<'a> Birth<'a> {
             helpers.push((child.pid, Some(node.pid)));
         }
         Ok(())
-    }
-
-    /// The process whose address space a process has.
-    fn owner_of_memory(&self, mut pid: i32) -> i32 {
-        while let Some(living) = self.saved.find(pid).filter(|l| l.process.sharing.memory) {
-            pid = living.process.ppid;
-        }
-        pid
     }
 
     /// Process groups: first those who lead one, then those who are led. Where the leader has ended, a helper leads.
@@ -370,14 +394,8 @@ impl Restored {
     pub fn run(self) -> Result<Job> {
         let pid = self.job_pid();
         fault::point("restore.run")?;
-        let Built { bodies, oracles, spaces, stopped, .. } = self.job;
+        let Built { bodies, oracles, spaces, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
-        for (pid, signal) in stopped {
-            // Taken by each thread as it is let go, as if job control had never let it run.
-            if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
-            }
-        }
         bodies.into_iter().try_for_each(Body::release)?;
         Ok(job)
     }

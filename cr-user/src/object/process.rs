@@ -63,6 +63,8 @@ pub struct Process {
     pub coredump_filter: u32,
     /// The signal by which job control had stopped it; 0 when it was running.
     pub stop_signal: i32,
+    /// Its parent has been told of that stop by `wait(2)`.
+    pub stop_told: bool,
     /// The system that it ran on.
     pub host: Host,
 }
@@ -227,6 +229,7 @@ pub fn capture(
         oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
         coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
         stop_signal: stop_signal.unwrap_or(0),
+        stop_told: stop_signal.is_some() && field(52) == 0,
         host: host(pid)?,
     })
 }

@@ -231,6 +231,34 @@ impl Body {
         self.bury()
     }
 
+    /// Stops the process as job control would, by `signal`, while we go on tracing it: nothing but registers and signal mask
+    /// may be set afterwards.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop(&mut self, signal: i32) -> Result<()> {
+        let failed = |e| Error::system(format!("stopping pid {} as it was", self.pid), e);
+        let tids: Vec<i32> = self.threads.iter().map(|t| t.tid).collect();
+        for tid in &tids {
+            ptrace::set_sigmask(*tid, !(1 << (signal - 1))).map_err(failed)?;
+        }
+        // The first thread takes the signal, the others follow it.
+        task::send(self.pid, self.pid, signal).map_err(failed)?;
+        for tid in tids {
+            let mut deliver = 0;
+            loop {
+                ptrace::cont(tid, deliver).map_err(failed)?;
+                match task::wait_change(tid).map_err(failed)? {
+                    Change::Trapped { signal: by, event: ptrace::EVENT_STOP } if by == signal => break,
+                    Change::Trapped { signal: by, event: 0 } if by == signal => deliver = signal,
+                    Change::Trapped { .. } => deliver = 0,
+                    Change::Ended => return Err(Error::JobGone { pid: self.pid, during: "the restore" }),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a helper, so that nobody notices.
     ///
     /// # Errors

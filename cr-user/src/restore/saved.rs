@@ -115,6 +115,14 @@ impl Saved {
         self.living.iter().find(|l| l.pid() == pid)
     }
 
+    /// The process whose address space a process has: itself, or one from which it descends.
+    pub fn owner_of_memory(&self, mut pid: i32) -> i32 {
+        while let Some(living) = self.find(pid).filter(|l| l.process.sharing.memory) {
+            pid = living.process.ppid;
+        }
+        pid
+    }
+
     /// Every mapping of every process.
     pub fn mappings(&self) -> impl Iterator<Item = &Mapping> + Clone {
         self.living.iter().flat_map(|l| &l.mappings)

@@ -121,6 +121,15 @@ pub fn prlimit(pid: i32, resource: u32, new: Option<(u64, u64)>) -> nix::Result<
     Ok((old.rlim_cur, old.rlim_max))
 }
 
+/// Sends a signal to one thread (`tgkill(2)`).
+///
+/// # Errors
+/// `ESRCH`, `EPERM`.
+pub fn send(pid: i32, tid: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: no memory is passed.
+    unsafe { check(libc::syscall(libc::SYS_tgkill, pid, tid, signal)) }.map(drop)
+}
+
 /// How a child or tracee changed state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
