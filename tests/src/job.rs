@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -104,6 +105,10 @@ impl Job {
     }
 
     fn without_process(name: &str) -> Self {
+        // Orphans of the job come to us, who see to it that their pids are free again.
+        nix::sys::prctl::set_child_subreaper(true).expect("to become a subreaper");
+        // What whoever runs the tests left open is no job's.
+        cr::sys::fd::close_on_exec_from(3).expect("to mark descriptors close-on-exec");
         let folder = tempfile::Builder::new().prefix("cr-test-").tempdir().expect("a folder for the job");
         let job = Self {
             folder,
@@ -266,14 +271,42 @@ impl Job {
     /// Ends job and controller with SIGKILL and waits until both pids are free.
     #[track_caller]
     pub fn kill(&mut self) {
+        let family = self.family();
         self.kill_controller();
-        if self.pid != 0 {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        for pid in &family {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         if let Some(mut job) = self.process.take() {
             let _ = job.wait();
         }
+        for pid in family {
+            wait_until("every process of the killed job is gone", || {
+                // Orphans come to us.
+                let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+                !process_exists(pid)
+            });
+        }
         self.after_death();
+    }
+
+    /// The job's processes: the root, its descendants, orphans among its controller's children, and who else is in its
+    /// session if it leads one.
+    pub fn family(&self) -> Vec<i32> {
+        let mut family = if self.pid == 0 { Vec::new() } else { vec![self.pid] };
+        family.extend(self.controller.iter().flat_map(|child| children(child.id().cast_signed())));
+        let mut next = 0;
+        while let Some(&pid) = family.get(next) {
+            family.extend(children(pid));
+            next += 1;
+        }
+        if session_of(self.pid) == Some(self.pid) {
+            let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+            let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            family.extend(pids.filter(|pid| session_of(*pid) == Some(self.pid)));
+        }
+        family.sort_unstable();
+        family.dedup();
+        family
     }
 
     /// Waits until the job's pid is free, and sets the steps shown back, so that a restored guest is seen to step.
@@ -423,10 +456,12 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.kill_controller();
         // A job that gave its verdict ends by itself, and its pid may be another's soon.
-        if self.pid != 0 && !self.verdict_seen {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        let family = if self.verdict_seen { Vec::new() } else { self.family() };
+        self.kill_controller();
+        for pid in family {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
         }
         if let Some(mut job) = self.process.take() {
             let _ = job.kill();
@@ -492,6 +527,17 @@ impl Checkpoint {
         assert!(self.is_delta && self.parent == Some(parent.id), "expected a delta on {}, got {self:?}", parent.id);
         self
     }
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
+}
+
+fn session_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// Whether a process, or what is left of it before it is waited for, has this pid.
