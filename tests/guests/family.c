@@ -75,6 +75,8 @@ __attribute__((noreturn)) static void live_and_die(void) {
     while (!shared->finish) beat();
     check_who();
     shared->verdicts[slot] = 1;
+    /* Its children look who their parent is. */
+    while (wait(NULL) > 0) continue;
     _exit(20 + slot);
 }
 
@@ -222,9 +224,12 @@ static void zombies(void) {
     told = 0;
 }
 
+/* What came before anybody ended by himself. */
+static int told_before;
+
 static void check_zombies(void) {
     const int codes[] = {CLD_EXITED, CLD_KILLED, CLD_KILLED}, statuses[] = {42, SIGKILL, SIGUSR1};
-    CHECK(told == 0, "SIGCHLD came %d times more", (int)told);
+    CHECK(told_before == 0, "SIGCHLD came %d times more", told_before);
     for (int i = 0; i < 3; i++) {
         siginfo_t info = {0};
         char path[64], name[64];
@@ -240,7 +245,6 @@ static void check_zombies(void) {
 /* -------------------------------------------------------------------------------------------------------------- stopped */
 
 static pid_t halted[2];
-static int halted_slot[2];
 
 static void stopped(void) {
     struct sigaction action = {.sa_handler = tell};
@@ -257,13 +261,12 @@ static void stopped(void) {
         int options = WSTOPPED | (i == 1 ? WNOWAIT : 0);
         while (waitid(P_PID, (id_t)halted[i], &info, options) != 0) CHECK(errno == EINTR, "waitid: %s", strerror(errno));
     }
-    (void)halted_slot;
     spawn(live_and_die);
     told = 0;
 }
 
 static void check_stopped(void) {
-    CHECK(told == 0, "SIGCHLD came %d times more", (int)told);
+    CHECK(told_before == 0, "SIGCHLD came %d times more", told_before);
     for (int i = 0; i < 2; i++) {
         siginfo_t info = {0};
         char path[64], stat[512];
@@ -472,6 +475,7 @@ int main(int argc, char **argv) {
         all_beat();
         guest_step();
     }
+    told_before = told;
     shared->finish = 1;
     for (int i = 0; i < shared->slots; i++) {
         uint64_t start = guest_now_ns(CLOCK_MONOTONIC);

@@ -377,10 +377,12 @@ pub fn restore_calls(process: &Process, fds: Inherited, at: u64) -> (Vec<Call>, 
         Call::new(libc::SYS_chroot, &[here]),
         Call::new(libc::SYS_fchdir, &[fds.cwd as u64]),
         Call::new(libc::SYS_umask, &[u64::from(process.umask)]),
-        Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]),
         Call::new(libc::SYS_personality, &[u64::from(process.personality)]),
         Call::new(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(process.child_subreaper)]),
     ];
+    if !process.sharing.memory {
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]));
+    }
     if process.thp_disable != 0 {
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1]));
     }
