@@ -147,9 +147,10 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     files::open_late(&saved.files, &mut opened)?;
     for body in &mut bodies {
-        for (calls, bytes) in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
-            body.put(&bytes)?;
-            body.run(0, calls, "setting up its descriptors")?;
+        for mut batch in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
+            body.put(&batch.bytes)?;
+            body.try_run(0, &mut batch.calls)?;
+            batch.judge(&saved.files)?;
         }
     }
     give_life(&mut bodies, saved)?;

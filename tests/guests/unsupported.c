@@ -44,11 +44,6 @@ static void at_address(const void *address) {
     else snprintf(where, sizeof where, "%lx", (unsigned long)address);
 }
 
-static int file_here(void) {
-    char path[PATH_MAX];
-    return MUST(open(guest_path(path, "file.txt"), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
-}
-
 static void make_inotify(void) {
     int fd = inotify_init1(0);
     if (fd >= 0) MUST(inotify_add_watch(fd, guest_dir, IN_DELETE));
@@ -139,27 +134,6 @@ static void make_secret_mapping(void) {
     close(fd);
 }
 
-static void make_flock(void) {
-    int fd = file_here();
-    MUST(flock(fd, LOCK_EX));
-    at_fd(fd);
-}
-
-static void make_posix_lock(void) {
-    int fd = file_here();
-    MUST(fcntl(fd, F_SETLK, &(struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 3, .l_len = 4}));
-    at_fd(fd);
-}
-
-static void make_lease(void) {
-    int fd = file_here();
-    close(fd);
-    char path[PATH_MAX];
-    fd = MUST(open(guest_path(path, "file.txt"), O_RDONLY));
-    if (fcntl(fd, F_SETLEASE, F_RDLCK) != 0) missing = strerror(errno);
-    else at_fd(fd);
-}
-
 /* The test makes standard input a pipe whose other end it holds itself. */
 static void make_outside_pipe(void) {
     struct stat stat;
@@ -187,9 +161,7 @@ static const struct unsupported {
     {"pty", make_pty},               {"proc-file", make_proc_file},
     {"fifo", make_fifo},             {"seccomp", make_seccomp},
     {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
-    {"secret-mapping", make_secret_mapping}, {"flock", make_flock},
-    {"posix-lock", make_posix_lock}, {"lease", make_lease},
-    {"outside-pipe", make_outside_pipe},
+    {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };
 
 int main(int argc, char **argv) {

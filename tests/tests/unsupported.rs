@@ -25,9 +25,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),
-    ("flock", &["lock"]),
-    ("posix-lock", &["lock"]),
-    ("lease", &["lease"]),
     ("outside-pipe", &["pipe"]),
 ];
 
