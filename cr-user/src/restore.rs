@@ -147,7 +147,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         }
     }
     for body in &mut bodies {
-        soul::breathe(body, saved.find(body.pid()).expect("a body for each"))?;
+        soul::breathe(body, saved.find(body.pid()).expect("a body for each"), &saved.seccomp)?;
     }
 
     let mut spaces = Spaces::default();

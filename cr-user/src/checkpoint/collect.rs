@@ -14,6 +14,7 @@ use crate::object::memory::backing::Source;
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
+use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
@@ -36,6 +37,7 @@ pub struct State {
     timers: Vec<Timers>,
     credentials: Vec<Credentials>,
     scheduling: Vec<Scheduling>,
+    seccomp: Seccomp,
     clocks: Vec<Clocks>,
     zombies: Vec<Zombie>,
     files: Files,
@@ -100,6 +102,7 @@ impl State {
             let answers = questions.put(&mut puppet)?;
             let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
             refuse(threads::refusals(pid, tid, &status))?;
+            self.seccomp.add(pid, tid, &status)?;
             let context = puppet.context();
             let xstate = context.xstate.clone();
             let wait = waits.of(tid, &context.regs);
@@ -164,6 +167,7 @@ impl State {
         put(image, files::KIND, &self.files)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
+        put(image, seccomp::KIND, &self.seccomp)?;
         put(image, zombies::KIND, &self.zombies)
     }
 }

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod process;
 pub mod records;
 pub mod scheduling;
+pub mod seccomp;
 pub mod signals;
 pub mod spaces;
 pub mod threads;
@@ -25,6 +26,7 @@ pub const KINDS: &[RecordKind] = &[
     timers::KIND,
     credentials::KIND,
     scheduling::KIND,
+    seccomp::KIND,
     files::KIND,
     clocks::KIND,
     zombies::KIND,

@@ -369,11 +369,6 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         let place = format!("thread {tid}");
         refusals.push(crate::error::Refusal { pid, place, why: why.to_owned(), todo: todo.to_owned() });
     };
-    match status.get("Seccomp") {
-        "" | "0" => {}
-        "1" => refuse("runs under strict seccomp", "start the job without seccomp"),
-        _ => refuse("runs under a seccomp filter", "start the job without the filter"),
-    }
     if status.get("x86_Thread_features").contains("shstk") {
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }

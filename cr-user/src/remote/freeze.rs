@@ -48,7 +48,7 @@ impl Stopped {
 }
 
 /// What a freeze traces: forks are followed, so that what is born meanwhile is stopped too.
-const OPTIONS: i32 =
+pub const OPTIONS: i32 =
     libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACESYSGOOD;
 
 impl Frozen {
@@ -202,6 +202,25 @@ fn resume_endless_wait(tid: i32) {
         if let Err(e) = ptrace::set_regs(tid, &regs) {
             log::warn!("thread {tid}: its wait ends early ({e})");
         }
+    }
+}
+
+/// Looks at a thread while it stands still: for a moment, unless it does so already.
+///
+/// # Errors
+/// When it cannot be stopped, and what `look` says.
+pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    if traced_by_us(pid, tid) {
+        return look();
+    }
+    ptrace::seize(tid, 0).map_err(|e| refused(pid, tid, e))?;
+    let _ = ptrace::interrupt(tid);
+    wait_stopped(pid, tid)?.ok_or_else(|| gone(pid))?;
+    resume_endless_wait(tid);
+    let seen = look();
+    match ptrace::detach(tid, 0) {
+        Ok(()) | Err(Errno::ESRCH) => seen,
+        Err(e) => Err(Error::system(format!("letting thread {tid} go"), e)),
     }
 }
 

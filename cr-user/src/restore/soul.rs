@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::object::credentials;
 use crate::object::process;
 use crate::object::scheduling;
+use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals;
 use crate::object::threads::{self, Thread, Wait};
 use crate::object::timers;
@@ -37,7 +38,7 @@ pub fn dress(body: &mut Body, zombie: &Zombie) -> Result<()> {
 ///
 /// # Errors
 /// When the kernel refuses something, or a thread's number is taken.
-pub fn breathe(body: &mut Body, saved: &Living) -> Result<()> {
+pub fn breathe(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()> {
     let (calls, bytes) = signals::restore_calls(&saved.signals, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the signal actions")?;
@@ -56,6 +57,7 @@ pub fn breathe(body: &mut Body, saved: &Living) -> Result<()> {
     let (calls, bytes) = timers::restore_calls(&saved.timers, &expired, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the timers")?;
+    confine(body, saved, seccomp)?;
     for (index, thread) in saved.threads.all.iter().enumerate() {
         take_credentials(body, index, thread.tid, saved)?;
     }
@@ -93,6 +95,23 @@ fn queue(body: &mut Body, index: usize, info: &[u8], shared: bool) -> Result<()>
     let (runner, ..) = body.thread(index);
     let call = runner.queue_call(&info, at, shared);
     body.run(index, vec![call], "queueing a pending signal again").map(drop)
+}
+
+/// Puts the threads under seccomp, and suspends it: what is left to do may be forbidden to them.
+fn confine(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()> {
+    let tids: Vec<i32> = saved.threads.all.iter().map(|t| t.tid).collect();
+    let steps = seccomp.steps(body.pid(), &tids, body.data());
+    if !steps.is_empty() {
+        tids.iter().try_for_each(|tid| seccomp::suspend(*tid))?;
+    }
+    for step in steps {
+        let what = format!("putting thread {} under seccomp", tids[step.thread]);
+        body.put(&step.bytes)?;
+        if body.run(step.thread, vec![step.call], &what)? != [0] {
+            return Err(Error::system(what, Errno::EBUSY));
+        }
+    }
+    Ok(())
 }
 
 fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Living) -> Result<()> {
