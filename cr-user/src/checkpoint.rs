@@ -22,7 +22,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::spaces::Spaces;
-use crate::object::{files, memory, process, seccomp, threads};
+use crate::object::{cgroups, files, memory, process, seccomp, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
@@ -244,6 +244,7 @@ impl Job {
                 all.extend(threads::refusals(pid, tid, &status));
             }
         }
+        all.extend(cgroups::refusals(pid)?);
         all.extend(seccomp::refusals(pid)?);
         let vmas = self.mappings_now(member)?;
         let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone());

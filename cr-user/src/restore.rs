@@ -147,7 +147,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         }
     }
     for body in &mut bodies {
-        soul::breathe(body, saved.find(body.pid()).expect("a body for each"), &saved.seccomp)?;
+        soul::breathe(body, saved.find(body.pid()).expect("a body for each"), saved)?;
     }
 
     let mut spaces = Spaces::default();
@@ -253,6 +253,8 @@ impl<'a> Birth<'a> {
             return Ok(());
         }
         if let Some(living) = self.saved.find(node.pid) {
+            // First of all: what is made from here on is counted there.
+            self.saved.cgroups.enter(node.pid, false);
             body.run(0, process::xstate_calls(&living.process), "asking for CPU features")?;
             if !living.process.sharing.memory {
                 let from = parent.map(|p| (p, self.saved.find(p).map_or(&[][..], |l| &l.mappings)));

@@ -6,6 +6,7 @@ use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
+use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
@@ -38,6 +39,7 @@ pub struct State {
     credentials: Vec<Credentials>,
     scheduling: Vec<Scheduling>,
     seccomp: Seccomp,
+    cgroups: Cgroups,
     clocks: Vec<Clocks>,
     zombies: Vec<Zombie>,
     files: Files,
@@ -52,9 +54,11 @@ impl State {
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
+        let mounts = cgroups::Mounts::read();
         for stopped in frozen.processes() {
             let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
             state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
+            state.cgroups.add(stopped.pid, &stopped.tids(), &mounts)?;
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member)?));
@@ -85,7 +89,9 @@ impl State {
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
         let waits = Waits::look(pid, watch, &tids);
+        let locked = process::locked(pid);
         let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
+        let lock_future = process::lock_future(pid, locked, puppet.data().0);
         let mut questions = Questions::new(&puppet);
         let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
         let clocks = timers::ask(pid, &mut questions)?;
@@ -93,7 +99,14 @@ impl State {
         signals.actions = signals::actions(actions, &answers);
         self.timers.push(timers::capture(pid, clocks, &answers));
         fault::point("collect.process")?;
-        self.processes.push(process::capture(pid, member.sharing, stopped.stop_signal(), knobs, &answers)?);
+        self.processes.push(process::capture(
+            pid,
+            member.sharing,
+            stopped.stop_signal(),
+            lock_future,
+            knobs,
+            &answers,
+        )?);
         for tid in tids {
             puppet.switch(tid)?;
             let mut questions = Questions::new(&puppet);
@@ -168,6 +181,7 @@ impl State {
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
         put(image, seccomp::KIND, &self.seccomp)?;
+        put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)
     }
 }

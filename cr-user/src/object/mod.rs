@@ -1,6 +1,7 @@
 //! One file per kind of kernel object: its record in the image, how it is captured, how it is restored, and why it may be
 //! refused. Files here do not know each other; what several need is in `remote`, `image` or `sys`.
 
+pub mod cgroups;
 pub mod clocks;
 pub mod credentials;
 pub mod files;
@@ -27,6 +28,7 @@ pub const KINDS: &[RecordKind] = &[
     credentials::KIND,
     scheduling::KIND,
     seccomp::KIND,
+    cgroups::KIND,
     files::KIND,
     clocks::KIND,
     zombies::KIND,

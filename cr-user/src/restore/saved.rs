@@ -1,6 +1,7 @@
 //! What a chain says of the job, read and checked before anything is made.
 
 use crate::error::{Error, Result};
+use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
@@ -28,6 +29,8 @@ pub struct Saved {
     pub files: Files,
     /// Seccomp of all threads.
     pub seccomp: Seccomp,
+    /// Control groups of all processes.
+    pub cgroups: Cgroups,
     /// In which order the processes are made.
     pub forest: Vec<Node>,
     /// Every process, dead or alive.
@@ -110,6 +113,7 @@ impl Saved {
             zombies,
             files: get(image, files::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
+            cgroups: get(image, cgroups::KIND)?,
             forest,
             ancestry,
         })
@@ -146,6 +150,7 @@ impl Saved {
             process::check(&living.process)?;
         }
         self.seccomp.check()?;
+        self.cgroups.check()?;
         self.zombies.iter().try_for_each(|z| process::pid_is_free(z.pid))?;
         memory::mapping::check(self.mappings())?;
         files::check(&self.files, policy)

@@ -15,7 +15,7 @@ use crate::procfs::Status;
 use crate::remote::frame;
 use crate::remote::{Call, restart};
 use crate::restore::body::Body;
-use crate::restore::saved::Living;
+use crate::restore::saved::{Living, Saved};
 use crate::sys::{ptrace, stub};
 
 /// Gives a process that is to be a zombie what is still seen of one.
@@ -38,13 +38,14 @@ pub fn dress(body: &mut Body, zombie: &Zombie) -> Result<()> {
 ///
 /// # Errors
 /// When the kernel refuses something, or a thread's number is taken.
-pub fn breathe(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()> {
+pub fn breathe(body: &mut Body, saved: &Living, job: &Saved) -> Result<()> {
     let (calls, bytes) = signals::restore_calls(&saved.signals, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the signal actions")?;
     for thread in &saved.threads.all[1..] {
         body.add_thread(thread.tid)?;
     }
+    job.cgroups.enter(body.pid(), true);
     for (index, thread) in saved.threads.all.iter().enumerate() {
         own_calls(body, index, thread, saved)?;
         queue_signals(body, index, thread.tid, saved)?;
@@ -57,7 +58,8 @@ pub fn breathe(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()>
     let (calls, bytes) = timers::restore_calls(&saved.timers, &expired, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the timers")?;
-    confine(body, saved, seccomp)?;
+    body.run(0, process::memory_calls(&saved.process, &saved.mappings), "setting what holds for all its memory")?;
+    confine(body, saved, &job.seccomp)?;
     for (index, thread) in saved.threads.all.iter().enumerate() {
         take_credentials(body, index, thread.tid, saved)?;
     }
