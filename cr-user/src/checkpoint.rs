@@ -270,7 +270,7 @@ impl Job {
             match member {
                 Ok(member) => self.members.push(member),
                 Err(e) if relative.pid == self.pid() => return Err(e),
-                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(false) => {}
+                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(true) => {}
                 Err(_) if Relative::has_ended(relative.pid) => {}
                 Err(e) => return Err(e),
             }

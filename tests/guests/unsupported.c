@@ -7,12 +7,9 @@
  * have the thing. `unsupported - list` prints the names. The job then just runs, and must run on unharmed.
  */
 #include "guest.h"
-#include <linux/audit.h>
 #include <linux/bpf.h>
-#include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/perf_event.h>
-#include <linux/seccomp.h>
 #include <mqueue.h>
 #include <netinet/in.h>
 #include <sys/epoll.h>
@@ -22,7 +19,6 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/signalfd.h>
@@ -110,14 +106,6 @@ static void make_fifo(void) {
     at_fd(open(path, O_RDWR));
 }
 
-static void make_seccomp(void) {
-    struct sock_filter allow_all = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    struct sock_fprog program = {1, &allow_all};
-    MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) missing = strerror(errno);
-    snprintf(where, sizeof where, "%d", getpid());
-}
-
 static void make_sysv_shm(void) {
     int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
     void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
@@ -195,7 +183,7 @@ static const struct unsupported {
     {"pidfd", make_pidfd},           {"mqueue", make_mqueue},
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
-    {"fifo", make_fifo},             {"seccomp", make_seccomp},
+    {"fifo", make_fifo},
     {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"flock", make_flock},
     {"posix-lock", make_posix_lock}, {"lease", make_lease},

@@ -25,7 +25,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["proc"]),
     ("fifo", &["fifo", "named pipe"]),
-    ("seccomp", &["seccomp"]),
     ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),

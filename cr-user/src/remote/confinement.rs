@@ -183,7 +183,7 @@ fn run(program: &[u64], data: &Data) -> Option<u32> {
                     0x80 => 64,
                     _ => return None,
                 };
-                *(if code & 0x07 == 0 { &mut a } else { &mut x }) = value;
+                *(if code & 0x01 == 0 { &mut a } else { &mut x }) = value;
             }
             0x02 => *memory.get_mut(k as usize)? = a,
             0x03 => *memory.get_mut(k as usize)? = x,

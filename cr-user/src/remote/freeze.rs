@@ -319,9 +319,22 @@ fn does_not_stop(pid: i32, tid: i32) -> Error {
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
-    let tracer = procfs::Status::read(pid, tid).map(|s| s.numbers("TracerPid").first().copied().unwrap_or(0));
-    tracer
-        .is_ok_and(|t| t != 0 && procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&(t as i32))))
+    procfs::Status::read(pid, tid).is_ok_and(|s| tracer(&s).is_some_and(is_ours))
+}
+
+/// Who traces a thread, if that is not we: a pid and its name.
+pub fn other_tracer(status: &procfs::Status) -> Option<String> {
+    let tracer = tracer(status).filter(|t| !is_ours(*t))?;
+    let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+    Some(format!("pid {tracer} ({})", name.trim()))
+}
+
+fn tracer(status: &procfs::Status) -> Option<i32> {
+    status.numbers("TracerPid").first().map(|t| *t as i32).filter(|t| *t != 0)
+}
+
+fn is_ours(tracer: i32) -> bool {
+    procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
 }
 
 fn gone(pid: i32) -> Error {
@@ -329,11 +342,10 @@ fn gone(pid: i32) -> Error {
 }
 
 fn refused(pid: i32, tid: i32, e: Errno) -> Error {
-    let tracer = procfs::Status::read(pid, tid).map_or(0, |s| s.numbers("TracerPid").first().copied().unwrap_or(0));
-    if tracer != 0 {
+    if let Some(tracer) = procfs::Status::read(pid, tid).ok().and_then(|s| other_tracer(&s)) {
         return Error::NotAllowed {
             pid,
-            why: format!("thread {tid} is traced by pid {tracer} (a debugger or strace)"),
+            why: format!("thread {tid} is traced by {tracer}"),
             todo: "let that one detach first".to_owned(),
         };
     }
