@@ -4,6 +4,7 @@
 //! go when dropped, the kernel when we die), and pages whose written-bit was taken stay in [`Job`]'s debt until a checkpoint
 //! that holds them is durable.
 
+mod aio;
 mod arena;
 mod collect;
 mod member;
@@ -457,8 +458,8 @@ impl Job {
     /// For a single checkpoint: where threads are in waits of which only the kernel knows how long they still take, an eBPF
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
-        let wanted =
-            self.watch.is_none() && !self.watch_tried && self.members.iter().any(|m| threads::any_timed_wait(m.pid));
+        let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid);
+        let wanted = self.watch.is_none() && !self.watch_tried && self.members.iter().any(asks);
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })

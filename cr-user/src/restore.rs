@@ -5,6 +5,7 @@
 //! pages are what they were. Nothing is made before everything was checked, and processes under construction die with us: a
 //! restore that fails leaves nothing behind but files that were cut back, whose tails are kept in the store.
 
+mod aio;
 mod body;
 mod inherit;
 mod lineage;

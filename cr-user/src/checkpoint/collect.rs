@@ -1,5 +1,6 @@
 //! The state of a stopped job that is not memory, as records.
 
+use crate::checkpoint::aio;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::{Job, gone, refuse};
@@ -62,6 +63,9 @@ impl State {
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member)?));
+        }
+        for (pid, vmas) in &state.vmas {
+            aio::wait(*pid, vmas, &mut job.watch)?;
         }
         // Others' parents run, and may notice them at any time.
         let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
