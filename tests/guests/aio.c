@@ -3,7 +3,7 @@
  * ends.
  *
  *   aio DIR idle    two contexts, a gap between them, and rings that have been turned; events wait to be fetched
- *   aio DIR busy    reads past the page cache, under way all the time, into memory that is checked
+ *   aio DIR busy    reads past the page cache, under way all the time, into memory that is checked; and syncs, which take longer
  *   aio DIR stuck   an operation that waits for ever: cr must refuse it
  */
 #include "guest.h"
@@ -132,8 +132,24 @@ static void start_read(unsigned slot, uint64_t number) {
     submit(first, &reads[slot]);
 }
 
+/* Has a file of some megabytes written to the disk, which takes a while. */
+static struct iocb sync_operation;
+static bool syncing;
+static uint64_t since;
+
+static void start_sync(int synced) {
+    static unsigned char much[4 << 20];
+    memset(much, (int)guest_steps, sizeof much);
+    CHECK(pwrite(synced, much, sizeof much, 0) == sizeof much, "writing: %s", strerror(errno));
+    sync_operation = (struct iocb){.aio_data = DEPTH << 8, .aio_lio_opcode = IOCB_CMD_FSYNC, .aio_fildes = (uint32_t)synced};
+    submit(first, &sync_operation);
+    syncing = true;
+    since = 0;
+}
+
 static void busy(void) {
     char path[PATH_MAX];
+    int synced = MUST(open(guest_path(path, "synced"), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
     buffers = MUST(mmap(NULL, DEPTH * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     for (uint64_t block = 0; block < 64; block++) {
         page_fill(buffers, 1 + 2 * block);
@@ -147,13 +163,20 @@ static void busy(void) {
         guest_skip("direct", "O_DIRECT: %s", strerror(errno));
         file = MUST(open(path, O_RDONLY | O_CLOEXEC));
     }
-    first = set_up(DEPTH);
+    first = set_up(DEPTH + 1);
     uint64_t number = 0;
     for (unsigned slot = 0; slot < DEPTH; slot++) start_read(slot, number++);
     guest_ready();
     while (!guest_finishing()) {
+        if (!syncing) start_sync(synced);
         for (int i = 0; i < 40; i++) {
             struct io_event event = fetch(first);
+            if (event.data >> 8 == DEPTH) {
+                CHECK(event.res == 0, "syncing: %ld", (long)event.res);
+                syncing = false;
+                continue;
+            }
+            CHECK(since++ < 200000, "the sync does not end");
             unsigned slot = (unsigned)(event.data >> 8);
             uint64_t block = event.data & 0xff;
             CHECK(event.res == BLOCK, "reading block %lu: %ld", block, (long)event.res);
@@ -166,7 +189,7 @@ static void busy(void) {
         }
         guest_step();
     }
-    for (unsigned slot = 0; slot < DEPTH; slot++) fetch(first);
+    for (unsigned slot = 0; slot < DEPTH + (syncing ? 1u : 0u); slot++) fetch(first);
     MUST(syscall(SYS_io_destroy, first));
 }
 
