@@ -16,6 +16,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("socketpair", &["socket"]),
     ("io_uring", &["io_uring"]),
     ("userfaultfd", &["userfaultfd"]),
+    ("userfaultfd-range", &["registered with a userfaultfd"]),
     ("perf", &["perf"]),
     ("bpf", &["bpf"]),
     ("pidfd", &["pidfd"]),

@@ -55,11 +55,10 @@ impl State {
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
-        let mounts = cgroups::Mounts::read();
         for stopped in frozen.processes() {
             let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
             state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
-            state.cgroups.add(stopped.pid, &stopped.tids(), &mounts)?;
+            state.cgroups.add(stopped.pid)?;
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member)?));
@@ -93,9 +92,7 @@ impl State {
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
         let waits = Waits::look(pid, watch, &tids);
-        let locked = process::locked(pid);
         let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
-        let lock_future = process::lock_future(pid, locked, puppet.data().0);
         let mut questions = Questions::new(&puppet);
         let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
         let clocks = timers::ask(pid, &mut questions)?;
@@ -103,14 +100,7 @@ impl State {
         signals.actions = signals::actions(actions, &answers);
         self.timers.push(timers::capture(pid, clocks, &answers));
         fault::point("collect.process")?;
-        self.processes.push(process::capture(
-            pid,
-            member.sharing,
-            stopped.stop_signal(),
-            lock_future,
-            knobs,
-            &answers,
-        )?);
+        self.processes.push(process::capture(pid, member.sharing, stopped.stop_signal(), knobs, &answers)?);
         for tid in tids {
             puppet.switch(tid)?;
             let mut questions = Questions::new(&puppet);
@@ -174,7 +164,12 @@ impl State {
     ///
     /// # Errors
     /// When the image cannot take them.
-    pub fn write(self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+    pub fn write(mut self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+        for threads in &self.threads {
+            // There may be many, and they are read while the job runs.
+            let tids: Vec<i32> = threads.all.iter().map(|t| t.tid).collect();
+            self.cgroups.add_threads(threads.pid, &tids);
+        }
         put(image, process::KIND, &self.processes)?;
         put(image, threads::KIND, &self.threads)?;
         put(image, memory::KIND, &survey.take_mappings())?;

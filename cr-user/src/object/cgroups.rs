@@ -42,24 +42,30 @@ pub struct Member {
 }
 
 impl Cgroups {
-    /// Captures a process and its threads, the main one first.
+    /// Captures a process.
     ///
     /// # Errors
-    /// When one is gone.
-    pub fn add(&mut self, pid: i32, tids: &[i32], mounts: &Mounts) -> Result<()> {
-        let own = groups_of(pid, pid)?;
-        let set = self.number(own.clone());
+    /// When it is gone.
+    pub fn add(&mut self, pid: i32) -> Result<()> {
+        let set = self.number(groups_of(pid, pid)?);
         self.members.push(Member { pid, tid: pid, set });
-        if tids.len() > 1 && own.iter().any(|g| mounts.lets_threads_part(g)) {
-            for &tid in tids.iter().filter(|t| **t != pid) {
-                let theirs = groups_of(pid, tid)?;
-                if theirs != own {
-                    let set = self.number(theirs);
-                    self.members.push(Member { pid, tid, set });
-                }
+        Ok(())
+    }
+
+    /// Captures those of its threads that are elsewhere. One that has ended by now is taken to have been with the others.
+    pub fn add_threads(&mut self, pid: i32, tids: &[i32]) {
+        let Some(own) = self.members.iter().find(|m| m.pid == pid).map(|m| m.set) else { return };
+        let mounts = Mounts::read();
+        if tids.len() < 2 || !self.sets[own as usize].iter().any(|g| mounts.lets_threads_part(g)) {
+            return;
+        }
+        for &tid in tids.iter().filter(|t| **t != pid) {
+            let Ok(theirs) = groups_of(pid, tid) else { continue };
+            let set = self.number(theirs);
+            if set != own {
+                self.members.push(Member { pid, tid, set });
             }
         }
-        Ok(())
     }
 
     fn number(&mut self, set: Vec<Group>) -> u32 {
@@ -162,7 +168,7 @@ fn parse(line: &str) -> Option<Group> {
 
 /// Where the hierarchies are mounted.
 #[derive(Debug)]
-pub struct Mounts(Vec<Mount>);
+struct Mounts(Vec<Mount>);
 
 #[derive(Debug)]
 struct Mount {
@@ -176,7 +182,7 @@ struct Mount {
 
 impl Mounts {
     /// From `/proc/self/mountinfo`; see proc(5).
-    pub fn read() -> Self {
+    fn read() -> Self {
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self(text.lines().filter_map(Self::parse).collect())
     }
@@ -249,7 +255,8 @@ mod tests {
     fn our_own_groups_are_read() {
         let me = std::process::id() as i32;
         let mut cgroups = Cgroups::default();
-        cgroups.add(me, &[me], &Mounts::read()).unwrap();
+        cgroups.add(me).unwrap();
+        cgroups.add_threads(me, &[me]);
         assert_eq!((cgroups.sets.len(), cgroups.members.len()), (1, 1));
         assert!(refusals(me).unwrap().is_empty() && cgroups.check().is_ok());
     }

@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Refusal, Result};
 use crate::family::Sharing;
 use crate::image::RecordKind;
@@ -13,7 +15,7 @@ use crate::object::memory::advice;
 use crate::object::memory::backing::FileStamp;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions};
-use crate::sys::{task, vm};
+use crate::sys::{PAGE, task, vm};
 
 /// The record of a process.
 pub const KIND: RecordKind = RecordKind { id: 1, version: 2, name: "process" };
@@ -112,6 +114,7 @@ pub struct Asked {
     thp_disable: usize,
     mdwe: usize,
     memory_merge: usize,
+    locked: usize,
     xcomp: u64,
 }
 
@@ -135,6 +138,7 @@ pub fn ask(questions: &mut Questions) -> Asked {
         thp_disable: questions.ask(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64]),
         mdwe: questions.ask(libc::SYS_prctl, &[PR_GET_MDWE]),
         memory_merge: questions.ask(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE]),
+        locked: questions.ask(libc::SYS_msync, &[subreaper & !(PAGE - 1), PAGE, libc::MS_INVALIDATE as u64]),
         xcomp,
     }
 }
@@ -187,15 +191,10 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(lost)
 }
 
-/// Memory of the process that is locked, in KiB.
-pub fn locked(pid: i32) -> u32 {
-    Status::read(pid, pid).ok().and_then(|s| s.numbers("VmLck").first().copied()).unwrap_or(0)
-}
-
-/// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in a mapping that was
-/// just made for us, and holds `at`, where `before` was locked without it.
-pub fn lock_future(pid: i32, before: u32, at: u64) -> u32 {
-    if locked(pid) <= before {
+/// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
+/// made for us, to which `at` belongs, and which cannot be invalidated if it is `locked`.
+fn lock_future(pid: i32, locked: bool, at: u64) -> u32 {
+    if !locked {
         return 0;
     }
     let vmas = procfs::smaps(pid).unwrap_or_default();
@@ -212,7 +211,6 @@ pub fn capture(
     pid: i32,
     sharing: Sharing,
     stop_signal: Option<i32>,
-    lock_future: u32,
     asked: Asked,
     answers: &Answers,
 ) -> Result<Process> {
@@ -259,7 +257,7 @@ pub fn capture(
         thp_disable: answers.outcome(asked.thp_disable).unwrap_or(0) as u32,
         mdwe: answers.outcome(asked.mdwe).unwrap_or(0) as u32,
         memory_merge: answers.outcome(asked.memory_merge).unwrap_or(0) != 0,
-        lock_future,
+        lock_future: lock_future(pid, answers.outcome(asked.locked) == Err(Errno::EBUSY), asked.subreaper),
         xstate_permission: answers.word(asked.xcomp),
         limits,
         oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),

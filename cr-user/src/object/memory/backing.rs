@@ -130,6 +130,10 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
             "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         ));
     }
+    if vma.has("um") || vma.has("ui") {
+        let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
+        return Err(refuse(why, "unregister it, or checkpoint the job without it"));
+    }
     if vma.inode == 0 {
         let own =
             vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
@@ -141,10 +145,6 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
     }
     if aio::is_ring(vma) {
         return aio::capture(pid, vma).map(|ring| (Backing::Aio(ring), None));
-    }
-    if vma.has("um") || vma.has("ui") {
-        let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
-        return Err(refuse(why, "unregister it, or checkpoint the job without it"));
     }
     if vma.has("ht") {
         return if !vma.shared && vma.name.starts_with("/anon_hugepage") {
