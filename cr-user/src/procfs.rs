@@ -130,7 +130,7 @@ fn parse_map_line(line: &str) -> Option<Vma> {
 }
 
 /// `/proc` writes newlines in names as `\012`.
-fn unescape(name: &str) -> String {
+pub fn unescape(name: &str) -> String {
     name.replace("\\012", "\n")
 }
 

@@ -115,12 +115,7 @@ impl<'a> Look<'a> {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(No { why, todo }) => self.refusals.extend(group.members.iter().map(|seen| Refusal {
-                    pid: seen.pid,
-                    place: place(seen),
-                    why: why.clone(),
-                    todo: todo.to_owned(),
-                })),
+                Err(no) => self.refuse(group, &no),
             }
         }
     }
@@ -231,11 +226,18 @@ impl<'a> Look<'a> {
             let Ok(ours) = self.get(seen) else { continue };
             match settings::describe(ours.as_fd(), description, seen.flags, self.holders) {
                 Ok(found) => self.files.settings.extend(found),
-                Err(No { why, todo }) => {
-                    self.refusals.push(Refusal { pid: seen.pid, place: place(seen), why, todo: todo.to_owned() });
-                }
+                Err(no) => self.refuse(group, &no),
             }
         }
+    }
+
+    fn refuse(&mut self, group: &Group, no: &No) {
+        self.refusals.extend(group.members.iter().map(|seen| Refusal {
+            pid: seen.pid,
+            place: place(seen),
+            why: no.why.clone(),
+            todo: no.todo.to_owned(),
+        }));
     }
 
     /// Finds out which descriptions the entries of epoll sets are, now that all are known.
