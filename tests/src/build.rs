@@ -6,9 +6,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use crate::close_inherited;
+
 /// A command that runs the `cr` under test: `$CR_BIN` if set; otherwise the workspace's, brought up to date first by
 /// `cargo build --package cr-user` in the profile of the tests (once per test program).
 pub fn cr() -> Command {
+    close_inherited();
     Command::new(cr_path())
 }
 
@@ -39,7 +42,9 @@ pub fn guest(name: &str) -> PathBuf {
     // Test programs run side by side, and so do the tests in each.
     let lock = fs::File::create(built.join(".lock")).expect("the guests' lock file");
     lock.lock().expect("the lock of the guests' folder");
-    let newest_source = modified(&source).max(modified(&sources.join("guest.h")));
+    let newest_header =
+        files_in(&sources).filter(|path| path.extension().is_some_and(|e| e == "h")).map(|h| modified(&h)).max();
+    let newest_source = modified(&source).max(newest_header.flatten());
     assert!(newest_source.is_some(), "no source for the guest {}", source.display());
     if modified(&program) <= newest_source {
         let fresh = built.join(format!("{name}.new"));
@@ -59,6 +64,10 @@ pub fn guest(name: &str) -> PathBuf {
 pub fn guest_names(name: &str) -> Vec<String> {
     let output = Command::new(guest(name)).args(["-", "list"]).output().expect("the guest lists its parts");
     String::from_utf8(output.stdout).expect("names in UTF-8").lines().map(str::to_owned).collect()
+}
+
+fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).expect("the guests' folder").flatten().map(|entry| entry.path())
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

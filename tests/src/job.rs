@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Finished, LIMIT, cr, guest, note_skip, run};
+use crate::tree::{MARK, Tree};
+use crate::{Finished, LIMIT, close_inherited, cr, guest, note_skip, run};
 
 /// How a job is started.
 #[derive(Clone, Default)]
@@ -104,6 +105,7 @@ impl Job {
     }
 
     fn without_process(name: &str) -> Self {
+        close_inherited();
         let folder = tempfile::Builder::new().prefix("cr-test-").tempdir().expect("a folder for the job");
         let job = Self {
             folder,
@@ -128,11 +130,17 @@ impl Job {
         let file = |name: &str| File::create(self.dir().join(format!("{name}.{number}"))).expect("an output file");
         command
             .current_dir(self.dir())
+            .env(MARK, self.mark())
             .stdin(stdin)
             .stdout(file("out"))
             .stderr(file("err"))
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// What marks the processes of this job among all others.
+    fn mark(&self) -> String {
+        self.folder.path().to_string_lossy().into_owned()
     }
 
     // ------------------------------------------------------------------------------------------------ what can be asked
@@ -263,23 +271,27 @@ impl Job {
         }
     }
 
-    /// Ends job and controller with SIGKILL and waits until both pids are free.
+    /// The living processes of the job.
+    pub fn processes(&self) -> Vec<i32> {
+        Tree::default().find(self.pid, &self.mark())
+    }
+
+    /// Ends the controller and every process of the job with SIGKILL and waits until all their pids are free.
     #[track_caller]
     pub fn kill(&mut self) {
         self.kill_controller();
-        if self.pid != 0 {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        }
+        let tree = Tree::kill(self.pid, &self.mark());
         if let Some(mut job) = self.process.take() {
             let _ = job.wait();
         }
+        tree.wait_until_gone();
         self.after_death();
     }
 
-    /// Waits until the job's pid is free, and sets the steps shown back, so that a restored guest is seen to step.
+    /// Sets the steps shown back, so that a restored guest is seen to step.
     #[track_caller]
     pub fn after_death(&self) {
-        wait_until("the killed job's pid is free", || !process_exists(self.pid));
+        wait_until("the killed job's pid is free", || self.pid == 0 || !process_exists(self.pid));
         if let Ok(step) = OpenOptions::new().write(true).open(self.dir().join("step")) {
             step.set_len(0).expect("the step file is set back");
         }
@@ -424,13 +436,16 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.kill_controller();
-        // A job that gave its verdict ends by itself, and its pid may be another's soon.
-        if self.pid != 0 && !self.verdict_seen {
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        }
+        // The pid of a job that gave its verdict may be another's by now; what it left behind is found by its mark.
+        let root = if self.verdict_seen { 0 } else { self.pid };
+        let tree = Tree::kill(root, &self.mark());
         if let Some(mut job) = self.process.take() {
             let _ = job.kill();
             let _ = job.wait();
+        }
+        // A second panic would hide the first.
+        if !std::thread::panicking() {
+            tree.wait_until_gone();
         }
     }
 }
