@@ -20,28 +20,31 @@ pub const MARK: &str = "CR_TEST_JOB";
 pub struct Tree(BTreeMap<i32, String>);
 
 impl Tree {
-    /// Ends `root`, its descendants and all that carry `mark` with SIGKILL, and waits until none is left to be killed.
+    /// Ends `root`, its descendants and all that carry `mark` with SIGKILL.
     ///
-    /// They may still have to be waited for by their parents: see [`Tree::wait_until_gone`].
+    /// Not one of them notices that another is gone. Whoever's child they are has to wait for them: see
+    /// [`Tree::wait_until_gone`].
     #[track_caller]
     pub fn kill(root: i32, mark: &str) -> Self {
         let mut tree = Self::default();
         let start = Instant::now();
+        // They are stopped first, parents before their children, until nobody can have forked any more.
+        let mut stopped = Vec::new();
         loop {
-            // One that was just forked has its parent's mark already, and is found in the next round.
             let living = tree.find(root, mark);
-            if living.is_empty() {
+            let running = living.iter().filter(|pid| !stopped.contains(*pid)).copied().collect::<Vec<_>>();
+            if running.is_empty() {
+                living.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
                 return tree;
             }
-            for pid in living {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+            running.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+            stopped.extend(running);
             assert!(start.elapsed() < LIMIT, "killing the job of pid {root}: time is up");
-            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 
-    /// The living processes of the job now. Zombies are remembered only: their pids must get free as well.
+    /// The living processes of the job now, parents before their children. Zombies are remembered only: their pids must get
+    /// free as well.
     pub fn find(&mut self, root: i32, mark: &str) -> Vec<i32> {
         let mark = format!("{MARK}={mark}");
         let marked = |pid: &i32| {
@@ -53,19 +56,22 @@ impl Tree {
         all.push(root);
         let mut next = 0;
         while let Some(pid) = all.get(next) {
-            for child in children(*pid) {
-                if !all.contains(&child) {
-                    all.push(child);
-                }
-            }
+            let children = children(*pid);
+            all.extend(children);
             next += 1;
         }
-        all.retain(|pid| {
-            let Some((state, started)) = state(*pid) else { return false };
-            self.0.entry(*pid).or_insert(started);
-            !matches!(state, 'Z' | 'X')
-        });
-        all
+        let mut parents = BTreeMap::new();
+        for pid in all {
+            let Some(stat) = Stat::of(pid) else { continue };
+            if !matches!(stat.state, 'Z' | 'X') {
+                parents.insert(pid, stat.parent);
+            }
+            self.0.entry(pid).or_insert(stat.started);
+        }
+        let depth = |pid: &i32| std::iter::successors(parents.get(pid), |parent| parents.get(parent)).count();
+        let mut living: Vec<i32> = parents.keys().copied().collect();
+        living.sort_by_key(depth);
+        living
     }
 
     /// Waits until every pid is free, or another's.
@@ -75,8 +81,12 @@ impl Tree {
     }
 
     fn is_gone(&self) -> bool {
-        self.0.iter().all(|(pid, started)| state(*pid).is_none_or(|(_, now)| now != *started))
+        self.0.iter().all(|(pid, started)| Stat::of(*pid).is_none_or(|stat| stat.started != *started))
     }
+}
+
+fn send(pid: i32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid), signal); // it may have ended
 }
 
 /// The children of a process, zombies among them.
@@ -86,11 +96,20 @@ fn children(pid: i32) -> Vec<i32> {
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
 }
 
-/// State and start time of a process, as in `/proc/PID/stat`.
-fn state(pid: i32) -> Option<(char, String)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    // Number 22 in proc(5); the state is number 3.
-    Some((state, fields.nth(18)?.to_owned()))
+/// What `/proc/PID/stat` says of a process.
+struct Stat {
+    state: char,
+    parent: i32,
+    /// In ticks since the machine started, as text.
+    started: String,
+}
+
+impl Stat {
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        // Numbers 3, 4 and 22 in proc(5).
+        let started = (*fields.get(19)?).to_owned();
+        Some(Self { state: fields.first()?.chars().next()?, parent: fields.get(1)?.parse().ok()?, started })
+    }
 }
