@@ -226,11 +226,16 @@ impl Job {
             all.push(Refusal { pid: one, place: "the process".to_owned(), why, todo });
         }
         for member in &self.members {
-            match self.preflight_of(member) {
-                Ok(refusals) => all.extend(refusals),
-                // One that ends meanwhile is no hindrance.
-                Err(_) if member.has_ended() && member.pid != self.pid() => {}
-                Err(e) => return Err(e),
+            // One that executes another program meanwhile is looked at again; one that ends is no hindrance.
+            let mut found = self.preflight_of(member);
+            for _ in 0..3 {
+                if found.as_ref().is_ok_and(Vec::is_empty) || member.has_ended() {
+                    break;
+                }
+                found = self.preflight_of(member);
+            }
+            if !member.has_ended() || member.pid == self.pid() {
+                all.extend(found?);
             }
         }
         all.extend(files::refusals(&self.holders())?);

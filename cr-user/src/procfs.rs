@@ -1,7 +1,7 @@
 //! What `/proc` says of a process, parsed. Layouts are those of `Documentation/filesystems/proc.rst`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 /// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
@@ -46,12 +46,32 @@ impl Vma {
     }
 }
 
+/// A file of `/proc` as bytes. The kernel makes up the text anew for each read: it is read in few large pieces, and not asked
+/// for its size, which is always 0.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when what it tells of is gone.
+pub fn bytes(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(8 << 10);
+    fs::File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The same as text.
+///
+/// # Errors
+/// `ENOENT`/`ESRCH` when what it tells of is gone.
+pub fn text(path: &str) -> io::Result<String> {
+    // Names of files need not be UTF-8.
+    Ok(String::from_utf8(bytes(path)?).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
 /// All mappings from `/proc/PID/maps` (cheap: no page tables are walked).
 ///
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
-    Ok(fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().filter_map(parse_map_line).collect())
+    Ok(text(&format!("/proc/{pid}/maps"))?.lines().filter_map(parse_map_line).collect())
 }
 
 /// All mappings with their flags from `/proc/PID/smaps` (walks every page table).
@@ -60,7 +80,7 @@ pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn smaps(pid: i32) -> io::Result<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
-    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
+    for line in text(&format!("/proc/{pid}/smaps"))?.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(vma) = vmas.last_mut() {
                 vma.flags = flags.split_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
@@ -132,7 +152,7 @@ pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
 pub fn children(pid: i32) -> io::Result<Vec<i32>> {
     let mut all = Vec::new();
     for tid in threads(pid)? {
-        match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+        match text(&format!("/proc/{pid}/task/{tid}/children")) {
             Ok(text) => all.extend(text.split_whitespace().filter_map(|w| w.parse::<i32>().ok())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -151,7 +171,7 @@ impl Status {
     /// # Errors
     /// `ENOENT`/`ESRCH` when the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map(Self)
+        text(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
     }
 
     /// The value behind `key`, trimmed; empty when the kernel does not print it.
@@ -175,7 +195,7 @@ impl Status {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn stat(pid: i32) -> io::Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let text = text(&format!("/proc/{pid}/stat"))?;
     let tail = text.rsplit_once(')').map_or("", |(_, t)| t);
     Ok(tail.split_whitespace().map(str::to_owned).collect())
 }
@@ -213,7 +233,7 @@ pub fn link(pid: i32, name: &str) -> io::Result<PathBuf> {
 /// # Errors
 /// `ENOENT` when the descriptor is gone.
 pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let text = text(&format!("/proc/{pid}/fdinfo/{fd}"))?;
     let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
     Ok(FdInfo {
         position: value("pos:").parse().unwrap_or(0),

@@ -28,4 +28,6 @@ macro_rules! parts {
 
 parts! {
     "tree": deep = "deep" wide = "wide" waiting = "waiting" orphan = "orphan" subreaper = "subreaper" exec = "exec" forker = "forker";
+    "tree_jobs": sessions = "sessions" zombies = "zombies" stopped = "stopped" dead_leader = "dead-leader" pdeathsig = "pdeathsig"
+        exit_signal = "exit-signal" vfork = "vfork";
 }

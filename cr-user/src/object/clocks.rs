@@ -5,6 +5,7 @@
 //! (`time_namespaces(7)`). They then show the time that passed in between, as if the machine had been on all along.
 
 use std::fs;
+use std::sync::OnceLock;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
@@ -12,6 +13,7 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::procfs;
 
 /// The record of a process's clocks.
 pub const KIND: RecordKind = RecordKind { id: 9, version: 1, name: "clocks" };
@@ -85,7 +87,9 @@ pub fn shift(offsets: [i64; 2]) -> Result<()> {
 const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
 
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned()).unwrap_or_default()
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    let read = || procfs::text("/proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned()).unwrap_or_default();
+    BOOT_ID.get_or_init(read).clone()
 }
 
 /// Our own clocks without what our time namespace adds to them.
@@ -101,7 +105,7 @@ fn read(clock: ClockId) -> Result<i64> {
 
 /// What the time namespace of a process adds; nothing where the kernel has none.
 fn offsets(process: &str) -> [i64; 2] {
-    let text = fs::read_to_string(format!("/proc/{process}/timens_offsets")).unwrap_or_default();
+    let text = procfs::text(&format!("/proc/{process}/timens_offsets")).unwrap_or_default();
     ["monotonic", "boottime"].map(|clock| {
         let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();
         let mut numbers = line.split_whitespace().skip(1).filter_map(|w| w.parse::<i64>().ok());

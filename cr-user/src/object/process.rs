@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Refusal, Result};
 use crate::family::Sharing;
@@ -185,7 +186,7 @@ pub fn capture(
 ) -> Result<Process> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
-        fs::read(&path).map_err(|e| Error::system(format!("reading {path}"), e))
+        procfs::bytes(&path).map_err(|e| Error::system(format!("reading {path}"), e))
     };
     let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).trim().to_owned());
     let path = |name: &str| {
@@ -199,6 +200,9 @@ pub fn capture(
     let exe_meta =
         fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
     let limits = limits(&text("limits")?);
+    let auxv: Vec<u64> =
+        read("auxv")?.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect();
+    let has_vdso = auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
     Ok(Process {
         pid,
         ppid: field(4) as i32,
@@ -219,7 +223,7 @@ pub fn capture(
             arg: (field(48), field(49)),
             env: (field(50), field(51)),
         },
-        auxv: read("auxv")?.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect(),
+        auxv,
         personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or(0),
         dumpable: answers.outcome(asked.dumpable).unwrap_or(1) as u32,
         child_subreaper: answers.int(asked.subreaper) != 0,
@@ -230,7 +234,7 @@ pub fn capture(
         coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
         stop_signal: stop_signal.unwrap_or(0),
         stop_told: stop_signal.is_some() && field(52) == 0,
-        host: host(pid)?,
+        host: host(field(22), has_vdso),
     })
 }
 
@@ -265,20 +269,22 @@ fn limits(text: &str) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// The system that we are on, and when `pid` started on it.
+/// The system that we are on, and when a process started on it. `has_vdso`: the kernel had given it one.
 ///
 /// # Errors
 /// When the process is gone.
-pub fn host(pid: i32) -> Result<Host> {
-    let text = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-    Ok(Host {
-        kernel: text("/proc/sys/kernel/osrelease"),
-        vdso: vdso_checksum(pid),
-        start_time: procfs::start_time(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))?,
-    })
+fn host(start_time: u64, has_vdso: bool) -> Host {
+    static HERE: OnceLock<(String, u64)> = OnceLock::new();
+    let (kernel, vdso) = HERE.get_or_init(|| {
+        let kernel = procfs::text("/proc/sys/kernel/osrelease").map(|t| t.trim().to_owned()).unwrap_or_default();
+        (kernel, vdso_checksum())
+    });
+    Host { kernel: kernel.clone(), vdso: if has_vdso { *vdso } else { 0 }, start_time }
 }
 
-fn vdso_checksum(pid: i32) -> u64 {
+/// Of our own, which is the same for all.
+fn vdso_checksum() -> u64 {
+    let pid = std::process::id() as i32;
     let vmas = procfs::maps(pid).unwrap_or_default();
     let Some(vdso) = vmas.iter().find(|v| v.name == "[vdso]") else { return 0 };
     let mut bytes = vec![0; vdso.len() as usize];
@@ -296,7 +302,7 @@ fn vdso_checksum(pid: i32) -> u64 {
 pub fn check(process: &Process) -> Result<()> {
     process.exe.check("the executable")?;
     let not_here = |what: String, why: String, todo: &str| Err(Error::NotHere { what, why, todo: todo.to_owned() });
-    let here = host(std::process::id() as i32)?;
+    let here = host(0, true);
     if process.host.vdso != 0 && here.vdso != process.host.vdso {
         let why = format!(
             "it was taken on kernel {}, whose vdso differs from that of {} here",
@@ -377,10 +383,12 @@ pub fn restore_calls(process: &Process, fds: Inherited, at: u64) -> (Vec<Call>, 
         Call::new(libc::SYS_chroot, &[here]),
         Call::new(libc::SYS_fchdir, &[fds.cwd as u64]),
         Call::new(libc::SYS_umask, &[u64::from(process.umask)]),
-        Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]),
         Call::new(libc::SYS_personality, &[u64::from(process.personality)]),
         Call::new(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(process.child_subreaper)]),
     ];
+    if !process.sharing.memory {
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]));
+    }
     if process.thp_disable != 0 {
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1]));
     }

@@ -1,5 +1,7 @@
 //! How each thread is scheduled: policy, nice value, CPUs, I/O priority, timer slack.
 
+use std::sync::OnceLock;
+
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
 use crate::remote::{Answers, Call, Questions};
@@ -82,15 +84,18 @@ fn allows_every_cpu(mask: &[u8]) -> bool {
 
 /// CPUs that are online.
 fn cpus() -> usize {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    text.trim()
-        .split(',')
-        .filter_map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
-        })
-        .sum::<usize>()
-        .max(1)
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| {
+        let text = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        text.trim()
+            .split(',')
+            .filter_map(|part| {
+                let (first, last) = part.split_once('-').unwrap_or((part, part));
+                Some(last.parse::<usize>().ok()? - first.parse::<usize>().ok()? + 1)
+            })
+            .sum::<usize>()
+            .max(1)
+    })
 }
 
 /// Sets from outside what can be set from outside.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
-use crate::procfs::Status;
+use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions, restart};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::{task, vm};
@@ -144,7 +144,7 @@ pub fn wait(pid: i32, regs: &Regs, hidden: Option<&TaskHidden>, functions: &Rest
 /// Whether a thread of the running process is in a call of which, interrupted, only the kernel knows the time left.
 pub fn any_timed_wait(pid: i32) -> bool {
     let timed = |tid: &i32| {
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) else { return false };
+        let Ok(text) = procfs::text(&format!("/proc/{pid}/task/{tid}/syscall")) else { return false };
         let mut words = text.split_whitespace();
         let number = words.next().and_then(|w| w.parse::<i64>().ok());
         let args: Vec<u64> =
@@ -156,7 +156,7 @@ pub fn any_timed_wait(pid: i32) -> bool {
             _ => false,
         }
     };
-    crate::procfs::threads(pid).unwrap_or_default().iter().any(timed)
+    procfs::threads(pid).unwrap_or_default().iter().any(timed)
 }
 
 /// The number of the interrupted call. Once resumed it is `restart_syscall`, and the first number stands only in the code.
@@ -266,7 +266,7 @@ pub fn capture(
     wait: Option<Wait>,
 ) -> Result<Thread> {
     let failed = |what: &str, e: std::io::Error| Error::system(format!("reading {what} of thread {tid}"), e);
-    let name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).map_err(|e| failed("the name", e))?;
+    let name = procfs::bytes(&format!("/proc/{pid}/task/{tid}/comm")).map_err(|e| failed("the name", e))?;
     let rseq = ptrace::rseq(tid).unwrap_or_default();
     let xstate_len = xstate.len() as u32;
     let used = xstate.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);

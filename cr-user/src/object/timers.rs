@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::procfs;
 use crate::remote::{Answers, Call, Questions};
 
 /// The record of a process's timers.
@@ -74,7 +75,7 @@ pub fn capture(pid: i32, asked: Asked, answers: &Answers) -> Timers {
 /// Timers as `/proc/PID/timers` lists them, without their times.
 fn listed(pid: i32) -> Result<Vec<PosixTimer>> {
     let path = format!("/proc/{pid}/timers");
-    let text = match fs::read_to_string(&path) {
+    let text = match procfs::text(&path) {
         Ok(text) => text,
         // Built without CONFIG_POSIX_TIMERS: then there are none.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && fs::exists(format!("/proc/{pid}")).unwrap_or(false) => {

@@ -42,6 +42,8 @@ fn handled() -> SigSet {
     for fault in FAULTS {
         set.remove(fault);
     }
+    // Every stop of a traced thread would wake us: that a child has ended is seen in other ways.
+    set.remove(Signal::SIGCHLD);
     set
 }
 
@@ -59,8 +61,6 @@ pub(super) struct Received {
 /// What a received signal asks for, besides being passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// A child has changed its state.
-    Child,
     /// To stop, as the shell expects of its foreground job.
     Stop,
     /// To end.
@@ -72,7 +72,6 @@ pub(super) enum Meaning {
 impl Received {
     pub(super) fn meaning(self) -> Meaning {
         match self.number {
-            libc::SIGCHLD => Meaning::Child,
             libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => Meaning::Stop,
             libc::SIGINT | libc::SIGTERM | libc::SIGQUIT | libc::SIGHUP => Meaning::End,
             _ => Meaning::Nothing,
@@ -93,7 +92,7 @@ impl Received {
     }
 
     fn must_be_passed_on(self, in_our_group: bool, leads_session: bool) -> bool {
-        if self.number == libc::SIGCHLD || self.from_self {
+        if self.from_self {
             return false;
         }
         if !self.from_kernel {
@@ -175,7 +174,6 @@ mod tests {
 
     #[test]
     fn signals_about_the_controller_stay_with_it() {
-        assert!(!passed_on(libc::SIGCHLD, false, true, false));
         assert!(!passed_on(libc::SIGXCPU, true, false, true));
         assert!(passed_on(libc::SIGUSR1, false, false, false));
         let own = Received { number: libc::SIGXFSZ, from_kernel: false, from_self: true };

@@ -68,6 +68,7 @@ pub(super) async fn watch(
             Some(asked) = server.next() => desk.asked(asked),
             () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
             () = sleep(Duration::from_millis(20)), if desk.stopping.is_some() => (),
+            () = sleep(Duration::from_secs(1)), if desk.is_ours => (),
         }
         if desk.is_idle() && desk.is_ours {
             exit::reap_orphans(pid);

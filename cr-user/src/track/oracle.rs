@@ -4,6 +4,7 @@
 //! which pages were written, and protects them again in the same step. When the last copy of the descriptor is closed (we
 //! die, say) tracking ends and every page reads as written: it fails safe.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -249,18 +250,23 @@ fn extend(list: &mut Vec<Range<u64>>, page: u64) {
 }
 
 fn each_region(pagemap: &File, start: u64, end: u64, query: Query, mut take: impl FnMut(&Region)) -> nix::Result<()> {
-    let mut regions = vec![Region::default(); REGIONS];
-    let mut at = start;
-    while at < end {
-        let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end, query, &mut regions)?;
-        regions[..n].iter().for_each(&mut take);
-        // A walk that got nowhere would never end.
-        if walked <= at {
-            return Err(Errno::EIO);
-        }
-        at = walked;
+    thread_local! {
+        /// Kept, because clearing it would take longer than most questions.
+        static ANSWERS: RefCell<Vec<Region>> = RefCell::new(vec![Region::default(); REGIONS]);
     }
-    Ok(())
+    ANSWERS.with_borrow_mut(|regions| {
+        let mut at = start;
+        while at < end {
+            let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end, query, regions)?;
+            regions[..n].iter().for_each(&mut take);
+            // A walk that got nowhere would never end.
+            if walked <= at {
+                return Err(Errno::EIO);
+            }
+            at = walked;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,72 @@
+//! Trees of processes: who is whose child, in which session and group, what they share, and how those ended that nobody has
+//! noticed yet. See `tests/guests/family.c`.
+
+use cr_tests::{Pace, chain_and_back, full_and_back, in_pid_namespace};
+
+const PARTS: [&str; 10] =
+    ["deep", "wide", "sessions", "zombies", "stopped", "waiting", "files", "cow", "sharing", "forker"];
+
+fn both_ways(part: &str) {
+    assert!(PARTS.contains(&part));
+    full_and_back("family", &["--part", part], Pace::default());
+    chain_and_back("family", &["--part", part], Pace::default());
+}
+
+#[test]
+fn a_deep_tree() {
+    both_ways("deep");
+}
+
+#[test]
+fn many_children() {
+    both_ways("wide");
+}
+
+#[test]
+fn sessions_and_groups_without_their_leaders() {
+    both_ways("sessions");
+}
+
+#[test]
+fn zombies_with_their_status() {
+    both_ways("zombies");
+}
+
+#[test]
+fn stopped_children() {
+    both_ways("stopped");
+}
+
+#[test]
+fn a_parent_that_waits() {
+    both_ways("waiting");
+}
+
+#[test]
+fn one_offset_and_a_ring_of_pipes() {
+    both_ways("files");
+}
+
+#[test]
+fn pages_shared_by_fork() {
+    both_ways("cow");
+}
+
+#[test]
+fn memory_files_and_directories_shared_by_clone() {
+    both_ways("sharing");
+}
+
+#[test]
+fn processes_that_come_and_go() {
+    both_ways("forker");
+}
+
+#[test]
+fn all_in_a_pid_namespace() {
+    in_pid_namespace("all_in_a_pid_namespace", || {
+        for part in ["deep", "sessions", "zombies", "stopped"] {
+            chain_and_back("family", &["--part", part], Pace::default());
+        }
+    });
+}
