@@ -171,7 +171,8 @@ UNUSED static struct worker worker_made(const struct worker_pipes *pipes, pid_t 
  * do not share memory. */
 UNUSED static struct worker worker_clone(unsigned long flags, void (*body)(int), int number) {
     struct worker_pipes pipes = worker_pipes();
-    pid_t pid = MUST((pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, 0UL));
+    /* What the C library does for a new process is only done by fork(). */
+    pid_t pid = MUST(flags == SIGCHLD ? fork() : (pid_t)syscall(SYS_clone, flags, NULL, NULL, NULL, 0UL));
     if (pid == 0) {
         if (flags & CLONE_FILES) worker_self = (struct worker){getpid(), pipes.orders[0], pipes.answers[1]};
         else worker_begin(&pipes);
