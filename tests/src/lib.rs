@@ -15,11 +15,11 @@ mod namespace;
 mod scenario;
 mod tree;
 
-pub use build::{cr, guest, guest_names};
+pub use build::{cr, guest, guest_names, install};
 pub use command::{Finished, run, run_for};
 pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
-pub use scenario::{Pace, chain_and_back, full_and_back};
+pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
 
 use std::io::Write;
 use std::sync::Once;
