@@ -20,6 +20,7 @@ pub use command::{Finished, run, run_for};
 pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
 pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
+pub use tree::{MARK, Tree};
 
 use std::io::Write;
 use std::sync::Once;

@@ -35,10 +35,10 @@ impl Tree {
             let living = tree.find(root, mark);
             let running = living.iter().filter(|pid| !stopped.contains(*pid)).copied().collect::<Vec<_>>();
             if running.is_empty() {
-                living.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+                send(&living, Signal::SIGKILL);
                 return tree;
             }
-            running.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+            send(&running, Signal::SIGSTOP);
             stopped.extend(running);
             assert!(start.elapsed() < LIMIT, "killing the job of pid {root}: time is up");
         }
@@ -81,7 +81,8 @@ impl Tree {
         crate::wait_until("the pids of the killed job are free", || self.is_gone());
     }
 
-    fn is_gone(&self) -> bool {
+    /// Whether every pid is free, or another's.
+    pub fn is_gone(&self) -> bool {
         for pid in self.0.keys() {
             let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG)); // orphans come to us
         }
@@ -89,8 +90,10 @@ impl Tree {
     }
 }
 
-fn send(pid: i32, signal: Signal) {
-    let _ = kill(Pid::from_raw(pid), signal); // it may have ended
+fn send(pids: &[i32], signal: Signal) {
+    for pid in pids {
+        let _ = kill(Pid::from_raw(*pid), signal); // it may have ended
+    }
 }
 
 /// The children of a process, zombies among them.
