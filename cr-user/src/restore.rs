@@ -114,7 +114,7 @@ impl Built {
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
-    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
+    let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
@@ -143,6 +143,13 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         let table = saved.files.table_of(body.pid());
         if let Some(table) = table.filter(|t| t.pids[0] == body.pid()) {
             body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
+        }
+    }
+    files::open_late(&saved.files, &mut opened)?;
+    for body in &mut bodies {
+        for (calls, bytes) in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
+            body.put(&bytes)?;
+            body.run(0, calls, "setting up its descriptors")?;
         }
     }
     give_life(&mut bodies, saved)?;

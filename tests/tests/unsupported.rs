@@ -4,10 +4,6 @@ use cr_tests::{Job, JobOptions, cr, guest_names, note_skip, run};
 
 /// The object and words of the refusal that say what it is (any of them).
 const KINDS: &[(&str, &[&str])] = &[
-    ("eventfd", &["eventfd"]),
-    ("epoll", &["epoll"]),
-    ("signalfd", &["signalfd"]),
-    ("timerfd", &["timerfd"]),
     ("inotify", &["inotify"]),
     ("fanotify", &["fanotify"]),
     ("udp-socket", &["socket"]),

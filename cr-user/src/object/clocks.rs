@@ -104,7 +104,7 @@ fn read(clock: ClockId) -> Result<i64> {
 }
 
 /// What the time namespace of a process adds; nothing where the kernel has none.
-fn offsets(process: &str) -> [i64; 2] {
+pub fn offsets(process: &str) -> [i64; 2] {
     let text = procfs::text(&format!("/proc/{process}/timens_offsets")).unwrap_or_default();
     ["monotonic", "boottime"].map(|clock| {
         let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();

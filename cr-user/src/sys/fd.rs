@@ -89,8 +89,27 @@ pub fn same_table(tid1: i32, tid2: i32) -> nix::Result<bool> {
     shares(tid1, tid2, Shared::Files)
 }
 
+/// `struct kcmp_epoll_slot` (`include/uapi/linux/kcmp.h`).
+#[repr(C)]
+struct EpollSlot {
+    efd: u32,
+    tfd: u32,
+    toff: u32,
+}
+
+/// Whether descriptor `fd` of process `pid` is what the epoll set at `epoll` of process `of` watches as its `nth` entry under
+/// the number `watched` (`kcmp(2)`).
+///
+/// # Errors
+/// `ENOENT` when there is no such entry, `EBADF`, `ESRCH`, `EPERM`.
+pub fn is_watched(pid: i32, fd: RawFd, of: i32, epoll: RawFd, watched: RawFd, nth: u32) -> nix::Result<bool> {
+    const KCMP_EPOLL_TFD: i32 = 7;
+    let slot = EpollSlot { efd: epoll as u32, tfd: watched as u32, toff: nth };
+    kcmp(pid, of, KCMP_EPOLL_TFD, fd.into(), &raw const slot as libc::c_long).map(Ordering::is_eq)
+}
+
 fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<Ordering> {
-    // SAFETY: no memory is passed.
+    // SAFETY: only one kind takes an address, and its caller passes that of a live structure.
     let order = unsafe { check(libc::syscall(libc::SYS_kcmp, pid1, pid2, what, index1, index2))? };
     Ok(match order {
         0 => Ordering::Equal,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use nix::errno::Errno;
@@ -9,10 +10,11 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, memfd, pipe, regular, stdio,
-    terminal, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, memfd, pidfd, pipe,
+    regular, signalfd, stdio, terminal, timerfd, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
+use crate::object::clocks;
 use crate::procfs;
 use crate::sys::fd::same_table;
 
@@ -98,6 +100,11 @@ impl<'a> Look<'a> {
     }
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
+        self.describe_all(space_of);
+        self.resolve_epolls();
+    }
+
+    fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         for group in self.groups {
             match self.kind(group, space_of) {
                 Ok(Kind::One(description)) => self.add(description, &group.members),
@@ -129,6 +136,9 @@ impl<'a> Look<'a> {
     /// The table of kinds: the first that fits describes it.
     fn kind(&mut self, group: &Group, space_of: &mut dyn FnMut(u64, u64) -> u64) -> std::result::Result<Kind, No> {
         let seen = group.first();
+        if let Some(description) = self.nameless(seen)? {
+            return Ok(Kind::One(description));
+        }
         if let Some(no) = unsupported::refuse(seen) {
             return Err(no);
         }
@@ -170,6 +180,44 @@ impl<'a> Look<'a> {
             return Err(unsupported::device(seen));
         };
         Ok(Kind::One(description))
+    }
+
+    /// Kernel objects without a name that are known.
+    fn nameless(&self, seen: &Seen) -> std::result::Result<Option<Description>, No> {
+        let link = seen.link.as_os_str().as_bytes();
+        let name = link.strip_prefix(b"anon_inode:").unwrap_or_default();
+        if seen.flags & libc::O_ASYNC != 0 && !name.is_empty() {
+            return Err(unsupported::asynchronous(seen));
+        }
+        let info = || procfs::text(&format!("/proc/{}/fdinfo/{}", seen.pid, seen.fd)).unwrap_or_default();
+        Ok(Some(match name {
+            b"[eventfd]" => Description::Eventfd(eventfd::describe(seen, &info())),
+            b"[timerfd]" => {
+                let (theirs, ours) = (clocks::offsets(&seen.pid.to_string()), clocks::offsets("self"));
+                Description::Timerfd(timerfd::describe(seen, &info(), [theirs[0] - ours[0], theirs[1] - ours[1]]))
+            }
+            b"[signalfd]" => Description::Signalfd(signalfd::describe(seen, &info())),
+            b"[eventpoll]" => Description::Epoll(epoll::describe(seen, &info())),
+            b"[pidfd]" => Description::Pidfd(pidfd::describe(seen, &info(), self.holders)?),
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Finds out which descriptions the entries of epoll sets are, now that all are known.
+    fn resolve_epolls(&mut self) {
+        for group in self.groups {
+            let first = group.first();
+            let Some(index) = self.files.description_of(first.pid, first.fd) else { continue };
+            let Description::Epoll(epoll) = &self.files.descriptions[index as usize] else { continue };
+            let mut epoll = epoll.clone();
+            match epoll::resolve(&mut epoll, group, self.groups, &self.files) {
+                Ok(()) => self.files.descriptions[index as usize] = Description::Epoll(epoll),
+                Err(No { why, todo }) => {
+                    let (pid, place) = (first.pid, place(first));
+                    self.refusals.push(Refusal { pid, place, why, todo: todo.to_owned() });
+                }
+            }
+        }
     }
 
     fn add_source(&mut self, source: ContentSource) {

@@ -8,6 +8,8 @@
 //! | [`deleted`] file, [`memfd`] | a new object with the same bytes, which are in the image |
 //! | [`directory`], [`device`] without state | opened by name |
 //! | [`pipe`] within the job | a new pipe with the same data |
+//! | [`eventfd`], [`timerfd`], [`signalfd`], [`epoll`] | new ones in the same state |
+//! | [`pidfd`] of a process of the job | opened again, once there is the process |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | everything else | refused by name |
 
@@ -15,16 +17,22 @@ mod capture;
 pub mod deleted;
 pub mod device;
 pub mod directory;
+pub mod epoll;
+pub mod eventfd;
+mod late;
 pub mod memfd;
 mod open;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod rollback;
+pub mod signalfd;
 pub mod stdio;
 mod survey;
 pub mod terminal;
 #[cfg(test)]
 mod tests;
+pub mod timerfd;
 mod unsupported;
 
 use std::fmt;
@@ -42,6 +50,7 @@ use crate::error::{Error, Result};
 use crate::image::RecordKind;
 
 pub use capture::{ContentSource, capture, refusals};
+pub use late::{Batch, late_calls, open_late};
 pub use open::{Opened, calls, open};
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
@@ -109,6 +118,16 @@ pub enum Description {
     Stdio(stdio::Stdio),
     /// Another terminal.
     Terminal(terminal::Terminal),
+    /// An event counter.
+    Eventfd(eventfd::Eventfd),
+    /// A timer.
+    Timerfd(timerfd::Timerfd),
+    /// A descriptor that gives signals.
+    Signalfd(signalfd::Signalfd),
+    /// A set of watched descriptors.
+    Epoll(epoll::Epoll),
+    /// A descriptor of a process of the job.
+    Pidfd(pidfd::Pidfd),
 }
 
 impl Description {
@@ -123,6 +142,11 @@ impl Description {
             Self::Pipe(_) => "pipe",
             Self::Stdio(_) => "stdio",
             Self::Terminal(_) => "terminal",
+            Self::Eventfd(_) => "eventfd",
+            Self::Timerfd(_) => "timerfd",
+            Self::Signalfd(_) => "signalfd",
+            Self::Epoll(_) => "epoll",
+            Self::Pidfd(_) => "pidfd",
         }
     }
 
@@ -134,7 +158,7 @@ impl Description {
             Self::Memfd(r) => Some(r.name.as_path()),
             Self::Directory(r) => Some(r.path.as_path()),
             Self::Device(r) => Some(r.path()),
-            Self::Pipe(_) | Self::Stdio(_) | Self::Terminal(_) => None,
+            _ => None,
         }
     }
 
@@ -145,8 +169,13 @@ impl Description {
             Self::Deleted(r) => Some(r.position),
             Self::Memfd(r) => Some(r.position),
             Self::Directory(r) => Some(r.position),
-            Self::Device(_) | Self::Pipe(_) | Self::Stdio(_) | Self::Terminal(_) => None,
+            _ => None,
         }
+    }
+
+    /// Whether it can only be opened when all processes are there.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Pidfd(_))
     }
 
     /// The content space that holds its bytes, where the image does.
@@ -166,6 +195,11 @@ impl Files {
         rows.filter(|(_, d)| d.description as usize == description).map(|(pid, d)| (pid, d.fd)).collect()
     }
 
+    /// The description behind a descriptor of a process.
+    pub fn description_of(&self, pid: i32, fd: i32) -> Option<u32> {
+        self.table_of(pid)?.rows.iter().find(|d| d.fd == fd).map(|d| d.description)
+    }
+
     /// The table of a process.
     pub fn table_of(&self, pid: i32) -> Option<&Table> {
         self.tables.iter().find(|t| t.pids.contains(&pid))
@@ -182,6 +216,9 @@ impl Files {
         let table = self.tables.iter().all(|t| !t.pids.is_empty() && t.rows.iter().all(row));
         let pipes = self.descriptions.iter().all(|d| match d {
             Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
+            Description::Epoll(epoll) => {
+                epoll.entries.iter().all(|e| (e.description as usize) < self.descriptions.len())
+            }
             _ => true,
         });
         if table && pipes {
@@ -228,8 +265,8 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
             Description::Directory(r) => r.check()?,
             Description::Device(r) => r.check()?,
             Description::Terminal(r) => drop(r.open()?),
-            // What these need is made by the restore.
-            Description::Deleted(_) | Description::Memfd(_) | Description::Pipe(_) | Description::Stdio(_) => {}
+            // What the others need is made by the restore.
+            _ => {}
         }
     }
     for pipe in &files.pipes {

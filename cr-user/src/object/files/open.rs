@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::{Description, Files, Table};
+use super::{Description, Files, Table, open_again};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -21,6 +21,11 @@ impl Opened {
     /// The object, open for reading and writing, whose bytes are in a content space: the process's memory may map it too.
     pub fn by_space(&self, space: u64) -> Option<BorrowedFd<'_>> {
         self.spaces.get(&space).map(AsFd::as_fd)
+    }
+
+    /// Our number for a description.
+    pub fn number(&self, description: usize) -> i32 {
+        self.fds[description].as_raw_fd()
     }
 
     /// Every content space whose object was made, with the object.
@@ -71,6 +76,14 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             Description::Pipe(r) => r.open(&mut pipes[r.pipe as usize])?,
             Description::Stdio(r) => r.open()?,
             Description::Terminal(r) => r.open()?,
+            Description::Eventfd(r) => r.open()?,
+            Description::Timerfd(r) => r.open()?,
+            Description::Signalfd(r) => r.open()?,
+            Description::Epoll(_) => super::epoll::open()?,
+            // It keeps the number free from others until there is the process.
+            Description::Pidfd(_) => open_again("/dev/null".as_ref(), libc::O_RDONLY)
+                .map_err(|e| Error::system("opening /dev/null", e))?
+                .into(),
         };
         fds.push(place(&fd, base, &taken)?);
     }

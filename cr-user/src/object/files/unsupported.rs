@@ -9,15 +9,10 @@ use super::survey::Seen;
 
 /// Kinds without a name in any directory: how `/proc/PID/fd` shows them, what they are, what to do.
 const ANONYMOUS: &[(&str, &str, &str)] = &[
-    ("eventfd", "an eventfd", CLOSE),
-    ("eventpoll", "an epoll set", CLOSE),
-    ("timerfd", "a timerfd", "have the job close it; timers of timer_create and setitimer are restored"),
-    ("signalfd", "a signalfd", "have the job close it; signal handlers and sigwait are restored"),
     ("inotify", "an inotify watch", CLOSE),
     ("fanotify", "a fanotify watch", CLOSE),
     ("userfaultfd", "a userfaultfd", "have the job close it; cr needs the facility itself to see what is written"),
     ("io_uring", "an io_uring", "have the job end it before the checkpoint, or use ordinary reads and writes"),
-    ("pidfd", "a pidfd", CLOSE),
     ("perf_event", "a performance counter", "stop the profiler, or have the job close it"),
     ("bpf", "a BPF object", CLOSE),
     ("btf", "a BPF object", CLOSE),
@@ -40,7 +35,6 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
     (0x7363_6673, "a file of securityfs", CLOSE),
     (0xcafe_4a11, "a file of the BPF file system", CLOSE),
     (0x6e73_6673, "a namespace", CLOSE),
-    (0x5049_4446, "a pidfd", CLOSE),
     (0x1980_0202, "a POSIX message queue", CLOSE),
     (0x5345_434d, "secret memory (memfd_secret)", "have the job close it, or use memfd_create"),
     (0x444d_4142, "a buffer of a device", "close the device before the checkpoint"),
@@ -62,13 +56,18 @@ pub(super) fn refuse(seen: &Seen) -> Option<No> {
         return Some(No::new(lock(seen), "have the job release it before the checkpoint"));
     }
     if seen.flags & libc::O_ASYNC != 0 {
-        let why = format!("sends signals when {link} is ready (O_ASYNC)");
-        return Some(No::new(why, "have the job clear O_ASYNC and use poll(2)"));
+        return Some(asynchronous(seen));
     }
     if seen.flags & libc::O_PATH != 0 && !kind.is_dir() {
         return Some(No::new(format!("is an O_PATH descriptor of {link}"), CLOSE));
     }
     kind.is_block_device().then(|| No::new(format!("is the block device {link}"), CLOSE))
+}
+
+/// A descriptor that sends signals.
+pub(super) fn asynchronous(seen: &Seen) -> No {
+    let why = format!("sends signals when {} is ready (O_ASYNC)", seen.link.display());
+    No::new(why, "have the job clear O_ASYNC and use poll(2)")
 }
 
 /// A socket that is not standard input, output or error from outside.
