@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cr_tests::Tree;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -27,11 +28,16 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts the writer with these options and waits until its memory is set up. With `under`, arguments of `cr run` up to
-    /// the `--`, it has a resident controller.
+    /// Starts the writer with these options: see [`Guest::start`].
     pub fn writer(setting: &Setting, options: &[String], under: Option<&[String]>) -> Result<Self> {
+        Self::start(setting, "writer", options, under)
+    }
+
+    /// Starts a guest with these options and waits until its memory is set up. With `under`, arguments of `cr run` up to the
+    /// `--`, it has a resident controller.
+    pub fn start(setting: &Setting, name: &str, options: &[String], under: Option<&[String]>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("guest-").tempdir_in(setting.tmpfs.path())?;
-        let program = cr_tests::guest("writer");
+        let program = cr_tests::guest(name);
         let mut command = match under {
             None => Command::new(&program),
             Some(args) => {
@@ -42,8 +48,11 @@ impl Guest {
         };
         // Nothing of ours is the job's: not the terminal, not the output.
         command.arg(dir.path()).args(options).stdin(Stdio::null()).stdout(Stdio::null());
-        let child =
-            command.stderr(fs::File::create(dir.path().join("stderr"))?).spawn().context("starting the writer")?;
+        let child = command
+            .env(cr_tests::MARK, dir.path())
+            .stderr(fs::File::create(dir.path().join("stderr"))?)
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
         let mut guest = Self { child, dir, pid: 0 };
         let ready = guest.dir.path().join("ready");
         guest.wait("it is ready", |_| ready.is_symlink())?;
@@ -77,15 +86,11 @@ impl Guest {
         done
     }
 
-    /// Kills the guest and waits until its pid is free and its controller gone.
+    /// Kills the guest, all of its processes, and waits until their pids are free and its controller gone.
     pub fn kill(&mut self) -> Result<()> {
-        if self.pid != 0 {
-            // It may have ended.
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        }
+        let tree = Tree::kill(self.pid, &self.dir.path().to_string_lossy());
         self.child.wait()?;
-        let pid = self.pid;
-        self.wait("its pid is free", |_| !cr_tests::process_exists(pid))
+        self.wait("its pids are free", |_| tree.is_gone())
     }
 
     /// Where the guest's own memory begins: its largest anonymous mapping.
@@ -162,6 +167,14 @@ pub fn restore(store: &StoreDir, more: &[String]) -> Result<i32> {
         cr_tests::cr().args(["restore", "--detach", "--json", "--store"]).arg(store.path()).args(more).output()?;
     let pid = json(&output)?["pid"].as_i64().context("no pid")?;
     Ok(i32::try_from(pid)?)
+}
+
+/// Milliseconds that it takes to fork the processes that these options of the grove say, and for each to touch its memory.
+pub fn fork_and_touch(setting: &Setting, options: &[String]) -> Result<f64> {
+    let dir = tempfile::Builder::new().prefix("forks-").tempdir_in(setting.tmpfs.path())?;
+    let status = Command::new(cr_tests::guest("grove")).arg(dir.path()).args(options).arg("--fork-only").status()?;
+    ensure!(status.success(), "the grove: {status}");
+    fs::read_link(dir.path().join("say.ms"))?.to_string_lossy().parse().context("the grove's time")
 }
 
 /// A number in what `cr` printed.

@@ -4,11 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use crate::{close_inherited, run_for};
 
 /// A command that runs the `cr` under test: `$CR_BIN` if set; otherwise the workspace's, brought up to date first by
 /// `cargo build --package cr-user` in the profile of the tests (once per test program).
 pub fn cr() -> Command {
+    close_inherited();
     Command::new(cr_path())
 }
 
@@ -39,26 +42,54 @@ pub fn guest(name: &str) -> PathBuf {
     // Test programs run side by side, and so do the tests in each.
     let lock = fs::File::create(built.join(".lock")).expect("the guests' lock file");
     lock.lock().expect("the lock of the guests' folder");
-    let newest_source = modified(&source).max(modified(&sources.join("guest.h")));
+    let newest_header =
+        files_in(&sources).filter(|path| path.extension().is_some_and(|e| e == "h")).map(|h| modified(&h)).max();
+    let newest_source = modified(&source).max(newest_header.flatten());
     assert!(newest_source.is_some(), "no source for the guest {}", source.display());
     if modified(&program) <= newest_source {
         let fresh = built.join(format!("{name}.new"));
-        let output = Command::new("gcc")
+        let output = Command::new(compiler(name))
             .args(["-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
             .args([&fresh, &source])
             .arg("-lrt")
             .output()
-            .expect("gcc compiles the guests");
-        assert!(output.status.success(), "gcc {}:\n{}", source.display(), String::from_utf8_lossy(&output.stderr));
+            .unwrap_or_else(|error| panic!("{} compiles the guests: {error}", compiler(name)));
+        assert!(
+            output.status.success(),
+            "compiling {}:\n{}",
+            source.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
         fs::rename(&fresh, &program).expect("the compiled guest is put into place");
     }
     program
+}
+
+/// Guests that use MPI are compiled by its wrapper, which knows where it is installed.
+fn compiler(guest: &str) -> &'static str {
+    if guest.starts_with("mpi_") { "mpicc" } else { "gcc" }
+}
+
+/// Whether `program` can be run, after its Debian packages were installed if it could not.
+pub fn install(program: &str, packages: &[&str]) -> bool {
+    let there = || Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there() {
+        let mut apt = Command::new("apt-get");
+        // Another test may be installing something.
+        apt.args(["-o", "DPkg::Lock::Timeout=100", "install", "--yes", "--no-install-recommends"]).args(packages);
+        run_for(apt.env("DEBIAN_FRONTEND", "noninteractive"), Duration::from_secs(300));
+    }
+    there()
 }
 
 /// The names that a guest with many parts lists itself (`trap - list`, `unsupported - list`).
 pub fn guest_names(name: &str) -> Vec<String> {
     let output = Command::new(guest(name)).args(["-", "list"]).output().expect("the guest lists its parts");
     String::from_utf8(output.stdout).expect("names in UTF-8").lines().map(str::to_owned).collect()
+}
+
+fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).expect("the guests' folder").flatten().map(|entry| entry.path())
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::LIMIT;
+use crate::{LIMIT, close_inherited};
 
 /// A command that has ended, by itself or by its time limit.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub fn run(command: &mut Command) -> Finished {
 
 /// Runs a command to its end, for at most `limit`; then it is killed and the code is `None`.
 pub fn run_for(command: &mut Command, limit: Duration) -> Finished {
+    close_inherited();
     let line = format!("{command:?}");
     let start = Instant::now();
     let mut child = command

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Finished, LIMIT, cr, guest, note_skip, run};
+use crate::tree::{MARK, Tree};
+use crate::{Finished, LIMIT, close_inherited, cr, guest, note_skip, run};
 
 /// How a job is started.
 #[derive(Clone, Default)]
@@ -105,10 +105,9 @@ impl Job {
     }
 
     fn without_process(name: &str) -> Self {
+        close_inherited();
         // Orphans of the job come to us, who see to it that their pids are free again.
         nix::sys::prctl::set_child_subreaper(true).expect("to become a subreaper");
-        // What whoever runs the tests left open is no job's.
-        cr::sys::fd::close_on_exec_from(3).expect("to mark descriptors close-on-exec");
         let folder = tempfile::Builder::new().prefix("cr-test-").tempdir().expect("a folder for the job");
         let job = Self {
             folder,
@@ -133,11 +132,17 @@ impl Job {
         let file = |name: &str| File::create(self.dir().join(format!("{name}.{number}"))).expect("an output file");
         command
             .current_dir(self.dir())
+            .env(MARK, self.mark())
             .stdin(stdin)
             .stdout(file("out"))
             .stderr(file("err"))
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// What marks the processes of this job among all others.
+    fn mark(&self) -> String {
+        self.folder.path().to_string_lossy().into_owned()
     }
 
     // ------------------------------------------------------------------------------------------------ what can be asked
@@ -268,51 +273,27 @@ impl Job {
         }
     }
 
-    /// Ends job and controller with SIGKILL and waits until both pids are free.
+    /// The living processes of the job.
+    pub fn processes(&self) -> Vec<i32> {
+        Tree::default().find(self.pid, &self.mark())
+    }
+
+    /// Ends the controller and every process of the job with SIGKILL and waits until all their pids are free.
     #[track_caller]
     pub fn kill(&mut self) {
-        let family = self.family();
         self.kill_controller();
-        for pid in &family {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
+        let tree = Tree::kill(self.pid, &self.mark());
         if let Some(mut job) = self.process.take() {
             let _ = job.wait();
         }
-        for pid in family {
-            wait_until("every process of the killed job is gone", || {
-                // Orphans come to us.
-                let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
-                !process_exists(pid)
-            });
-        }
+        tree.wait_until_gone();
         self.after_death();
     }
 
-    /// The job's processes: the root, its descendants, orphans among its controller's children, and who else is in its
-    /// session if it leads one.
-    pub fn family(&self) -> Vec<i32> {
-        let mut family = if self.pid == 0 { Vec::new() } else { vec![self.pid] };
-        family.extend(self.controller.iter().flat_map(|child| children(child.id().cast_signed())));
-        let mut next = 0;
-        while let Some(&pid) = family.get(next) {
-            family.extend(children(pid));
-            next += 1;
-        }
-        if session_of(self.pid) == Some(self.pid) {
-            let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-            let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            family.extend(pids.filter(|pid| session_of(*pid) == Some(self.pid)));
-        }
-        family.sort_unstable();
-        family.dedup();
-        family
-    }
-
-    /// Waits until the job's pid is free, and sets the steps shown back, so that a restored guest is seen to step.
+    /// Sets the steps shown back, so that a restored guest is seen to step.
     #[track_caller]
     pub fn after_death(&self) {
-        wait_until("the killed job's pid is free", || !process_exists(self.pid));
+        wait_until("the killed job's pid is free", || self.pid == 0 || !process_exists(self.pid));
         if let Ok(step) = OpenOptions::new().write(true).open(self.dir().join("step")) {
             step.set_len(0).expect("the step file is set back");
         }
@@ -456,16 +437,17 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // A job that gave its verdict ends by itself, and its pid may be another's soon.
-        let family = if self.verdict_seen { Vec::new() } else { self.family() };
         self.kill_controller();
-        for pid in family {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
-        }
+        // The pid of a job that gave its verdict may be another's by now; what it left behind is found by its mark.
+        let root = if self.verdict_seen { 0 } else { self.pid };
+        let tree = Tree::kill(root, &self.mark());
         if let Some(mut job) = self.process.take() {
             let _ = job.kill();
             let _ = job.wait();
+        }
+        // A second panic would hide the first.
+        if !std::thread::panicking() {
+            tree.wait_until_gone();
         }
     }
 }
@@ -527,17 +509,6 @@ impl Checkpoint {
         assert!(self.is_delta && self.parent == Some(parent.id), "expected a delta on {}, got {self:?}", parent.id);
         self
     }
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
-}
-
-fn session_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// Whether a process, or what is left of it before it is waited for, has this pid.

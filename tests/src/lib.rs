@@ -13,18 +13,29 @@ mod command;
 mod job;
 mod namespace;
 mod scenario;
+mod tree;
 
-pub use build::{cr, guest, guest_names};
+pub use build::{cr, guest, guest_names, install};
 pub use command::{Finished, run, run_for};
 pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
-pub use scenario::{Pace, chain_and_back, full_and_back};
+pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
+pub use tree::{MARK, Tree};
 
 use std::io::Write;
+use std::sync::Once;
 use std::time::Duration;
 
 /// How long a single command or wait may take on a busy machine before the test gives up.
 pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whatever a test starts gets no descriptor that this program was itself started with: `cr` would rightly refuse a job that
+/// holds a stray one.
+pub(crate) fn close_inherited() {
+    static ONCE: Once = Once::new();
+    // Those of this program are closed by exec anyway.
+    ONCE.call_once(|| cr::sys::fd::close_on_exec_from(3).expect("descriptors are marked close-on-exec"));
+}
 
 /// Prints `skipped: why` where the test harness does not swallow it. Use [`skip!`] to leave a test as well.
 pub fn note_skip(why: &str) {

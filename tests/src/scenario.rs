@@ -1,8 +1,8 @@
-//! The two ways that every kind of state goes: full checkpoint and back, and a chain of deltas and back, twice.
+//! The ways that every kind of state goes: full checkpoint and back, and a chain of deltas and back, twice.
 
 use std::time::Duration;
 
-use crate::Job;
+use crate::{Job, process_exists};
 
 /// How a scenario treats its guest.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +59,30 @@ pub fn chain_and_back(name: &str, args: &[&str], pace: Pace) {
     let listed: Vec<u64> = job.list().iter().map(|checkpoint| checkpoint.id).collect();
     let taken: Vec<u64> = chain.iter().map(|checkpoint| checkpoint.id).collect();
     assert!(listed == taken, "cr list shows {listed:?}, taken were {taken:?}");
+    job.verify();
+}
+
+/// The chain for a program that is no guest, and ends by itself: a full checkpoint and three deltas while it works, SIGKILL,
+/// restore; one more delta, SIGKILL, restore; another one, SIGKILL, restore, and its end. Between checkpoints it works for `pause`.
+#[track_caller]
+pub fn work_through_a_chain(job: &mut Job, pause: Duration) {
+    std::thread::sleep(pause);
+    job.attach(&[]);
+    job.wait_for_controller();
+    let mut last = job.checkpoint();
+    for round in 0..5 {
+        std::thread::sleep(pause);
+        let next = job.checkpoint();
+        next.expect_delta_on(&last);
+        last = next;
+        if round >= 2 {
+            std::thread::sleep(pause / 2); // undone
+            job.kill();
+            job.restore_detached();
+        }
+    }
+    assert!(process_exists(job.pid()), "the program ended before the last checkpoint: nothing was tested");
+    job.wait_for_end();
     job.verify();
 }
 

@@ -5,31 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use cr_tests::{Job, process_exists, run, run_for, skip};
-
-/// Takes a full checkpoint and three deltas while the program works, kills it, restores it, takes two more, kills and restores
-/// it again, and waits for its end. Between checkpoints it works for `pause`.
-#[track_caller]
-fn through_a_chain(job: &mut Job, pause: Duration) {
-    std::thread::sleep(pause);
-    job.attach(&[]);
-    job.wait_for_controller();
-    let mut last = job.checkpoint();
-    for round in 0..5 {
-        std::thread::sleep(pause);
-        let next = job.checkpoint();
-        next.expect_delta_on(&last);
-        last = next;
-        if round >= 2 {
-            std::thread::sleep(pause / 2); // undone
-            job.kill();
-            job.restore_detached();
-        }
-    }
-    assert!(process_exists(job.pid()), "the program ended before the last checkpoint: nothing was tested");
-    job.wait_for_end();
-    job.verify();
-}
+use cr_tests::{Job, install, run, skip, work_through_a_chain};
 
 const PYTHON: &str = r#"
 import collections, hashlib, random, sys
@@ -71,7 +47,7 @@ fn cpython() {
     let alone = run(&mut line(steps));
     alone.expect(0);
     let mut job = Job::start_foreign("python3", &mut line(steps));
-    through_a_chain(&mut job, Duration::from_millis(250));
+    work_through_a_chain(&mut job, Duration::from_millis(250));
     assert_eq!(job.stdout(), alone.stdout, "the interrupted run printed something else");
 }
 
@@ -94,22 +70,14 @@ fn multi_threaded_xz() {
     let status = line().stdout(output).status().expect("xz");
     assert!(status.success());
     let mut job = Job::start_foreign("xz", &mut line());
-    through_a_chain(&mut job, Duration::from_millis(300));
+    work_through_a_chain(&mut job, Duration::from_millis(300));
     assert_same(&job.dir().join("out.0"), &alone);
 }
 
 /// pigz with two threads; it is installed if it can be.
 #[test]
 fn multi_threaded_pigz() {
-    let there = || Command::new("pigz").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !there() {
-        let install = ["install", "--yes", "--no-install-recommends", "pigz"];
-        run_for(
-            Command::new("apt-get").args(install).env("DEBIAN_FRONTEND", "noninteractive"),
-            Duration::from_secs(60),
-        );
-    }
-    if !there() {
+    if !install("pigz", &["pigz"]) {
         skip!("no pigz, and it cannot be installed");
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -124,7 +92,7 @@ fn multi_threaded_pigz() {
     let output = fs::File::create(&alone).expect("the output of the run alone");
     assert!(line().stdout(output).status().expect("pigz").success());
     let mut job = Job::start_foreign("pigz", &mut line());
-    through_a_chain(&mut job, Duration::from_millis(200));
+    work_through_a_chain(&mut job, Duration::from_millis(200));
     assert_same(&job.dir().join("out.0"), &alone);
 }
 

@@ -52,6 +52,16 @@ fn traps() {
 }
 
 #[test]
+fn trees() {
+    for guest in ["tree", "tree_jobs", "tree_shares", "tree_memory"] {
+        for part in guest_names(guest) {
+            alone(guest, &[&part]);
+        }
+    }
+    alone("grove", &["--processes", "5"]);
+}
+
+#[test]
 fn unsupported() {
     for name in guest_names("unsupported") {
         let piped_stdin = name == "outside-pipe";

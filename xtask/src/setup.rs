@@ -19,6 +19,9 @@ const BPF_LINKER: &str = "0.10.0";
 const RUST_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// What compiles the tests' guests.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
+/// Programs that tests run as jobs, and where they come from. Without them these tests say that they were skipped.
+const JOB_PROGRAMS: [(&str, &str); 3] =
+    [("mpirun", "openmpi-bin"), ("mpicc", "libopenmpi-dev"), ("python3", "python3")];
 
 /// The tools that building the eBPF programs takes.
 pub(crate) struct Tools {
@@ -32,6 +35,7 @@ pub(crate) fn run() -> Result<Tools> {
         println!("setup: installing gcc with apt");
         apt_install(&C_PACKAGES).context("the tests' guests are C programs: install gcc and try again")?;
     }
+    install_job_programs();
     let toolchain = match Toolchain::find() {
         Some(toolchain) => toolchain,
         None => install_toolchain()?,
@@ -42,6 +46,18 @@ pub(crate) fn run() -> Result<Tools> {
         install_linker(&bpf_linker, &toolchain)?;
     }
     Ok(Tools { toolchain, bpf_linker })
+}
+
+fn install_job_programs() {
+    let is_missing = |program: &str| output(Command::new(program).arg("--version")).is_none();
+    let packages: Vec<&str> = JOB_PROGRAMS.iter().filter(|(program, _)| is_missing(program)).map(|(_, p)| *p).collect();
+    if packages.is_empty() {
+        return;
+    }
+    println!("setup: installing {} with apt, for tests with real jobs", packages.join(", "));
+    if let Err(error) = apt_install(&packages) {
+        println!("setup: {error:#}; going on without: the tests that need them will be skipped");
+    }
 }
 
 fn install_toolchain() -> Result<Toolchain> {

@@ -5,6 +5,7 @@ mod full;
 mod resident;
 mod restore;
 mod solver;
+mod tree;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -25,11 +26,13 @@ pub enum Group {
     Solver,
     /// The controller's resident memory.
     Resident,
+    /// A tree of many processes.
+    Tree,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Full, Self::Delta, Self::Restore, Self::Resident, Self::Solver];
+    pub const ALL: [Self; 6] = [Self::Full, Self::Delta, Self::Restore, Self::Tree, Self::Resident, Self::Solver];
 
     /// For progress and errors.
     pub fn what(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Group {
             Self::Restore => "restores",
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
+            Self::Tree => "a tree of processes",
         }
     }
 
@@ -50,6 +54,7 @@ impl Group {
             Self::Restore => restore::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
+            Self::Tree => tree::measure(setting),
         }
     }
 }
