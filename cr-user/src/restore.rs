@@ -8,7 +8,6 @@
 mod aio;
 mod body;
 mod inherit;
-mod lineage;
 mod memory;
 mod saved;
 mod soul;
@@ -25,6 +24,7 @@ use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
+use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
@@ -39,7 +39,6 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
-use lineage::Node;
 use memory::Prepared;
 use saved::{Living, Saved};
 
@@ -326,7 +325,8 @@ impl<'a> Birth<'a> {
         helpers: &mut Vec<(i32, Option<i32>)>,
     ) -> Result<()> {
         let sharing = self.saved.find(child.pid).map_or(Sharing::default(), |l| l.process.sharing);
-        let for_parent = if node.helper { libc::CLONE_PARENT as u64 } else { 0 };
+        let is_sibling = node.siblings.iter().any(|s| s.pid == child.pid);
+        let for_parent = if is_sibling { libc::CLONE_PARENT as u64 } else { 0 };
         let exit_signal = self.exit_signal(child);
         let at = self.position(node.pid);
         let body = self.bodies[at].fork(child.pid, exit_signal, sharing.clone_flags() | for_parent)?;
