@@ -84,7 +84,9 @@ impl Frozen {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
             }
-            if fresh.is_empty() {
+            // One that has ended since it was listed is listed again, as the zombie that it is now.
+            let is_held = |m: &Relative| m.zombie || self.processes.iter().any(|p| p.pid == m.pid);
+            if fresh.is_empty() && members.iter().all(is_held) {
                 self.arrange(&members);
                 return Ok(());
             }
