@@ -134,7 +134,16 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let oracle = track(&mut body, saved)?;
     steps.end("tracking");
     fault::point("restore.tracking")?;
+    let late = files::open_late(&saved.files)?;
+    for batch in files::early_calls(&saved.files, body.pid(), &opened, body.data()) {
+        body.put(&batch.bytes)?;
+        body.run(0, batch.calls, "filling its epoll sets, and setting its timers")?;
+    }
     body.run(0, files::calls(&saved.files.tables[0], &opened, &[]), "giving it its descriptors")?;
+    for batch in late.calls(&saved.files, body.pid(), body.data()) {
+        body.put(&batch.bytes)?;
+        body.run(0, batch.calls, "giving it descriptors of itself")?;
+    }
     soul::breathe(&mut body, saved)?;
 
     let mut spaces = Spaces::default();
@@ -149,6 +158,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         .map_err(|e| Error::system("looking through the restored code", e))?;
     body.remove_scratch(syscall)?;
     soul::put_in_place(saved, &regs)?;
+    opened.settle(&saved.files)?;
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.process.pid);

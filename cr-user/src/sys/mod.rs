@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod cpu;
+pub mod events;
 pub mod fd;
 pub mod mmap;
 pub mod pagemap;

@@ -9,8 +9,8 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, memfd, pipe, regular, stdio,
-    terminal, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, inotify, memfd,
+    namespace, outside, pidfd, pipe, procfile, regular, signalfd, stdio, terminal, timerfd, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
@@ -37,6 +37,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     let mut look = Look::new(holders, &groups);
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
+    look.refusals.extend(outside::shared(holders, &groups));
     let still_there = |r: &Refusal| {
         let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
         seen.is_none_or(|s| procfs::link(s.pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
@@ -49,7 +50,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
 /// one source.
 ///
-/// That no process outside has a pipe of the job open is not looked for again: [`refusals`] did.
+/// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
@@ -58,6 +59,7 @@ pub fn capture(
     space_of: &mut dyn FnMut(u64, u64) -> u64,
 ) -> Result<(Files, Vec<ContentSource>)> {
     let groups = survey::look(holders)?;
+    timerfd::count_ticks(holders, &groups)?;
     let mut look = Look::new(holders, &groups);
     look.at_all(space_of);
     look.refusals.extend(other_tables(holders)?);
@@ -74,6 +76,8 @@ struct Look<'a> {
     holders: &'a [Holder<'a>],
     groups: &'a [Group],
     pipes: pipe::Pipes,
+    /// Epoll sets: their descriptions by index, and their descriptors.
+    sets: Vec<(usize, &'a Group)>,
     files: Files,
     sources: Vec<ContentSource>,
     refusals: Vec<Refusal>,
@@ -94,26 +98,28 @@ impl<'a> Look<'a> {
             rows: Vec::new(),
         };
         let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
-        Self { holders, groups, pipes: pipe::Pipes::of(groups), files, sources: Vec::new(), refusals: Vec::new() }
+        let (pipes, sets) = (pipe::Pipes::of(groups), Vec::new());
+        Self { holders, groups, pipes, sets, files, sources: Vec::new(), refusals: Vec::new() }
     }
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         for group in self.groups {
             match self.kind(group, space_of) {
-                Ok(Kind::One(description)) => self.add(description, &group.members),
+                Ok(Kind::One(description)) => {
+                    if matches!(description, Description::Epoll(_)) {
+                        self.sets.push((self.files.descriptions.len(), group));
+                    }
+                    self.add(description, &group.members);
+                }
                 Ok(Kind::Standard(number)) => {
                     for (record, members) in stdio::split(group, number) {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(No { why, todo }) => self.refusals.extend(group.members.iter().map(|seen| Refusal {
-                    pid: seen.pid,
-                    place: place(seen),
-                    why: why.clone(),
-                    todo: todo.to_owned(),
-                })),
+                Err(no) => self.refusals.extend(group.members.iter().map(|seen| no.at(seen))),
             }
         }
+        self.refusals.extend(epoll::link(self.holders, self.groups, &self.sets, &mut self.files));
     }
 
     fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {
@@ -134,6 +140,9 @@ impl<'a> Look<'a> {
         }
         let kind = seen.meta.file_type();
         let mut space = || space_of(seen.meta.dev(), seen.meta.ino());
+        if let Some(description) = self.nameless(seen) {
+            return description.map(Kind::One);
+        }
         let description = if memfd::is_memfd(seen) {
             let (record, source) = memfd::describe(seen, space())?;
             self.add_source(source);
@@ -170,6 +179,23 @@ impl<'a> Look<'a> {
             return Err(unsupported::device(seen));
         };
         Ok(Kind::One(description))
+    }
+
+    /// Kernel objects that are no files, and files that are not on a disk.
+    fn nameless(&self, seen: &Seen) -> Option<std::result::Result<Description, No>> {
+        Some(match seen.link.to_str()? {
+            "anon_inode:[eventfd]" => eventfd::describe(seen).map(Description::Eventfd),
+            timerfd::LINK => timerfd::describe(seen).map(Description::Timerfd),
+            "anon_inode:[signalfd]" => signalfd::describe(seen).map(Description::Signalfd),
+            "anon_inode:[eventpoll]" => Ok(Description::Epoll(epoll::describe(seen))),
+            "anon_inode:inotify" => inotify::describe(self.holders, seen).map(Description::Inotify),
+            _ if pidfd::is_pidfd(seen) => pidfd::describe(self.holders, seen).map(Description::Pidfd),
+            _ if seen.filesystem == namespace::NSFS => {
+                namespace::describe(self.holders, seen).map(Description::Namespace)
+            }
+            _ if seen.filesystem == procfile::PROC => procfile::describe(self.holders, seen).map(Description::Proc),
+            _ => return None,
+        })
     }
 
     fn add_source(&mut self, source: ContentSource) {
