@@ -174,7 +174,9 @@ impl Runner {
             let end = end_of_table(calls, start, Scratch::MAX_CALLS - tail.len());
             let chunk = &mut calls[start..end];
             // Places are counted from the beginning of each table.
-            chunk.iter_mut().for_each(|c| c.first_from = c.first_from.map(|of| of - start));
+            for call in chunk.iter_mut() {
+                call.first_from = call.first_from.map(|of| of - start);
+            }
             self.run_table(scratch, regs, chunk, tail)?;
             start = end;
         }

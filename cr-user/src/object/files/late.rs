@@ -9,9 +9,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::batch::{Batch, Batches};
 use super::epoll::{Epoll, Trigger};
 use super::open::Opened;
-use super::{Description, Files};
-use crate::error::Result;
+use super::{Description, Files, timerfd};
+use crate::error::{Error, Result};
 use crate::remote::Call;
+use crate::sys::fd::pidfd_open;
 
 /// Milliseconds in which a watch that is made to report surely does.
 const PATIENCE: u64 = 10_000;
@@ -41,16 +42,11 @@ fn fill(set: &Epoll, index: usize, files: &Files, pid: i32, opened: &Opened, out
     for watch in watches().filter(|w| w.spent.is_some()).chain(watches().filter(|w| w.spent.is_none())) {
         let watched = opened.number(watch.description as usize);
         out.call(Call::new(libc::SYS_dup3, &[watched as u64, watch.fd as u64, 0]));
-        let timer = match &files.descriptions[watch.description as usize] {
-            Description::Timerfd(timer) => Some(timer),
-            _ => None,
-        };
-        let writer = opened.writer(watch.description);
         match watch.spent {
-            Some(Trigger::Expiry) => timer.into_iter().for_each(|t| t.expire(watched, out)),
+            Some(Trigger::Expiry) => timerfd::expire(watched, out),
             Some(Trigger::Byte) => {
                 let byte = out.put(&[0]);
-                out.call(Call::new(libc::SYS_write, &[writer as u64, byte, 1]));
+                out.call(Call::new(libc::SYS_write, &[opened.writer(watch.description) as u64, byte, 1]));
             }
             Some(Trigger::Nothing) | None => {}
         }
@@ -60,19 +56,24 @@ fn fill(set: &Epoll, index: usize, files: &Files, pid: i32, opened: &Opened, out
             let report = out.put(&[0; 12]);
             out.call(Call::new(libc::SYS_epoll_pwait, &[set_fd as u64, report, 1, PATIENCE, 0, 8]));
         }
-        match watch.spent {
-            Some(Trigger::Expiry) => timer.into_iter().for_each(|t| t.set(watched, out)),
-            Some(Trigger::Byte) => {
+        match (watch.spent, &files.descriptions[watch.description as usize]) {
+            (Some(Trigger::Expiry), Description::Timerfd(timer)) => timer.set(watched, out),
+            (Some(Trigger::Byte), _) => {
                 let byte = out.put(&[0]);
                 out.call(Call::new(libc::SYS_read, &[watched as u64, byte, 1]));
             }
-            Some(Trigger::Nothing) | None => {}
+            _ => {}
         }
     }
 }
 
 fn add(set: i32, fd: i32, event: u64) -> Call {
     Call::new(libc::SYS_epoll_ctl, &[set as u64, libc::EPOLL_CTL_ADD as u64, fd as u64, event])
+}
+
+/// What takes the place of a descriptor that is opened late: a pidfd of ours.
+pub(super) fn placeholder() -> Result<OwnedFd> {
+    pidfd_open(std::process::id() as i32).map_err(|e| Error::system("opening a pidfd of cr itself", e))
 }
 
 /// Descriptors of ours for what is opened late. They must stay open until every process has fetched its own.
@@ -90,9 +91,9 @@ pub fn open_late(files: &Files) -> Result<Late> {
     let mut fds = Vec::new();
     for (index, description) in files.descriptions.iter().enumerate() {
         match description {
-            Description::Pidfd(r) if r.is_late() => fds.push((index, r.open_late()?)),
+            Description::Pidfd(r) if r.is_late() => fds.push((index, r.open()?)),
             Description::Proc(r) if r.is_late() => fds.push((index, r.open()?)),
-            Description::Namespace(r) => fds.push((index, r.open_late()?)),
+            Description::Namespace(r) => fds.push((index, r.open()?)),
             _ => {}
         }
     }

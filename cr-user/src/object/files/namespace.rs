@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::survey::Seen;
-use super::{Holder, No, open_again, pidfd};
+use super::{Holder, No, open_again};
 use crate::error::{Error, Result};
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
@@ -41,13 +41,8 @@ pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Resu
 }
 
 impl Namespace {
-    /// A pidfd of ours for the time being.
-    pub(super) fn open(&self) -> Result<OwnedFd> {
-        pidfd::placeholder()
-    }
-
     /// Opens that of the process, which must exist.
-    pub(super) fn open_late(&self) -> Result<OwnedFd> {
+    pub(super) fn open(&self) -> Result<OwnedFd> {
         let path = path(self.pid, &self.name);
         let failed = |e: std::io::Error| Error::system(format!("opening {path}"), e);
         open_again(Path::new(&path), self.flags).map(Into::into).map_err(failed)

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::epoll::Trigger;
-use super::{Description, Files, Table, open_again, own_link};
+use super::{Description, Files, Table, late, open_again, own_link};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -87,6 +87,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for description in &files.descriptions {
         let fd = match description {
+            one if one.is_late() => late::placeholder()?,
             Description::Regular(r) => r.open()?,
             Description::Deleted(r) => {
                 let creator = if r.is_creator() { creators.remove(&r.space) } else { None };
@@ -105,7 +106,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             Description::Inotify(r) => r.open()?,
             Description::Pidfd(r) => r.open()?,
             Description::Namespace(r) => r.open()?,
-            Description::Proc(r) => r.open_early()?,
+            Description::Proc(r) => r.open()?,
         };
         fds.push(place(&fd, base, &taken)?);
     }

@@ -7,7 +7,7 @@ use super::survey::Seen;
 use super::{Holder, No, set_flags};
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::fd::{pidfd_of_nobody, pidfd_open, pidfd_open_with};
+use crate::sys::fd::{pidfd_of_nobody, pidfd_open_with};
 
 /// `PID_FS_MAGIC` of `linux/magic.h`: since 6.9 pidfds have a file system of their own.
 const PIDFS: i64 = 0x5049_4446;
@@ -70,28 +70,13 @@ impl Pidfd {
         self.pid.is_some()
     }
 
-    /// A pidfd of nobody, or of us for the time being.
+    /// Opens one of the process, which must exist, or one of nobody.
     pub(super) fn open(&self) -> Result<OwnedFd> {
-        match self.pid {
-            Some(_) => placeholder(),
-            None => self.finish(pidfd_of_nobody(self.flags & THREAD)),
-        }
-    }
-
-    /// Opens the one of the process, which must exist.
-    pub(super) fn open_late(&self) -> Result<OwnedFd> {
-        self.finish(pidfd_open_with(self.pid.unwrap_or(0), self.flags & THREAD))
-    }
-
-    fn finish(&self, made: nix::Result<OwnedFd>) -> Result<OwnedFd> {
+        let thread = self.flags & THREAD;
+        let made = self.pid.map_or_else(|| pidfd_of_nobody(thread), |pid| pidfd_open_with(pid, thread));
         let failed = |e: nix::Error| Error::system(format!("opening a pidfd of process {}", self.pid.unwrap_or(-1)), e);
         let fd = made.map_err(failed)?;
         set_flags(fd.as_fd(), self.flags).map_err(failed)?;
         Ok(fd)
     }
-}
-
-/// What takes the place of a descriptor that is opened late: a pidfd of ours.
-pub(super) fn placeholder() -> Result<OwnedFd> {
-    pidfd_open(std::process::id() as i32).map_err(|e| Error::system("opening a pidfd of cr itself", e))
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::survey::Seen;
-use super::{FilePath, Holder, No, not_here, open_again, pidfd, seek};
+use super::{FilePath, Holder, No, not_here, open_again, seek};
 use crate::error::Result;
 use crate::procfs;
 
@@ -72,11 +72,6 @@ impl ProcFile {
     /// Whether it can be opened, where that can be said.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_late() { Ok(()) } else { self.open().map(drop) }
-    }
-
-    /// Opens it, or a pidfd of ours for the time being.
-    pub(super) fn open_early(&self) -> Result<OwnedFd> {
-        if self.is_late() { pidfd::placeholder() } else { self.open() }
     }
 
     /// Opens it, at its offset. Its process must exist.

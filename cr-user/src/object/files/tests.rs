@@ -490,15 +490,41 @@ fn what_cannot_be_restored_is_refused_by_name() {
     let path = dir.path().join("file");
     fs::write(&path, "").unwrap();
     let cases: &[(&str, &str)] = &[
-        ("fd = libc.eventfd(3, 0)", "is an eventfd"),
-        ("e = select.epoll(); fd = e.fileno()", "is an epoll set"),
-        ("fd = libc.timerfd_create(1, 0)", "is a timerfd"),
-        ("fd = libc.signalfd(-1, ctypes.create_string_buffer(8), 0)", "is a signalfd"),
-        ("fd = libc.inotify_init1(0)", "is an inotify watch"),
+        (
+            "fd = libc.inotify_init1(0); libc.inotify_add_watch(fd, os.path.dirname(sys.argv[1]).encode(), 0x100)
+open(sys.argv[1] + '.new', 'w')",
+            "bytes of events that the job has not read yet",
+        ),
+        (
+            "n = sys.argv[1] + '.gone'; f = open(n, 'w'); fd = libc.inotify_init1(0); libc.inotify_add_watch(fd, n.encode(), 2)
+os.unlink(n)",
+            "whose path cannot be found",
+        ),
+        ("fd = libc.fanotify_init(0, 0)", "is a fanotify watch"),
+        ("fd = os.pidfd_open(os.getppid())", "which is not of the job"),
+        ("fd = os.open('/proc/1/status', 0)", "is a file of /proc that belongs to pid 1"),
+        ("fd = os.open('/proc/self/comm', os.O_RDWR)", "is a file of /proc that is open for writing"),
+        ("fd = os.open('/proc/self/fdinfo/0', 0)", "of a single thread or descriptor"),
+        (
+            "e = select.epoll(); fd = e.fileno(); s = libc.signalfd(-1, ctypes.create_string_buffer(b'\\0\\2' + bytes(6)), 0)
+signal.pthread_sigmask(signal.SIG_BLOCK, [10]); os.kill(os.getpid(), 10); e.register(s, 1 << 30 | 1); e.poll()",
+            "a one-shot watch of fd",
+        ),
+        (
+            "e = select.epoll(); fd = e.fileno(); r, w = os.pipe(); e.register(r, 1)
+p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.close(r); os.close(w)",
+            "is an epoll set that watches a file, once fd",
+        ),
+        (
+            "fd = libc.eventfd(3, 0); os.set_inheritable(fd, True)
+p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=False)",
+            "is an eventfd that pid",
+        ),
         ("fd = libc.syscall(323, 1)", "is a userfaultfd"),
-        ("fd = os.pidfd_open(os.getpid())", "is a pidfd"),
-        ("fd = os.open('/proc/self/ns/net', 0)", "is a namespace"),
-        ("fd = os.open('/proc/self/maps', 0)", "is a file of /proc"),
+        (
+            "n = os.open('/proc/self/ns/uts', 0); libc.unshare(0x04000000); fd = os.open('/proc/self/ns/uts', 0); libc.setns(n, 0)",
+            "is a namespace that no process of the job is in",
+        ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
         ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),

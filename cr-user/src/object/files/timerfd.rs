@@ -169,11 +169,11 @@ impl Timerfd {
             out.call(Call::new(libc::SYS_ioctl, &[fd as u64, SET_TICKS, at]));
         }
     }
+}
 
-    /// Calls that have it expire at once.
-    pub(super) fn expire(&self, fd: i32, out: &mut Batches) {
-        set_time(fd, ABSOLUTE, 0, 1, out);
-    }
+/// Calls that have the timer that is `fd` expire at once.
+pub(super) fn expire(fd: i32, out: &mut Batches) {
+    set_time(fd, ABSOLUTE, 0, 1, out);
 }
 
 fn set_time(fd: i32, how: u32, interval: u64, value: u64, out: &mut Batches) {
