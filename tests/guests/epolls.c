@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -98,6 +99,12 @@ static void check_levels(void) {
 
 static int edges, edge_pipe, edge_writer, edge_quiet, edge_quiet_writer, edge_counter, edge_shared, exclusive, exclusive_counter, edge_outer;
 
+/* `struct epoll_params` of linux/eventpoll.h: how network devices are polled. */
+#define SET_PARAMS _IOW(0x8a, 1, uint64_t)
+#define GET_PARAMS _IOR(0x8a, 2, uint64_t)
+static uint64_t params = 50 | 8ull << 32;
+static bool params_set;
+
 static void set_up_edges(void) {
     edges = MUST(epoll_create1(0));
     exclusive = MUST(epoll_create1(0));
@@ -116,9 +123,13 @@ static void set_up_edges(void) {
     put(edge_writer);
     add(edge_counter, 3);
     edge_shared = MUST(dup(edges));
+    if (ioctl(edges, SET_PARAMS, &params) != 0) guest_skip("epoll-params", "EPIOCSPARAMS: %s", strerror(errno));
+    else params_set = true;
 }
 
 static void check_edges(void) {
+    uint64_t now = 0;
+    CHECK(!params_set || (ioctl(edges, GET_PARAMS, &now) == 0 && now == params), "the set polls devices with %lx, expected %lx", now, params);
     REPORTS(edge_outer, "the set of a set with edges", {66, EPOLLIN});
     REPORTS(edge_shared, "the set of edges", {61, EPOLLIN}, {63, EPOLLIN});
     REPORTS(edges, "the set of edges, a second time", );

@@ -67,6 +67,26 @@ pub fn epoll(flags: i32) -> nix::Result<OwnedFd> {
     unsafe { own(libc::epoll_create1(flags)) }
 }
 
+/// `struct epoll_params` of `linux/eventpoll.h` as one word: how an epoll set polls network devices. 0 where the kernel cannot
+/// tell (before Linux 6.9, or built without), and so none was set.
+pub fn busy_poll(set: BorrowedFd<'_>) -> u64 {
+    const EPIOCGPARAMS: libc::Ioctl = 0x8008_8a02;
+    let mut params = 0u64;
+    // SAFETY: the call writes one structure of eight bytes.
+    let ret = unsafe { libc::ioctl(set.as_raw_fd(), EPIOCGPARAMS, &raw mut params) };
+    if ret == 0 { params } else { 0 }
+}
+
+/// Sets what [`busy_poll`] tells.
+///
+/// # Errors
+/// `ENOTTY` where the kernel cannot, `EPERM` for a large budget without `CAP_NET_ADMIN`.
+pub fn set_busy_poll(set: BorrowedFd<'_>, params: u64) -> nix::Result<()> {
+    const EPIOCSPARAMS: libc::Ioctl = 0x4008_8a01;
+    // SAFETY: the call reads one structure of eight bytes.
+    unsafe { check(libc::ioctl(set.as_raw_fd(), EPIOCSPARAMS, &raw const params).into()) }.map(drop)
+}
+
 /// `inotify_init1(2)`.
 ///
 /// # Errors

@@ -187,7 +187,7 @@ impl<'a> Look<'a> {
             "anon_inode:[eventfd]" => eventfd::describe(seen).map(Description::Eventfd),
             timerfd::LINK => timerfd::describe(seen).map(Description::Timerfd),
             "anon_inode:[signalfd]" => signalfd::describe(seen).map(Description::Signalfd),
-            "anon_inode:[eventpoll]" => Ok(Description::Epoll(epoll::describe(seen))),
+            "anon_inode:[eventpoll]" => epoll::describe(self.holders, seen).map(Description::Epoll),
             "anon_inode:inotify" => inotify::describe(self.holders, seen).map(Description::Inotify),
             _ if pidfd::is_pidfd(seen) => pidfd::describe(self.holders, seen).map(Description::Pidfd),
             _ if seen.filesystem == namespace::NSFS => {

@@ -27,6 +27,8 @@ const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
 pub struct Epoll {
     /// Access mode and status flags (`O_*`).
     pub flags: i32,
+    /// How it polls devices (`EPIOCGPARAMS`, `struct epoll_params`); 0 for the usual way.
+    pub busy_poll: u64,
     /// What it watches.
     pub watches: Vec<Watch>,
 }
@@ -60,8 +62,10 @@ pub enum Trigger {
 }
 
 /// The record, without what it watches: that is found by [`link`], when all descriptions are known.
-pub(super) fn describe(seen: &Seen) -> Epoll {
-    Epoll { flags: seen.flags, watches: Vec::new() }
+pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Result<Epoll, No> {
+    let failed = |e: Errno| No::new(format!("is an epoll set that cannot be examined ({e})"), "run cr as root");
+    let ours = survey::fetch(holders, seen.pid, seen.fd).map_err(failed)?;
+    Ok(Epoll { flags: seen.flags, busy_poll: events::busy_poll(ours.as_fd()), watches: Vec::new() })
 }
 
 /// Finds what the sets watch. `sets` are descriptions by index, with their descriptors.
@@ -223,6 +227,9 @@ impl Epoll {
     pub(super) fn open(&self) -> Result<OwnedFd> {
         let failed = |e: nix::Error| Error::system("making an epoll set of the job", e);
         let fd = events::epoll(libc::EPOLL_CLOEXEC).map_err(failed)?;
+        if self.busy_poll != 0 {
+            events::set_busy_poll(fd.as_fd(), self.busy_poll).map_err(failed)?;
+        }
         set_flags(fd.as_fd(), self.flags).map_err(failed)?;
         Ok(fd)
     }

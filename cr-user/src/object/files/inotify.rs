@@ -56,10 +56,10 @@ pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Resu
     let info = seen.info()?;
     let mut marks = marks(&info);
     marks.sort_unstable_by_key(|m| m.wd);
-    let mut places = Places::default();
+    let mut places = Places { mounts: procfs::mount_points(), ..Places::default() };
     let mut watches = Vec::new();
     for mark in marks {
-        let path = by_handle(&mark).or_else(|| places.get(holders).find(&mark)).ok_or_else(|| {
+        let path = places.by_handle(&mark).or_else(|| places.asked(holders).find(&mark)).ok_or_else(|| {
             let why = format!(
                 "is an inotify watch of inode {} on device {:x}, whose path cannot be found",
                 mark.ino, mark.sdev
@@ -111,36 +111,40 @@ impl Mark {
         let dev = libc::makedev((self.sdev >> 20) as u32, (self.sdev & 0xf_ffff) as u32);
         fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (dev, self.ino))
     }
-
-    /// Directories where its file system is mounted.
-    fn mount_points(&self) -> Vec<PathBuf> {
-        let device = format!("{}:{}", self.sdev >> 20, self.sdev & 0xf_ffff);
-        procfs::mount_points().into_iter().filter(|(dev, _)| *dev == device).map(|(_, path)| path).collect()
-    }
 }
 
-/// The path to which the file system leads the handle.
-fn by_handle(mark: &Mark) -> Option<PathBuf> {
-    mark.mount_points().iter().find_map(|mount| {
-        let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
-        let mount = File::options().read(true).custom_flags(flags).open(mount).ok()?;
-        let found = events::open_by_handle(mount.as_fd(), mark.kind, &mark.handle).ok()?;
-        let path = fs::read_link(own_link(found.as_raw_fd())).ok()?;
-        let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let (found, there) = (File::from(found).metadata().ok()?, fs::symlink_metadata(&path).ok()?);
-        (path.is_absolute() && same(&found, &there)).then_some(path)
-    })
-}
-
-/// Where a file is looked for whose handle leads nowhere: in the directories that the job has to do with.
+/// Where files are looked for.
 #[derive(Default)]
 struct Places {
+    /// What is mounted: device and path.
+    mounts: Vec<(String, PathBuf)>,
+    /// What the job has to do with: where a file is looked for whose handle leads nowhere.
     all: HashSet<PathBuf>,
     asked: bool,
 }
 
 impl Places {
-    fn get(&mut self, holders: &[Holder<'_>]) -> &Self {
+    /// Where the file system of a file is mounted.
+    fn mounts_of(&self, mark: &Mark) -> impl Iterator<Item = &PathBuf> {
+        let device = format!("{}:{}", mark.sdev >> 20, mark.sdev & 0xf_ffff);
+        self.mounts.iter().filter(move |(dev, _)| *dev == device).map(|(_, path)| path)
+    }
+
+    /// The path to which the file system leads the handle.
+    fn by_handle(&self, mark: &Mark) -> Option<PathBuf> {
+        self.mounts_of(mark).find_map(|mount| {
+            let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
+            let mount = File::options().read(true).custom_flags(flags).open(mount).ok()?;
+            let found = events::open_by_handle(mount.as_fd(), mark.kind, &mark.handle).ok()?;
+            let path = fs::read_link(own_link(found.as_raw_fd())).ok()?;
+            let same = |a: &fs::Metadata, b: &fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+            let (found, there) = (File::from(found).metadata().ok()?, fs::symlink_metadata(&path).ok()?);
+            (path.is_absolute() && same(&found, &there)).then_some(path)
+        })
+    }
+
+    /// With the directories that the job has to do with.
+    fn asked(&mut self, holders: &[Holder<'_>]) -> &Self {
         if !std::mem::replace(&mut self.asked, true) {
             for pid in holders.iter().map(|h| h.pid) {
                 let fds = procfs::descriptors(pid).unwrap_or_default();
@@ -158,12 +162,12 @@ impl Places {
     }
 
     fn find(&self, mark: &Mark) -> Option<PathBuf> {
-        let places = || mark.mount_points().into_iter().chain(self.all.iter().filter(|p| p.is_absolute()).cloned());
-        let entries = |dir: PathBuf| {
+        let places = || self.mounts_of(mark).chain(self.all.iter().filter(|p| p.is_absolute()));
+        let entries = |dir: &PathBuf| {
             let all = fs::read_dir(dir).into_iter().flatten().flatten();
             all.filter(|e| e.ino() == mark.ino).map(|e| e.path())
         };
-        places().find(|p| mark.is(p)).or_else(|| places().flat_map(entries).find(|p| mark.is(p)))
+        places().find(|p| mark.is(p)).cloned().or_else(|| places().flat_map(entries).find(|p| mark.is(p)))
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Resu
             return Err(No::new(why, CLOSE));
         }
         // What these hold depends on threads and descriptors that are not there yet when they are opened.
+        let rest = rest.strip_prefix(&format!("task/{pid}/")).unwrap_or(rest);
         let first = rest.split('/').next().unwrap_or_default();
         if matches!(first, "task" | "fd" | "fdinfo" | "map_files") && rest != first {
             return Err(No::new(format!("is a file of /proc of a single thread or descriptor ({link})"), CLOSE));
