@@ -24,7 +24,7 @@ fn alone(name: &str, args: &[&str]) {
 
 #[test]
 fn that_step_by_themselves() {
-    for name in ["memory", "threads", "signals", "timers", "sleeps", "files", "writer"] {
+    for name in ["memory", "threads", "signals", "timers", "sleeps", "files", "events", "epolls", "writer"] {
         alone(name, &[]);
     }
     alone("process", &[]);

@@ -10,7 +10,7 @@
 //! | [`pipe`] within the job | a new pipe with the same data |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
-//! | [`epoll`] set | a new one that watches the same files; [`late`] has the order of things |
+//! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
 //! | [`inotify`] watches | new ones of what is at their paths |
 //! | [`pidfd`] and [`namespace`] of a process of the job, [`procfile`] of `/proc` | opened again, when the process exists |
 //! | everything else | refused by name |
