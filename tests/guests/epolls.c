@@ -2,7 +2,9 @@
  * Epoll sets: everything that can be watched, and every way of watching it. What is ready and not reported must be reported after a
  * restore, by each set exactly what it is about, and a thread that waits must go on waiting.
  *
- *   epolls DIR
+ *   epolls DIR [--stopped]
+ *
+ * --stopped: it is being stopped by SIGSTOP, to which the kernel itself answers EINTR in epoll_wait (signal(7)).
  */
 #include "guest.h"
 #include <pthread.h>
@@ -268,9 +270,17 @@ static uint64_t busy_given;
 static volatile bool busy_stops;
 static pthread_t waiting, working;
 
+static bool stopped;
+
+static int wait_for_one(int set, struct epoll_event *event) {
+    int got;
+    while ((got = epoll_wait(set, event, 1, -1)) == -1 && errno == EINTR && stopped) {}
+    return got;
+}
+
 static void *wait_without_end(void *unused) {
     struct epoll_event event;
-    int got = epoll_wait(endless, &event, 1, -1);
+    int got = wait_for_one(endless, &event);
     CHECK(got == 1 && event.data.u64 == 91, "the endless epoll_wait gave %d (%s)", got, strerror(errno));
     endless_got = event.data.u64;
     return unused;
@@ -281,7 +291,7 @@ static void *work(void *unused) {
     while (!busy_stops) {
         struct epoll_event event;
         uint64_t n;
-        int got = epoll_wait(busy, &event, 1, -1);
+        int got = wait_for_one(busy, &event);
         CHECK(got == 1 && event.data.u64 == 92, "the epoll_wait of the busy thread gave %d (%s)", got, strerror(errno));
         if (read(busy_counter, &n, 8) == 8) busy_got += n;
         else CHECK(errno == EAGAIN, "read of the busy thread: %s", strerror(errno));
@@ -355,6 +365,7 @@ int main(int argc, char **argv) {
     sigset_t all;
     sigfillset(&all);
     MUST0(pthread_sigmask(SIG_BLOCK, &all, NULL));
+    stopped = guest_option(argc, argv, "stopped", 0);
     set_up_levels();
     set_up_edges();
     set_up_shots();
