@@ -114,7 +114,7 @@ impl Built {
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
-    let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
+    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
@@ -139,18 +139,28 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     steps.end("tracking");
     fault::point("restore.tracking")?;
+    let late = files::open_late(&saved.files)?;
+    let owns_table = |pid: i32| saved.files.table_of(pid).filter(|t| t.pids[0] == pid);
     for body in &mut bodies {
-        let table = saved.files.table_of(body.pid());
-        if let Some(table) = table.filter(|t| t.pids[0] == body.pid()) {
-            body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
-        }
-    }
-    files::open_late(&saved.files, &mut opened)?;
-    for body in &mut bodies {
-        for mut batch in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
+        let Some(table) = owns_table(body.pid()) else { continue };
+        for batch in files::early_calls(&saved.files, body.pid(), &opened, body.data()) {
             body.put(&batch.bytes)?;
-            body.try_run(0, &mut batch.calls)?;
-            batch.judge(&saved.files)?;
+            body.run(0, batch.calls, "filling its epoll sets, and setting its timers")?;
+        }
+        body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
+    }
+    for body in &mut bodies {
+        if owns_table(body.pid()).is_none() {
+            continue;
+        }
+        for batch in late.calls(&saved.files, body.pid(), body.data()) {
+            body.put(&batch.bytes)?;
+            body.run(0, batch.calls, "giving it descriptors of the job's processes")?;
+        }
+        for mut own in files::own_calls(&saved.files, body.pid(), body.data()) {
+            body.put(&own.bytes)?;
+            body.try_run(0, &mut own.calls)?;
+            own.judge(&saved.files)?;
         }
     }
     give_life(&mut bodies, saved)?;
@@ -162,6 +172,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
+    opened.settle(&saved.files)?;
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());

@@ -131,7 +131,7 @@ impl Pipes {
             return Vec::new();
         }
         let mut refusals = Vec::new();
-        for other in processes().filter(|other| !is_of_job(*other, holders)) {
+        for other in procfs::processes().filter(|other| !is_of_job(*other, holders)) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
                 let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
                     continue;
@@ -229,11 +229,6 @@ fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
             Some(parent) => pid = parent,
         }
     }
-}
-
-/// Every process, ours included: `cr` may itself hold an end of a pipe of the job.
-fn processes() -> impl Iterator<Item = i32> {
-    fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// The number in `pipe:[812]`.
