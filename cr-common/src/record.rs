@@ -7,6 +7,12 @@ pub const RESTART_BLOCK_LEN: usize = 64;
 /// `ANON_VMA_NAME_MAX_LEN` of `mm/madvise.c`, the terminating zero included.
 pub const ANON_NAME_LEN: usize = 80;
 
+/// Words of kernel memory that are read in one go, each at an address of its own.
+pub const PEEKS: usize = 64;
+
+/// CPUs whose memory can be read.
+pub const CPUS: usize = 1024;
+
 /// How a task looks to `iter/task`: state that `/proc` does not show and that otherwise only system calls within the task could tell.
 ///
 /// If [`has_actions`](Self::has_actions) is not 0, an array of [`SIGNALS`] [`SignalAction`]s follows the record.

@@ -19,8 +19,8 @@ pub(crate) struct Meta {
 /// `struct bpf_iter__task`.
 #[repr(C)]
 pub struct Context {
-    meta: *const Meta,
-    task: *const u8,
+    pub(crate) meta: *const Meta,
+    pub(crate) task: *const u8,
 }
 
 /// A record is too large for the stack of 512 bytes.

@@ -4,6 +4,7 @@
 //! go when dropped, the kernel when we die), and pages whose written-bit was taken stay in [`Job`]'s debt until a checkpoint
 //! that holds them is durable.
 
+mod aio;
 mod arena;
 mod collect;
 mod member;
@@ -23,7 +24,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::spaces::Spaces;
-use crate::object::{files, memory, process, threads};
+use crate::object::{cgroups, files, memory, process, seccomp, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
@@ -250,6 +251,8 @@ impl Job {
                 all.extend(threads::refusals(pid, tid, &status));
             }
         }
+        all.extend(cgroups::refusals(pid)?);
+        all.extend(seccomp::refusals(pid)?);
         let vmas = self.mappings_now(member)?;
         let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone());
         all.extend(refused);
@@ -274,7 +277,7 @@ impl Job {
             match member {
                 Ok(member) => self.members.push(member),
                 Err(e) if relative.pid == self.pid() => return Err(e),
-                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(false) => {}
+                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(true) => {}
                 Err(_) if Relative::has_ended(relative.pid) => {}
                 Err(e) => return Err(e),
             }
@@ -463,8 +466,8 @@ impl Job {
     /// For a single checkpoint: where threads are in waits of which only the kernel knows how long they still take, an eBPF
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
-        let wanted =
-            self.watch.is_none() && !self.watch_tried && self.members.iter().any(|m| threads::any_timed_wait(m.pid));
+        let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid);
+        let wanted = self.watch.is_none() && !self.watch_tried && self.members.iter().any(asks);
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })

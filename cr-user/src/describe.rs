@@ -229,6 +229,7 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
         let (kind, path, stored_pages) = match &mapping.backing {
             Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), own.count_in(pages.clone())),
             Backing::Kernel(name) => ("kernel", name.clone(), 0),
+            Backing::Aio(_) => ("aio", String::new(), 0),
             Backing::File(stamp) => ("file", stamp.path.clone(), own.count_in(pages.clone())),
             Backing::Object(Object { space, kind, .. }) => {
                 let first = mapping.offset / PAGE;

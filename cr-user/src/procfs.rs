@@ -130,7 +130,7 @@ fn parse_map_line(line: &str) -> Option<Vma> {
 }
 
 /// `/proc` writes newlines in names as `\012`.
-fn unescape(name: &str) -> String {
+pub fn unescape(name: &str) -> String {
     name.replace("\\012", "\n")
 }
 
@@ -238,19 +238,19 @@ pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
     Ok(FdInfo {
         position: value("pos:").parse().unwrap_or(0),
         flags: i32::from_str_radix(value("flags:"), 8).unwrap_or(0),
-        locked: text.lines().any(|l| l.starts_with("lock:")),
+        locks: text.lines().filter_map(|l| l.strip_prefix("lock:")).map(|l| l.trim().to_owned()).collect(),
     })
 }
 
 /// What `/proc/PID/fdinfo/FD` says of every kind of file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FdInfo {
     /// File offset in bytes.
     pub position: i64,
     /// Open flags, with `O_CLOEXEC` for the descriptor's own flag.
     pub flags: i32,
-    /// Whether a lock is held on it.
-    pub locked: bool,
+    /// Locks that were taken through it: what stands behind `lock:`.
+    pub locks: Vec<String>,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! pages are what they were. Nothing is made before everything was checked, and processes under construction die with us: a
 //! restore that fails leaves nothing behind but files that were cut back, whose tails are kept in the store.
 
+mod aio;
 mod body;
 mod inherit;
 mod lineage;
@@ -147,9 +148,10 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     files::open_late(&saved.files, &mut opened)?;
     for body in &mut bodies {
-        for (calls, bytes) in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
-            body.put(&bytes)?;
-            body.run(0, calls, "setting up its descriptors")?;
+        for mut batch in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
+            body.put(&batch.bytes)?;
+            body.try_run(0, &mut batch.calls)?;
+            batch.judge(&saved.files)?;
         }
     }
     give_life(&mut bodies, saved)?;
@@ -178,7 +180,7 @@ fn give_life(bodies: &mut [Body], saved: &Saved) -> Result<()> {
     for at in (0..bodies.len()).rev() {
         let body = &mut bodies[at];
         let own = living(body.pid());
-        soul::breathe(body, own)?;
+        soul::breathe(body, own, saved)?;
         if own.process.stop_signal != 0 {
             // With it goes the place from which those make calls who have the same memory.
             for sharer in bodies.iter_mut().filter(|b| saved.owner_of_memory(b.pid()) == own.pid()).rev() {
@@ -292,6 +294,8 @@ impl<'a> Birth<'a> {
             return Ok(());
         }
         if let Some(living) = self.saved.find(node.pid) {
+            // First of all: what is made from here on is counted there.
+            self.saved.cgroups.enter(node.pid, false);
             body.run(0, process::xstate_calls(&living.process), "asking for CPU features")?;
             if !living.process.sharing.memory {
                 let from = parent.map(|p| (p, self.saved.find(p).map_or(&[][..], |l| &l.mappings)));

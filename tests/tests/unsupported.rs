@@ -12,6 +12,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("socketpair", &["socket"]),
     ("io_uring", &["io_uring"]),
     ("userfaultfd", &["userfaultfd"]),
+    ("userfaultfd-range", &["registered with a userfaultfd"]),
     ("perf", &["perf"]),
     ("bpf", &["bpf"]),
     ("pidfd", &["pidfd"]),
@@ -21,13 +22,9 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["proc"]),
     ("fifo", &["fifo", "named pipe"]),
-    ("seccomp", &["seccomp"]),
     ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),
-    ("flock", &["lock"]),
-    ("posix-lock", &["lock"]),
-    ("lease", &["lease"]),
     ("outside-pipe", &["pipe"]),
 ];
 

@@ -1,11 +1,13 @@
 //! The state of a stopped job that is not memory, as records.
 
+use crate::checkpoint::aio;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::ImageWriter;
+use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
@@ -14,6 +16,7 @@ use crate::object::memory::backing::Source;
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
+use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
@@ -36,6 +39,8 @@ pub struct State {
     timers: Vec<Timers>,
     credentials: Vec<Credentials>,
     scheduling: Vec<Scheduling>,
+    seccomp: Seccomp,
+    cgroups: Cgroups,
     clocks: Vec<Clocks>,
     zombies: Vec<Zombie>,
     files: Files,
@@ -53,9 +58,13 @@ impl State {
         for stopped in frozen.processes() {
             let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
             state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
+            state.cgroups.add(stopped.pid)?;
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member)?));
+        }
+        for (pid, vmas) in &state.vmas {
+            aio::wait(*pid, vmas, &mut job.watch)?;
         }
         // Others' parents run, and may notice them at any time.
         let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
@@ -100,6 +109,7 @@ impl State {
             let answers = questions.put(&mut puppet)?;
             let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
             refuse(threads::refusals(pid, tid, &status))?;
+            self.seccomp.add(pid, tid, &status)?;
             let context = puppet.context();
             let xstate = context.xstate.clone();
             let wait = waits.of(tid, &context.regs);
@@ -154,7 +164,12 @@ impl State {
     ///
     /// # Errors
     /// When the image cannot take them.
-    pub fn write(self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+    pub fn write(mut self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+        for threads in &self.threads {
+            // There may be many, and they are read while the job runs.
+            let tids: Vec<i32> = threads.all.iter().map(|t| t.tid).collect();
+            self.cgroups.add_threads(threads.pid, &tids);
+        }
         put(image, process::KIND, &self.processes)?;
         put(image, threads::KIND, &self.threads)?;
         put(image, memory::KIND, &survey.take_mappings())?;
@@ -164,6 +179,8 @@ impl State {
         put(image, files::KIND, &self.files)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
+        put(image, seccomp::KIND, &self.seccomp)?;
+        put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)
     }
 }

@@ -1,6 +1,7 @@
 //! One process of the job under our eyes: its memory, what watches it, and what is owed of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
@@ -51,7 +52,7 @@ impl Member {
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
         let memory = Memory::open(pid).map_err(|_| Error::NotAllowed {
             pid,
-            why: "it belongs to another user".to_owned(),
+            why: format!("it belongs to another user{}", owner(pid)),
             todo: "run cr as root, or as the job's owner".to_owned(),
         })?;
         let mut member = Self {
@@ -69,6 +70,7 @@ impl Member {
             hopeless: false,
         };
         member.relate(relative.ppid, in_job)?;
+        member.look_at_program();
         Ok(member)
     }
 
@@ -193,4 +195,13 @@ impl Member {
         self.late = RangeSet::new();
         self.heat.learn(dirty);
     }
+}
+
+/// The name of a process's user, in brackets.
+fn owner(pid: i32) -> String {
+    let user = std::fs::metadata(format!("/proc/{pid}")).map(|m| nix::unistd::Uid::from_raw(m.uid()));
+    user.map_or(String::new(), |uid| match nix::unistd::User::from_uid(uid) {
+        Ok(Some(user)) => format!(" ({})", user.name),
+        _ => format!(" ({uid})"),
+    })
 }

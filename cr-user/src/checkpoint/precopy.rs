@@ -12,6 +12,7 @@ use crate::checkpoint::survey;
 use crate::checkpoint::{Job, gone};
 use crate::error::Result;
 use crate::image::page_checksums;
+use crate::object::memory::aio;
 use crate::object::memory::read::Memory;
 use crate::procfs;
 use crate::ranges::RangeSet;
@@ -56,6 +57,10 @@ fn precopy_one(
     let mut before = u64::MAX;
     for round in 0..MAX_ROUNDS {
         let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
+        if vmas.iter().any(aio::is_ring) {
+            // What an operation writes that is under way now does not show in the page tables: it began before.
+            return Ok(());
+        }
         let seen = survey::take_running(member, &vmas)?;
         let mut wanted = seen.taken.intersection(&seen.own);
         if round == 0 {

@@ -1,6 +1,7 @@
 //! One file per kind of kernel object: its record in the image, how it is captured, how it is restored, and why it may be
 //! refused. Files here do not know each other; what several need is in `remote`, `image` or `sys`.
 
+pub mod cgroups;
 pub mod clocks;
 pub mod credentials;
 pub mod files;
@@ -8,6 +9,7 @@ pub mod memory;
 pub mod process;
 pub mod records;
 pub mod scheduling;
+pub mod seccomp;
 pub mod signals;
 pub mod spaces;
 pub mod threads;
@@ -25,6 +27,8 @@ pub const KINDS: &[RecordKind] = &[
     timers::KIND,
     credentials::KIND,
     scheduling::KIND,
+    seccomp::KIND,
+    cgroups::KIND,
     files::KIND,
     clocks::KIND,
     zombies::KIND,

@@ -6,13 +6,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Refusal, Result};
 use crate::family::Sharing;
 use crate::image::RecordKind;
+use crate::object::memory::Mapping;
+use crate::object::memory::advice;
 use crate::object::memory::backing::FileStamp;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions};
-use crate::sys::{task, vm};
+use crate::sys::{PAGE, task, vm};
 
 /// The record of a process.
 pub const KIND: RecordKind = RecordKind { id: 1, version: 2, name: "process" };
@@ -54,6 +58,12 @@ pub struct Process {
     pub child_subreaper: bool,
     /// `PR_GET_THP_DISABLE`.
     pub thp_disable: u32,
+    /// `PR_GET_MDWE`.
+    pub mdwe: u32,
+    /// `PR_GET_MEMORY_MERGE`.
+    pub memory_merge: bool,
+    /// What `mlockall` says of mappings to come: `MCL_FUTURE`, `MCL_ONFAULT`.
+    pub lock_future: u32,
     /// Features of the CPU's extended state that the process asked for (`ARCH_GET_XCOMP_PERM`).
     pub xstate_permission: u64,
     /// Soft and hard limits, by resource number.
@@ -105,8 +115,16 @@ pub struct Asked {
     dumpable: usize,
     subreaper: u64,
     thp_disable: usize,
+    mdwe: usize,
+    memory_merge: usize,
+    locked: usize,
     xcomp: u64,
 }
+
+const PR_SET_MDWE: u64 = 65;
+const PR_GET_MDWE: u64 = 66;
+const PR_SET_MEMORY_MERGE: u64 = 67;
+const PR_GET_MEMORY_MERGE: u64 = 68;
 
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
@@ -121,6 +139,9 @@ pub fn ask(questions: &mut Questions) -> Asked {
         dumpable: questions.ask(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE as u64]),
         subreaper,
         thp_disable: questions.ask(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE as u64]),
+        mdwe: questions.ask(libc::SYS_prctl, &[PR_GET_MDWE]),
+        memory_merge: questions.ask(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE]),
+        locked: questions.ask(libc::SYS_msync, &[subreaper & !(PAGE - 1), PAGE, libc::MS_INVALIDATE as u64]),
         xcomp,
     }
 }
@@ -171,6 +192,18 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
         lost = Some(path);
     }
     Ok(lost)
+}
+
+/// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
+/// made for us, to which `at` belongs, and which cannot be invalidated if it is `locked`.
+fn lock_future(pid: i32, locked: bool, at: u64) -> u32 {
+    if !locked {
+        return 0;
+    }
+    let vmas = procfs::smaps(pid).unwrap_or_default();
+    let ours = vmas.iter().find(|v| (v.start..v.end).contains(&at));
+    let on_fault = ours.is_some_and(|v| v.has("lf"));
+    (libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 }) as u32
 }
 
 /// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did.
@@ -228,6 +261,9 @@ pub fn capture(
         dumpable: answers.outcome(asked.dumpable).unwrap_or(1) as u32,
         child_subreaper: answers.int(asked.subreaper) != 0,
         thp_disable: answers.outcome(asked.thp_disable).unwrap_or(0) as u32,
+        mdwe: answers.outcome(asked.mdwe).unwrap_or(0) as u32,
+        memory_merge: answers.outcome(asked.memory_merge).unwrap_or(0) != 0,
+        lock_future: lock_future(pid, answers.outcome(asked.locked) == Err(Errno::EBUSY), asked.subreaper),
         xstate_permission: answers.word(asked.xcomp),
         limits,
         oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
@@ -390,16 +426,38 @@ pub fn restore_calls(process: &Process, fds: Inherited, at: u64) -> (Vec<Call>, 
         calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_MM as u64, PR_SET_MM_MAP, at, map_len]));
     }
     if process.thp_disable != 0 {
-        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1]));
+        let exceptions = u64::from(process.thp_disable & !1);
+        calls.push(Call::new(libc::SYS_prctl, &[libc::PR_SET_THP_DISABLE as u64, 1, exceptions]));
     }
     (calls, bytes)
+}
+
+/// Calls that a restored process makes when all its mappings stand, and while it still has our privileges.
+pub fn memory_calls(process: &Process, mappings: &[Mapping]) -> Vec<Call> {
+    let mut calls = Vec::new();
+    if process.memory_merge {
+        calls.push(Call::new(libc::SYS_prctl, &[PR_SET_MEMORY_MERGE, 1]));
+        // That was for all of them, and some had been excepted.
+        let excepted = mappings.iter().filter(|m| m.has_own_content() && !m.has(advice::MERGEABLE));
+        calls
+            .extend(excepted.map(|m| Call::new(libc::SYS_madvise, &[m.start, m.len(), libc::MADV_UNMERGEABLE as u64])));
+    }
+    if process.lock_future != 0 {
+        calls.push(Call::new(libc::SYS_mlockall, &[u64::from(process.lock_future)]));
+    }
+    calls
 }
 
 /// Calls that come after the credentials, which reset what they set.
 pub fn late_calls(process: &Process) -> Vec<Call> {
     // 2 (only root may read) can be had, but not asked for: the kernel gives it by itself on a change of user.
     let dumpable = u64::from(process.dumpable == 1);
-    vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable])]
+    let mut calls = vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, dumpable])];
+    if process.mdwe != 0 {
+        // Last: it forbids to make memory executable.
+        calls.push(Call::new(libc::SYS_prctl, &[PR_SET_MDWE, u64::from(process.mdwe)]));
+    }
+    calls
 }
 
 /// Calls that ask for the CPU features that a program must ask for, before any thread's state is set.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
 use crate::procfs::{self, Status};
-use crate::remote::{Answers, Call, Questions, restart};
+use crate::remote::{Answers, Call, Questions, freeze, restart};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::{task, vm};
 use crate::track::iters::TaskHidden;
@@ -369,10 +369,8 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         let place = format!("thread {tid}");
         refusals.push(crate::error::Refusal { pid, place, why: why.to_owned(), todo: todo.to_owned() });
     };
-    match status.get("Seccomp") {
-        "" | "0" => {}
-        "1" => refuse("runs under strict seccomp", "start the job without seccomp"),
-        _ => refuse("runs under a seccomp filter", "start the job without the filter"),
+    if let Some(tracer) = freeze::other_tracer(status) {
+        refuse(&format!("is traced by {tracer}"), "let that one detach first");
     }
     if status.get("x86_Thread_features").contains("shstk") {
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");

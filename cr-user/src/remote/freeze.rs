@@ -48,7 +48,7 @@ impl Stopped {
 }
 
 /// What a freeze traces: forks are followed, so that what is born meanwhile is stopped too.
-const OPTIONS: i32 =
+pub const OPTIONS: i32 =
     libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACESYSGOOD;
 
 impl Frozen {
@@ -205,6 +205,25 @@ fn resume_endless_wait(tid: i32) {
     }
 }
 
+/// Looks at a thread while it stands still: for a moment, unless it does so already.
+///
+/// # Errors
+/// When it cannot be stopped, and what `look` says.
+pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    if traced_by_us(pid, tid) {
+        return look();
+    }
+    ptrace::seize(tid, 0).map_err(|e| refused(pid, tid, e))?;
+    let _ = ptrace::interrupt(tid);
+    wait_stopped(pid, tid)?.ok_or_else(|| gone(pid))?;
+    resume_endless_wait(tid);
+    let seen = look();
+    match ptrace::detach(tid, 0) {
+        Ok(()) | Err(Errno::ESRCH) => seen,
+        Err(e) => Err(Error::system(format!("letting thread {tid} go"), e)),
+    }
+}
+
 /// The signal of the job-control stop that a thread was in, if it was in one.
 #[derive(Clone, Copy, Debug)]
 struct JobStop(Option<i32>);
@@ -300,9 +319,22 @@ fn does_not_stop(pid: i32, tid: i32) -> Error {
 }
 
 fn traced_by_us(pid: i32, tid: i32) -> bool {
-    let tracer = procfs::Status::read(pid, tid).map(|s| s.numbers("TracerPid").first().copied().unwrap_or(0));
-    tracer
-        .is_ok_and(|t| t != 0 && procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&(t as i32))))
+    procfs::Status::read(pid, tid).is_ok_and(|s| tracer(&s).is_some_and(is_ours))
+}
+
+/// Who traces a thread, if that is not we: a pid and its name.
+pub fn other_tracer(status: &procfs::Status) -> Option<String> {
+    let tracer = tracer(status).filter(|t| !is_ours(*t))?;
+    let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+    Some(format!("pid {tracer} ({})", name.trim()))
+}
+
+fn tracer(status: &procfs::Status) -> Option<i32> {
+    status.numbers("TracerPid").first().map(|t| *t as i32).filter(|t| *t != 0)
+}
+
+fn is_ours(tracer: i32) -> bool {
+    procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
 }
 
 fn gone(pid: i32) -> Error {
@@ -310,11 +342,10 @@ fn gone(pid: i32) -> Error {
 }
 
 fn refused(pid: i32, tid: i32, e: Errno) -> Error {
-    let tracer = procfs::Status::read(pid, tid).map_or(0, |s| s.numbers("TracerPid").first().copied().unwrap_or(0));
-    if tracer != 0 {
+    if let Some(tracer) = procfs::Status::read(pid, tid).ok().and_then(|s| other_tracer(&s)) {
         return Error::NotAllowed {
             pid,
-            why: format!("thread {tid} is traced by pid {tracer} (a debugger or strace)"),
+            why: format!("thread {tid} is traced by {tracer}"),
             todo: "let that one detach first".to_owned(),
         };
     }

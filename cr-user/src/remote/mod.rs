@@ -5,6 +5,7 @@
 //! point anywhere but at its own instruction, or at code that ends in `rt_sigreturn` to a frame that holds its own
 //! registers, exactly as if it were handling a signal.
 
+pub mod confinement;
 pub mod frame;
 pub mod freeze;
 pub mod gadget;
@@ -12,6 +13,7 @@ pub mod puppet;
 pub mod query;
 pub mod runner;
 
+pub use confinement::Confinement;
 pub use freeze::Frozen;
 pub use gadget::Gadgets;
 pub use puppet::Puppet;

@@ -1,12 +1,12 @@
 //! A thread of the job that makes system calls for us, and is given back untouched.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::fault;
-use crate::procfs;
+use crate::procfs::{self, Status};
 use crate::remote::frame::Context;
 use crate::remote::gadget::Gadgets;
 use crate::remote::runner::{Call, Runner, Scratch};
-use crate::remote::{kernel_result, restart};
+use crate::remote::{confinement, freeze, kernel_result, restart};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::vm;
 
@@ -43,7 +43,15 @@ impl Borrowed {
             xstate: ptrace::xstate(tid).map_err(lost)?,
             sigmask: ptrace::sigmask(tid).map_err(lost)?,
         };
-        Ok(Self { runner: Runner::new(pid, tid)?, own })
+        let runner = Runner::new(pid, tid)?;
+        if runner.confinement.as_ref().is_some_and(|c| !c.spares_return()) {
+            return Err(refused(pid, tid, "forbids rt_sigreturn, with which it must be able to go on should cr die"));
+        }
+        if runner.confinement.is_some() {
+            // Until we let the thread go, or die.
+            confinement::suspend(pid, tid, freeze::OPTIONS)?;
+        }
+        Ok(Self { runner, own })
     }
 
     /// The mask first: should we die in between, the frame still brings everything back.
@@ -60,7 +68,7 @@ impl Puppet {
     /// # Errors
     /// When no thread can be used.
     pub fn begin(pid: i32, tids: &[i32], gadgets: Gadgets) -> Result<Self> {
-        let home = Borrowed::new(pid, Self::choose(tids)?)?;
+        let home = Borrowed::new(pid, Self::choose(pid, tids)?)?;
         let base = home.own.regs;
         let mut puppet = Self { gadgets, home, base, guest: None, scratch: None, ended: false };
         puppet.prepare_way_back()?;
@@ -68,18 +76,23 @@ impl Puppet {
         Ok(puppet)
     }
 
-    /// A thread whose interrupted call the kernel restarts from its arguments alone is better than one with a time left.
-    fn choose(tids: &[i32]) -> Result<i32> {
-        let mut fallback = None;
+    /// A thread that no seccomp confines is better than one, and then one whose interrupted call the kernel restarts from
+    /// its arguments alone is better than one with a time left.
+    fn choose(pid: i32, tids: &[i32]) -> Result<i32> {
+        let mut best = None;
         for &tid in tids {
             let Ok(regs) = ptrace::regs(tid) else { continue };
-            if regs.orig_rax as i64 >= 0 && regs.rax as i64 == restart::RESTARTBLOCK {
-                fallback = fallback.or(Some(tid));
-            } else {
-                return Ok(tid);
+            let waits = regs.orig_rax as i64 >= 0 && regs.rax as i64 == restart::RESTARTBLOCK;
+            let confined = Status::read(pid, tid).is_ok_and(|s| !matches!(s.get("Seccomp"), "" | "0"));
+            if best.is_none_or(|(_, worst)| (confined, waits) < worst) {
+                best = Some((tid, (confined, waits)));
+            }
+            if best.is_some_and(|(_, faults)| faults == (false, false)) {
+                break;
             }
         }
-        fallback.ok_or_else(|| Error::system("finding a thread that can make calls", nix::errno::Errno::ESRCH))
+        let none = || Error::system("finding a thread that can make calls", nix::errno::Errno::ESRCH);
+        best.map(|(tid, _)| tid).ok_or_else(none)
     }
 
     /// Puts a signal frame below the thread's stack, so that `syscall; ret` leads to `rt_sigreturn`.
@@ -117,12 +130,12 @@ impl Puppet {
         self.write_frame()
     }
 
-    /// Puts the frame of the thread in use where the stub's end finds it. The stub calls `rt_sigreturn` by itself: this
-    /// frame needs no restorer.
+    /// Puts the frame of the thread in use where the stub's end finds it, or the `ret` behind a single call.
     fn write_frame(&self) -> Result<()> {
         let scratch = self.scratch.expect("mapped by begin");
         let thread = self.current();
-        vm::write(thread.runner.pid, scratch.frame(), &thread.own.frame(scratch.frame(), 0))
+        let restorer = self.gadgets.safe.map_or(0, |(_, restorer)| restorer);
+        vm::write(thread.runner.pid, scratch.frame(), &thread.own.frame(scratch.frame(), restorer))
             .map_err(|e| Error::system(format!("writing to the scratch mapping of pid {}", thread.runner.pid), e))
     }
 
@@ -166,8 +179,38 @@ impl Puppet {
     pub fn batch(&mut self, calls: &mut [Call], tail: &[Call]) -> Result<()> {
         let scratch = self.scratch.expect("mapped by begin");
         let thread = self.guest.as_mut().unwrap_or(&mut self.home);
-        thread.runner.run(scratch, &thread.own.regs, calls, tail)?;
+        if thread.runner.survives(calls, tail) {
+            thread.runner.run(scratch, &thread.own.regs, calls, tail)?;
+        } else {
+            Self::one_by_one(self.gadgets, thread, scratch, calls, tail)?;
+        }
         fault::point("remote.batch")?;
+        Ok(())
+    }
+
+    /// Calls that seccomp would end the thread for, were it to make them without us. So each is made by itself, and in
+    /// between the thread is where it can go on: what is left is the instant between our last word to the kernel and the
+    /// call.
+    fn one_by_one(
+        gadgets: Gadgets,
+        thread: &mut Borrowed,
+        scratch: Scratch,
+        calls: &mut [Call],
+        tail: &[Call],
+    ) -> Result<()> {
+        let (pid, tid) = (thread.runner.pid, thread.runner.tid);
+        let (Some((at, _)), true) = (gadgets.safe, tail.is_empty()) else {
+            return Err(refused(
+                pid,
+                tid,
+                "would end it for a call that cr must have it make, should cr die meanwhile",
+            ));
+        };
+        let regs = Regs { rsp: scratch.frame(), ..thread.own.regs };
+        for call in calls {
+            call.result = thread.runner.single(at, &regs, call)?;
+            thread.give_back()?;
+        }
         Ok(())
     }
 
@@ -211,7 +254,12 @@ impl Puppet {
             let failed = |e| Error::system(format!("queueing a signal of thread {} again", thread.runner.tid), e);
             vm::write(thread.runner.pid, scratch.data(), &info).map_err(failed)?;
             let requeue = thread.runner.queue_call(&info, scratch.data(), false);
-            thread.runner.run(scratch, &thread.own.regs, &mut [requeue], &[])?;
+            let mut requeue = [requeue];
+            if thread.runner.survives(&requeue, &[]) {
+                thread.runner.run(scratch, &thread.own.regs, &mut requeue, &[])?;
+            } else {
+                Self::one_by_one(self.gadgets, thread, scratch, &mut requeue, &[])?;
+            }
         }
         Ok(())
     }
@@ -223,4 +271,13 @@ impl Drop for Puppet {
             log::error!("pid {}: {e}", self.home.runner.pid);
         }
     }
+}
+
+fn refused(pid: i32, tid: i32, what: &str) -> Error {
+    Error::Refused(vec![Refusal {
+        pid,
+        place: format!("thread {tid}"),
+        why: format!("runs under a seccomp filter that {what}"),
+        todo: "have the filter allow it".to_owned(),
+    }])
 }

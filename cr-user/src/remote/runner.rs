@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::procfs::Status;
-use crate::remote::kernel_result;
+use crate::remote::{Confinement, kernel_result};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::task::{self, Change};
 use crate::sys::{stub, vm};
@@ -101,6 +101,8 @@ pub struct Runner {
     ns_pid: u64,
     ns_tid: u64,
     marker: i32,
+    /// What seccomp would do to its calls without us.
+    pub confinement: Option<Confinement>,
     /// Signals that arrived under the marker's number while a table ran, to be queued again.
     pub strays: Vec<ptrace::SigInfo>,
 }
@@ -125,6 +127,7 @@ impl Runner {
             ns_pid: innermost("NStgid").unwrap_or(pid as u64),
             ns_tid: innermost("NSpid").unwrap_or(tid as u64),
             marker,
+            confinement: Confinement::read(pid, tid, &status)?,
             strays: Vec::new(),
         })
     }
@@ -146,6 +149,13 @@ impl Runner {
         } else {
             Call::new(libc::SYS_rt_tgsigqueueinfo, &[self.ns_pid, self.ns_tid, signal as u64, info_at])
         }
+    }
+
+    /// Whether the thread would survive to run this table, or what is left of it, without us.
+    pub fn survives(&self, calls: &[Call], tail: &[Call]) -> bool {
+        let marker = self.marker_call();
+        let mut all = calls.iter().chain([&marker]).chain(tail);
+        self.confinement.as_ref().is_none_or(|c| c.spares_return() && all.all(|call| c.spares(call)))
     }
 
     /// Writes the stub into the code page of a mapped scratch.
@@ -176,7 +186,7 @@ impl Runner {
     }
 
     fn run_table(&mut self, scratch: Scratch, regs: &Regs, calls: &mut [Call], tail: &[Call]) -> Result<()> {
-        let marker = Call::new(libc::SYS_tgkill, &[self.ns_pid, self.ns_tid, self.marker as u64]);
+        let marker = self.marker_call();
         let all: Vec<&Call> = calls.iter().chain([&marker]).chain(tail).collect();
         self.start_table(scratch, regs, &all)?;
         self.wait_for_marker()?;
@@ -188,6 +198,10 @@ impl Runner {
             call.result = i64::from_le_bytes(entry[56..64].try_into().expect("eight bytes"));
         }
         Ok(())
+    }
+
+    fn marker_call(&self) -> Call {
+        Call::new(libc::SYS_tgkill, &[self.ns_pid, self.ns_tid, self.marker as u64])
     }
 
     /// Makes a call from which the thread does not come back, and waits for its end.

@@ -14,6 +14,7 @@ use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::mapping::{self, BackingFds, Mapping};
 use crate::object::spaces::Spaces;
 use crate::remote::Call;
+use crate::restore::aio;
 use crate::restore::body::Body;
 use crate::restore::inherit::{self, Patch};
 use crate::store::{Chain, Source};
@@ -129,6 +130,7 @@ impl Prepared {
             kernel_pages(mappings).filter(|_| !mappings.iter().any(|m| m.is_kernel() && kept.contains(&m.start))),
         );
         body.run(0, calls, "making the mappings")?;
+        aio::restore(body, mappings, self.images[0])?;
         let common = mappings.iter().filter(|m| kept.contains(&m.start) && m.has_own_content());
         let common = common.map(|m| m.start / PAGE..m.end / PAGE).collect();
         let space = Spaces::of_process(body.pid());

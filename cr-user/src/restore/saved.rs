@@ -1,6 +1,7 @@
 //! What a chain says of the job, read and checked before anything is made.
 
 use crate::error::{Error, Result};
+use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
@@ -9,6 +10,7 @@ use crate::object::memory::{self, Mapping, Mappings};
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
+use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
@@ -25,6 +27,10 @@ pub struct Saved {
     pub zombies: Vec<Zombie>,
     /// Open files.
     pub files: Files,
+    /// Seccomp of all threads.
+    pub seccomp: Seccomp,
+    /// Control groups of all processes.
+    pub cgroups: Cgroups,
     /// In which order the processes are made.
     pub forest: Vec<Node>,
     /// Every process, dead or alive.
@@ -102,7 +108,15 @@ impl Saved {
         let of_zombies = zombies.iter().map(|z| Ancestry { pid: z.pid, ppid: z.ppid, pgid: z.pgid, sid: z.sid });
         let ancestry: Vec<Ancestry> = of_living.chain(of_zombies).collect();
         let forest = lineage::forest(&ancestry)?;
-        Ok(Self { living, zombies, files: get(image, files::KIND)?, forest, ancestry })
+        Ok(Self {
+            living,
+            zombies,
+            files: get(image, files::KIND)?,
+            seccomp: get(image, seccomp::KIND)?,
+            cgroups: get(image, cgroups::KIND)?,
+            forest,
+            ancestry,
+        })
     }
 
     /// The job's root.
@@ -143,6 +157,8 @@ impl Saved {
             threads::check(&living.threads)?;
             process::check(&living.process)?;
         }
+        self.seccomp.check()?;
+        self.cgroups.check()?;
         self.zombies.iter().try_for_each(|z| process::pid_is_free(z.pid))?;
         memory::mapping::check(self.mappings())?;
         files::check(&self.files, policy)

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::object::credentials;
 use crate::object::process;
 use crate::object::scheduling;
+use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals;
 use crate::object::threads::{self, Thread, Wait};
 use crate::object::timers;
@@ -14,7 +15,7 @@ use crate::procfs::Status;
 use crate::remote::frame;
 use crate::remote::{Call, restart};
 use crate::restore::body::Body;
-use crate::restore::saved::Living;
+use crate::restore::saved::{Living, Saved};
 use crate::sys::{ptrace, stub};
 
 /// Gives a process that is to be a zombie what is still seen of one.
@@ -37,13 +38,14 @@ pub fn dress(body: &mut Body, zombie: &Zombie) -> Result<()> {
 ///
 /// # Errors
 /// When the kernel refuses something, or a thread's number is taken.
-pub fn breathe(body: &mut Body, saved: &Living) -> Result<()> {
+pub fn breathe(body: &mut Body, saved: &Living, job: &Saved) -> Result<()> {
     let (calls, bytes) = signals::restore_calls(&saved.signals, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the signal actions")?;
     for thread in &saved.threads.all[1..] {
         body.add_thread(thread.tid)?;
     }
+    job.cgroups.enter(body.pid(), true);
     for (index, thread) in saved.threads.all.iter().enumerate() {
         own_calls(body, index, thread, saved)?;
         queue_signals(body, index, thread.tid, saved)?;
@@ -56,6 +58,8 @@ pub fn breathe(body: &mut Body, saved: &Living) -> Result<()> {
     let (calls, bytes) = timers::restore_calls(&saved.timers, &expired, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the timers")?;
+    body.run(0, process::memory_calls(&saved.process, &saved.mappings), "setting what holds for all its memory")?;
+    confine(body, saved, &job.seccomp)?;
     for (index, thread) in saved.threads.all.iter().enumerate() {
         take_credentials(body, index, thread.tid, saved)?;
     }
@@ -93,6 +97,23 @@ fn queue(body: &mut Body, index: usize, info: &[u8], shared: bool) -> Result<()>
     let (runner, ..) = body.thread(index);
     let call = runner.queue_call(&info, at, shared);
     body.run(index, vec![call], "queueing a pending signal again").map(drop)
+}
+
+/// Puts the threads under seccomp, and suspends it: what is left to do may be forbidden to them.
+fn confine(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()> {
+    let tids: Vec<i32> = saved.threads.all.iter().map(|t| t.tid).collect();
+    let steps = seccomp.steps(body.pid(), &tids, body.data());
+    if !steps.is_empty() {
+        tids.iter().try_for_each(|tid| seccomp::suspend(*tid))?;
+    }
+    for step in steps {
+        let what = format!("putting thread {} under seccomp", tids[step.thread]);
+        body.put(&step.bytes)?;
+        if body.run(step.thread, vec![step.call], &what)? != [0] {
+            return Err(Error::system(what, Errno::EBUSY));
+        }
+    }
+    Ok(())
 }
 
 fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Living) -> Result<()> {

@@ -150,6 +150,47 @@ pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: libc::c_long) -> nix::Result
     unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), command, arg))).map(|v| v as i32) }
 }
 
+/// `F_OWNER_PID` (`asm-generic/fcntl.h`).
+pub const OWNER_PROCESS: i32 = 1;
+
+/// Whom a description signals (`F_GETOWN_EX`): the kind (`F_OWNER_*`) and the number, 0 for nobody.
+///
+/// # Errors
+/// None that is known.
+pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<(i32, i32)> {
+    const F_GETOWN_EX: i32 = 16;
+    let mut owner = [0i32; 2];
+    // SAFETY: the kernel writes one `struct f_owner_ex`, which is two ints.
+    unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr())))? };
+    Ok((owner[0], owner[1]))
+}
+
+/// `flock(2)` without waiting.
+///
+/// # Errors
+/// `EAGAIN` when somebody else holds one that is in the way.
+pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> nix::Result<()> {
+    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: no memory is passed.
+    unsafe { check(libc::c_long::from(libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB))) }.map(drop)
+}
+
+/// Locks a range of bytes for the open file description (`F_OFD_SETLK`), without waiting. `len` 0: up to the end.
+///
+/// # Errors
+/// `EAGAIN` when somebody else holds one that is in the way.
+pub fn lock_range(fd: BorrowedFd<'_>, exclusive: bool, start: u64, len: u64) -> nix::Result<()> {
+    let lock = libc::flock {
+        l_type: if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start as i64,
+        l_len: len as i64,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads one `struct flock`.
+    unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock))) }.map(drop)
+}
+
 /// `FIONREAD`: bytes that can be read at once.
 ///
 /// # Errors

@@ -17,8 +17,13 @@ pub const EVENT_STOP: i32 = 128;
 /// The stop's signal at the entry to and the exit from a system call, under `PTRACE_O_TRACESYSGOOD`.
 pub const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
+/// `PTRACE_O_SUSPEND_SECCOMP`: seccomp does nothing while we trace the task.
+pub const O_SUSPEND_SECCOMP: i32 = 1 << 21;
+
 const NT_X86_XSTATE: usize = 0x202;
 const GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
 const PEEKSIGINFO_SHARED: u32 = 1;
 
 fn request(request: libc::c_uint, tid: i32, addr: usize, data: usize) -> nix::Result<libc::c_long> {
@@ -34,6 +39,14 @@ fn request(request: libc::c_uint, tid: i32, addr: usize, data: usize) -> nix::Re
 /// `EPERM` for a task that may not be traced or has a tracer, `ESRCH`.
 pub fn seize(tid: i32, options: i32) -> nix::Result<()> {
     request(libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+}
+
+/// Replaces the options (`PTRACE_O_*`) of a stopped task.
+///
+/// # Errors
+/// `EPERM` for [`O_SUSPEND_SECCOMP`] without `CAP_SYS_ADMIN` or under seccomp ourselves, `ESRCH`.
+pub fn set_options(tid: i32, options: i32) -> nix::Result<()> {
+    request(libc::PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
 /// Asks a seized task to stop.
@@ -206,4 +219,28 @@ pub fn rseq(tid: i32) -> nix::Result<Rseq> {
     let mut rseq = Rseq::default();
     request(GET_RSEQ_CONFIGURATION, tid, size_of::<Rseq>(), &raw mut rseq as usize)?;
     Ok(rseq)
+}
+
+/// A seccomp filter of a stopped task, the oldest having index 0: classic BPF, eight bytes an instruction.
+///
+/// # Errors
+/// `ENOENT` past the newest, `EACCES` without `CAP_SYS_ADMIN` or under seccomp ourselves, `EMEDIUMTYPE` for a program that is
+/// not classic BPF, `ESRCH`.
+pub fn seccomp_filter(tid: i32, index: usize) -> nix::Result<Vec<u64>> {
+    const MOST: usize = 4096; // BPF_MAXINSNS
+    let mut program = vec![0u64; MOST];
+    let n = request(SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize)?;
+    program.truncate(n as usize);
+    Ok(program)
+}
+
+/// The flags (`SECCOMP_FILTER_FLAG_*`) of a seccomp filter of a stopped task.
+///
+/// # Errors
+/// As for [`seccomp_filter`].
+pub fn seccomp_flags(tid: i32, index: usize) -> nix::Result<u64> {
+    // `struct seccomp_metadata`: the index, and the flags.
+    let mut metadata = [index as u64, 0];
+    request(SECCOMP_GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)?;
+    Ok(metadata[1])
 }

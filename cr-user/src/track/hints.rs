@@ -15,16 +15,17 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use aya_log::EbpfLogger;
-use cr_common::{Lost, PAGE_SHIFT, REGION_SHIFT, TaskEventKind, WrittenBits, WrittenKey, WrittenRegion};
+use cr_common::{CPUS, Lost, PAGE_SHIFT, PEEKS, REGION_SHIFT, TaskEventKind, WrittenBits, WrittenKey, WrittenRegion};
 
 pub use self::error::HintsError;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
-    load::{ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
+    load::{ITER_CPUS, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
+use super::aio::{self, AioContext, AioLayout};
 use super::iters::{self, RestartLayout, TaskHidden, VmaRecord};
 use crate::sys::bpf::{IterTarget, iter_open};
 
@@ -100,6 +101,9 @@ pub struct Hints {
     events: RingBuf<MapData>,
     logs: Option<EbpfLogger<&'static dyn log::Log>>,
     restart: RestartLayout,
+    aio: Option<AioLayout>,
+    /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
+    cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
     pending: StdHashMap<AddressSpaceId, BTreeMap<u64, WrittenBits>>,
     /// Followed address spaces, with the count of lost pages that each already knows of.
@@ -135,7 +139,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -144,6 +148,8 @@ impl Hints {
             events,
             logs,
             restart,
+            aio,
+            cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
             told_events: 0,
@@ -236,6 +242,55 @@ impl Hints {
     pub fn tasks(&self, pid: i32) -> Result<Vec<TaskHidden>, HintsError> {
         let bytes = self.read_iter(ITER_TASK.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
         iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
+    }
+
+    /// The Linux AIO contexts of a process (`pid` as this process sees it), which must be stopped.
+    pub fn aio_contexts(&mut self, pid: i32) -> Result<Vec<AioContext>, HintsError> {
+        let leader = self.leader(pid)?;
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct kioctx is not known".into() };
+        let layout = self.aio.ok_or_else(unknown)?;
+        if self.cpu_offsets.is_empty() {
+            self.cpu_offsets = self.ask_cpu_offsets(layout)?;
+        }
+        let offsets = std::mem::take(&mut self.cpu_offsets);
+        let contexts = aio::contexts(leader.mm, layout, &offsets, |addresses| self.peek(addresses));
+        self.cpu_offsets = offsets;
+        contexts
+    }
+
+    /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.
+    fn ask_cpu_offsets(&mut self, layout: AioLayout) -> Result<Vec<u64>, HintsError> {
+        let me = nix::unistd::gettid().as_raw();
+        let bytes = self.read_iter(ITER_CPUS.0, IterTarget::Task(me), || format!("thread {me}"))?;
+        let places: Vec<u64> = iters::records(&bytes).ok_or_else(|| torn(ITER_CPUS.0, me))?;
+        let (copies, map) = places.split_at_checked(CPUS).ok_or_else(|| torn(ITER_CPUS.0, me))?;
+        let map = *map.first().ok_or_else(|| torn(ITER_CPUS.0, me))?;
+        let base = self.peek(&[layout.copies_of(map)])?[0];
+        let offsets: Vec<u64> = copies.iter().filter(|copy| **copy != 0).map(|copy| copy.wrapping_sub(base)).collect();
+        let possible = aio::possible_cpus();
+        if base == 0 || offsets.is_empty() || possible > CPUS {
+            let why = format!("the memory of {possible} CPUs is not known");
+            return Err(HintsError::Map { map: "PLACES", why });
+        }
+        Ok(offsets)
+    }
+
+    /// Words of kernel memory, each at an address of its own; 0 where there is nothing to read.
+    fn peek(&mut self, addresses: &[u64]) -> Result<Vec<u64>, HintsError> {
+        let mut words = Vec::with_capacity(addresses.len());
+        for chunk in addresses.chunks(PEEKS) {
+            let mut asked = [0; PEEKS];
+            asked[..chunk.len()].copy_from_slice(chunk);
+            let map = self.ebpf.map_mut("PEEK").ok_or_else(|| no_map("PEEK"))?;
+            let mut map: Array<_, [u64; PEEKS]> = Array::try_from(map).map_err(map_error("PEEK"))?;
+            map.set(0, asked, 0).map_err(map_error("PEEK"))?;
+            // The program runs once for each task that it goes over: for this one alone.
+            let me = nix::unistd::gettid().as_raw();
+            let bytes = self.read_iter(ITER_PEEK.0, IterTarget::Task(me), || format!("thread {me}"))?;
+            let told: Vec<u64> = iters::records(&bytes).ok_or_else(|| torn(ITER_PEEK.0, me))?;
+            words.extend(told.get(..chunk.len()).ok_or_else(|| torn(ITER_PEEK.0, me))?);
+        }
+        Ok(words)
     }
 
     /// The address space that a process has now (`pid` as this process sees it), followed or not.

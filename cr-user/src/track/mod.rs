@@ -1,5 +1,6 @@
 //! Which pages changed since the last checkpoint: the oracle (page tables) and the hints (eBPF programs).
 
+pub mod aio;
 pub mod btf;
 pub mod heat;
 pub mod hints;

@@ -10,8 +10,8 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, memfd, pidfd, pipe,
-    regular, signalfd, stdio, terminal, timerfd, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, locks, memfd, pidfd,
+    pipe, regular, settings, signalfd, stdio, terminal, timerfd, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::object::clocks;
@@ -102,6 +102,8 @@ impl<'a> Look<'a> {
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         self.describe_all(space_of);
         self.resolve_epolls();
+        self.find_locks();
+        self.find_settings();
     }
 
     fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
@@ -113,12 +115,7 @@ impl<'a> Look<'a> {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(No { why, todo }) => self.refusals.extend(group.members.iter().map(|seen| Refusal {
-                    pid: seen.pid,
-                    place: place(seen),
-                    why: why.clone(),
-                    todo: todo.to_owned(),
-                })),
+                Err(no) => self.refuse(group, &no),
             }
         }
     }
@@ -186,9 +183,6 @@ impl<'a> Look<'a> {
     fn nameless(&self, seen: &Seen) -> std::result::Result<Option<Description>, No> {
         let link = seen.link.as_os_str().as_bytes();
         let name = link.strip_prefix(b"anon_inode:").unwrap_or_default();
-        if seen.flags & libc::O_ASYNC != 0 && !name.is_empty() {
-            return Err(unsupported::asynchronous(seen));
-        }
         let info = || procfs::text(&format!("/proc/{}/fdinfo/{}", seen.pid, seen.fd)).unwrap_or_default();
         Ok(Some(match name {
             b"[eventfd]" => Description::Eventfd(eventfd::describe(seen, &info())),
@@ -201,6 +195,49 @@ impl<'a> Look<'a> {
             b"[pidfd]" => Description::Pidfd(pidfd::describe(seen, &info(), self.holders)?),
             _ => return Ok(None),
         }))
+    }
+
+    fn find_locks(&mut self) {
+        for seen in self.groups.iter().flat_map(|g| &g.members).filter(|s| !s.locks.is_empty()) {
+            let Some(description) = self.files.description_of(seen.pid, seen.fd) else { continue };
+            match locks::describe(seen, description) {
+                Ok(found) => {
+                    for lock in found {
+                        if !self.files.locks.iter().any(|known| known.is_same(&lock)) {
+                            self.files.locks.push(lock);
+                        }
+                    }
+                }
+                Err(No { why, todo }) => {
+                    self.refusals.push(Refusal { pid: seen.pid, place: place(seen), why, todo: todo.to_owned() });
+                }
+            }
+        }
+    }
+
+    fn find_settings(&mut self) {
+        for group in self.groups {
+            let seen = group.first();
+            let Some(description) = self.files.description_of(seen.pid, seen.fd) else { continue };
+            // What comes from outside has the settings of whoever restores it.
+            if matches!(self.files.descriptions[description as usize], Description::Stdio(_)) {
+                continue;
+            }
+            let Ok(ours) = self.get(seen) else { continue };
+            match settings::describe(ours.as_fd(), description, seen.flags, self.holders) {
+                Ok(found) => self.files.settings.extend(found),
+                Err(no) => self.refuse(group, &no),
+            }
+        }
+    }
+
+    fn refuse(&mut self, group: &Group, no: &No) {
+        self.refusals.extend(group.members.iter().map(|seen| Refusal {
+            pid: seen.pid,
+            place: place(seen),
+            why: no.why.clone(),
+            todo: no.todo.to_owned(),
+        }));
     }
 
     /// Finds out which descriptions the entries of epoll sets are, now that all are known.

@@ -1,12 +1,43 @@
 //! What can only be done once all processes are there and have their tables: by a process itself, under its own numbers.
 
+use super::locks::Lock;
 use super::open::Opened;
 use super::{Description, Files};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::remote::Call;
 
-/// Calls of a process, and the bytes that they read at the address that was given.
-pub type Batch = (Vec<Call>, Vec<u8>);
+/// Calls of a process.
+#[derive(Debug)]
+pub struct Batch {
+    /// The calls.
+    pub calls: Vec<Call>,
+    /// The bytes that they read at the address that was given.
+    pub bytes: Vec<u8>,
+    /// The lock that they take.
+    lock: Option<Lock>,
+}
+
+impl Batch {
+    fn new((calls, bytes): (Vec<Call>, Vec<u8>)) -> Self {
+        Self { calls, bytes, lock: None }
+    }
+
+    /// Whether all calls that were made succeeded.
+    ///
+    /// # Errors
+    /// Why the first that did not has failed.
+    pub fn judge(&self, files: &Files) -> Result<()> {
+        let failed = self.calls.iter().find_map(|c| c.outcome().err().map(|e| (c, e)));
+        match (failed, self.lock) {
+            (None, _) => Ok(()),
+            (Some((_, e)), Some(lock)) => Err(lock.failed(files, e)),
+            (Some((call, e)), None) => {
+                let what = format!("setting up its descriptors (system call {} with {:x?})", call.number, call.args);
+                Err(Error::system(what, e))
+            }
+        }
+    }
+}
 
 /// Opens what could not be opened before there were the processes.
 ///
@@ -25,17 +56,20 @@ pub fn open_late(files: &Files, opened: &mut Opened) -> Result<()> {
 pub fn late_calls(files: &Files, opened: &Opened, pid: i32, at: u64) -> Vec<Batch> {
     let Some(table) = files.table_of(pid).filter(|t| t.pids[0] == pid) else { return Vec::new() };
     let number_of = |wanted: usize| table.rows.iter().find(|d| d.description as usize == wanted).map(|d| d.fd);
+    let own_lock = |l: &&Lock| table.pids.contains(&l.holder.0);
     let has = |number: i32| table.rows.iter().find(|d| d.fd == number).map(|d| d.description);
     let cloexec = |number: i32| table.rows.iter().any(|d| d.fd == number && d.cloexec);
     let ours = |description: u32| opened.number(description as usize);
-    let mut batches = Vec::new();
+    let locks = files.locks.iter().filter(own_lock).filter_map(|l| Some((*l, l.own_call(at)?)));
+    let mut batches: Vec<Batch> =
+        locks.map(|(lock, (call, bytes))| Batch { calls: vec![call], bytes, lock: Some(lock) }).collect();
     for row in table.rows.iter().filter(|d| files.descriptions[d.description as usize].is_late()) {
         let (mut calls, mut pulled) = (Vec::new(), 0);
         let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
         pull(ours(row.description), &mut calls, &mut pulled);
         calls.push(Call::new(libc::SYS_dup3, &[0, row.fd as u64, flags as u64]).first_from(pulled));
         drop_pulled(&mut calls, pulled);
-        batches.push((calls, Vec::new()));
+        batches.push(Batch::new((calls, Vec::new())));
     }
     for (index, description) in files.descriptions.iter().enumerate() {
         // Once for each description: by the first process that has it.
@@ -44,10 +78,18 @@ pub fn late_calls(files: &Files, opened: &Opened, pid: i32, at: u64) -> Vec<Batc
         }
         let Some(fd) = number_of(index) else { continue };
         match description {
-            Description::Timerfd(timer) => batches.push(timer.set_calls(fd, at)),
-            Description::Epoll(epoll) => batches.extend(epoll.add_calls(fd, has, cloexec, ours, at)),
+            Description::Timerfd(timer) => batches.push(Batch::new(timer.set_calls(fd, at))),
+            Description::Epoll(epoll) => {
+                batches.extend(epoll.add_calls(fd, has, cloexec, ours, at).into_iter().map(Batch::new));
+            }
             _ => {}
         }
+    }
+    for settings in &files.settings {
+        let first = files.holders(settings.description as usize).first().copied();
+        let Some((_, fd)) = first.filter(|(first, _)| *first == pid) else { continue };
+        let flags = files.descriptions[settings.description as usize].status_flags();
+        batches.push(Batch::new(settings.calls(files, fd, flags, at)));
     }
     batches
 }

@@ -20,12 +20,14 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 mod late;
+pub mod locks;
 pub mod memfd;
 mod open;
 pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod rollback;
+pub mod settings;
 pub mod signalfd;
 pub mod stdio;
 mod survey;
@@ -66,6 +68,10 @@ pub struct Files {
     pub tables: Vec<Table>,
     /// The pipes that descriptions are ends of.
     pub pipes: Vec<pipe::Pipe>,
+    /// Locks and leases.
+    pub locks: Vec<locks::Lock>,
+    /// Who is signalled.
+    pub settings: Vec<settings::Settings>,
 }
 
 /// One table of descriptors.
@@ -178,6 +184,27 @@ impl Description {
         matches!(self, Self::Pidfd(_))
     }
 
+    /// Its status flags (`O_*`) that `F_SETFL` can set.
+    pub fn status_flags(&self) -> i32 {
+        const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+        let flags = match self {
+            Self::Regular(r) => r.flags,
+            Self::Deleted(r) => r.flags,
+            Self::Memfd(r) => r.flags,
+            Self::Directory(r) => r.flags,
+            Self::Device(r) => r.flags,
+            Self::Pipe(r) => r.flags,
+            Self::Stdio(r) => r.flags,
+            Self::Terminal(r) => r.flags,
+            Self::Eventfd(r) => r.flags,
+            Self::Timerfd(r) => r.flags,
+            Self::Signalfd(r) => r.flags,
+            Self::Epoll(r) => r.flags,
+            Self::Pidfd(r) => r.flags,
+        };
+        flags & SETTABLE
+    }
+
     /// The content space that holds its bytes, where the image does.
     pub fn space(&self) -> Option<u64> {
         match self {
@@ -221,7 +248,9 @@ impl Files {
             }
             _ => true,
         });
-        if table && pipes {
+        let locks = self.locks.iter().all(|l| (l.description as usize) < self.descriptions.len());
+        let settings = self.settings.iter().all(|s| (s.description as usize) < self.descriptions.len());
+        if table && pipes && locks && settings {
             return Ok(());
         }
         let why = "it refers to descriptions or pipes that it does not have".to_owned();

@@ -94,6 +94,9 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             _ => {}
         }
     }
+    for lock in &files.locks {
+        lock.take(files, fds[lock.description as usize].as_fd())?;
+    }
     Ok(Opened { fds, spaces })
 }
 

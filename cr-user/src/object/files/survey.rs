@@ -34,8 +34,8 @@ pub(super) struct Seen {
     pub(super) flags: i32,
     /// Offset in bytes.
     pub(super) position: i64,
-    /// Whether a lock or lease is held on it.
-    pub(super) locked: bool,
+    /// Locks and leases that were taken through it, as `fdinfo` shows them.
+    pub(super) locks: Vec<String>,
 }
 
 impl Seen {
@@ -54,8 +54,15 @@ impl Seen {
             filesystem,
             flags: info.flags & !libc::O_CLOEXEC,
             position: info.position,
-            locked: info.locked,
+            locks: info.locks,
         })
+    }
+
+    /// A descriptor that is not there.
+    #[cfg(test)]
+    pub(super) fn for_test(pid: i32, fd: i32, meta: Metadata) -> Self {
+        let (link, locks) = (PathBuf::new(), Vec::new());
+        Self { pid, fd, cloexec: false, link, meta, filesystem: 0, flags: 0, position: 0, locks }
     }
 
     /// Whether it can be read through.

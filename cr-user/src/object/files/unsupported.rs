@@ -52,22 +52,10 @@ pub(super) fn refuse(seen: &Seen) -> Option<No> {
     if let Some((_, what, todo)) = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == seen.filesystem) {
         return Some(No::new(format!("is {what} ({link})"), todo));
     }
-    if seen.locked {
-        return Some(No::new(lock(seen), "have the job release it before the checkpoint"));
-    }
-    if seen.flags & libc::O_ASYNC != 0 {
-        return Some(asynchronous(seen));
-    }
     if seen.flags & libc::O_PATH != 0 && !kind.is_dir() {
         return Some(No::new(format!("is an O_PATH descriptor of {link}"), CLOSE));
     }
     kind.is_block_device().then(|| No::new(format!("is the block device {link}"), CLOSE))
-}
-
-/// A descriptor that sends signals.
-pub(super) fn asynchronous(seen: &Seen) -> No {
-    let why = format!("sends signals when {} is ready (O_ASYNC)", seen.link.display());
-    No::new(why, "have the job clear O_ASYNC and use poll(2)")
 }
 
 /// A socket that is not standard input, output or error from outside.
@@ -109,20 +97,6 @@ fn anonymous(seen: &Seen, name: &str) -> No {
         }
     }
     No::new(format!("is {what}"), todo)
-}
-
-/// Lines look like `lock: 1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
-fn lock(seen: &Seen) -> String {
-    let line = info(seen, "lock:").unwrap_or_default();
-    let kind = match line.split_whitespace().nth(1) {
-        Some("FLOCK") => "a lock (flock)",
-        Some("POSIX") => "a lock (fcntl)",
-        Some("OFDLCK") => "a lock (fcntl, of the open file description)",
-        Some("LEASE") => "a lease",
-        Some("DELEG") => "a delegation",
-        _ => "a lock",
-    };
-    format!("holds {kind} on {}", seen.link.display())
 }
 
 /// What stands behind `key` in the descriptor's `fdinfo`.

@@ -24,6 +24,9 @@ pub const HUGETLB: u32 = 1 << 5;
 /// A shared mapping of a file open for writing, even where the mapping itself is read-only now.
 pub const MAY_WRITE: u32 = 1 << 6;
 
+/// Equal pages of it may be merged (`MADV_MERGEABLE`).
+pub const MERGEABLE: u32 = 1 << 23;
+
 const PROPERTIES: &[Property] = &[
     Property { letters: "gd", bit: GROWS_DOWN },
     Property { letters: "nr", bit: NO_RESERVE },
@@ -43,7 +46,7 @@ const ADVICE: &[(&str, u32, i32)] = &[
     ("wf", 1 << 20, libc::MADV_WIPEONFORK),
     ("hg", 1 << 21, libc::MADV_HUGEPAGE),
     ("nh", 1 << 22, libc::MADV_NOHUGEPAGE),
-    ("mg", 1 << 23, libc::MADV_MERGEABLE),
+    ("mg", MERGEABLE, libc::MADV_MERGEABLE),
 ];
 
 /// The bits of a mapping.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::error::{Error, Refusal, Result};
 use crate::object::memory::advice;
+use crate::object::memory::aio::{self, AioRing};
 use crate::object::spaces::Spaces;
 use crate::procfs::Vma;
 
@@ -21,6 +22,8 @@ pub enum Backing {
     File(FileStamp),
     /// A file or memory object whose content is stored.
     Object(Object),
+    /// The ring of a Linux AIO context.
+    Aio(AioRing),
 }
 
 /// A stored object.
@@ -127,6 +130,10 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
             "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
         ));
     }
+    if vma.has("um") || vma.has("ui") {
+        let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
+        return Err(refuse(why, "unregister it, or checkpoint the job without it"));
+    }
     if vma.inode == 0 {
         let own =
             vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
@@ -135,6 +142,9 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         } else {
             Err(refuse(format!("maps {}, which cr does not know", vma.name), "unmap it before the checkpoint"))
         };
+    }
+    if aio::is_ring(vma) {
+        return aio::capture(pid, vma).map(|ring| (Backing::Aio(ring), None));
     }
     if vma.has("ht") {
         return if !vma.shared && vma.name.starts_with("/anon_hugepage") {

@@ -160,6 +160,15 @@ pub fn make(mapping: &Mapping, fds: &BackingFds) -> Result<Option<Call>> {
     };
     let (mut flags, fd) = match &mapping.backing {
         Backing::Kernel(_) => return Ok(None),
+        Backing::Aio(_) => {
+            // Its place is kept free for it.
+            let flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let none = libc::PROT_NONE as u64;
+            return Ok(Some(Call::new(
+                libc::SYS_mmap,
+                &[mapping.start, mapping.len(), none, flags as u64, u64::MAX, 0],
+            )));
+        }
         Backing::Anonymous => (libc::MAP_ANONYMOUS, -1),
         Backing::File(stamp) => (0, *fds.files.get(&stamp.path).ok_or_else(|| missing(&stamp.path))?),
         Backing::Object(object) => (0, *fds.objects.get(&object.space).ok_or_else(|| missing("its object"))?),
@@ -187,7 +196,7 @@ pub fn finish(mapping: &Mapping, name_at: Option<u64>) -> Vec<Call> {
     const MADV_GUARD_INSTALL: u64 = 102;
     const PR_SET_VMA: u64 = 0x5356_4d41;
     const SYS_MSEAL: i64 = 462;
-    if matches!(mapping.backing, Backing::Kernel(_)) {
+    if matches!(mapping.backing, Backing::Kernel(_) | Backing::Aio(_)) {
         return Vec::new();
     }
     let mut calls = advice::calls(mapping.start, mapping.len(), mapping.advice);

@@ -10,6 +10,7 @@ use cr_common::{FIELDS, KernelField};
 
 use super::error::{HintsError, load_error, no_program, program_error};
 use crate::track::{
+    aio::AioLayout,
     btf::{Btf, BtfError},
     iters::RestartLayout,
 };
@@ -20,6 +21,8 @@ const TRACEPOINTS: [&str; 5] =
 
 /// Iterator programs, and what they go over.
 pub(super) const ITER_TASK: (&str, &str) = ("iter_task", "task");
+pub(super) const ITER_PEEK: (&str, &str) = ("iter_peek", "task");
+pub(super) const ITER_CPUS: (&str, &str) = ("iter_cpus", "task");
 pub(super) const ITER_VMA: (&str, &str) = ("iter_vma", "task_vma");
 pub(super) const ITER_WRITTEN: (&str, &str) = ("iter_written", "bpf_map_elem");
 
@@ -27,6 +30,7 @@ pub(super) const ITER_WRITTEN: (&str, &str) = ("iter_written", "bpf_map_elem");
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) restart: RestartLayout,
+    pub(super) aio: Option<AioLayout>,
 }
 
 /// Loads the programs; those on tracepoints only with `follow`.
@@ -37,6 +41,8 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     let kernel = Btf::of_kernel()?;
     let offsets = offsets(&kernel)?;
     let restart = RestartLayout::of(&kernel)?;
+    // Kernels are built without, too.
+    let aio = AioLayout::of(&kernel).ok();
     let attach_types = aya::Btf::from_sys_fs()
         .map_err(|error| HintsError::Refused { program: "(all)".into(), why: error.to_string() })?;
 
@@ -60,7 +66,14 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
         let program: &mut Iter = program(&mut ebpf, name)?;
         program.load(over, &attach_types).map_err(|error| program_error(name, error))?;
     }
-    Ok(Loaded { ebpf, restart })
+    for (name, over) in [ITER_PEEK, ITER_CPUS] {
+        let program: &mut Iter = program(&mut ebpf, name)?;
+        // Few jobs need them, and those are refused.
+        if let Err(error) = program.load(over, &attach_types) {
+            log::info!("{}", program_error(name, error));
+        }
+    }
+    Ok(Loaded { ebpf, restart, aio })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>
