@@ -179,7 +179,10 @@ pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Sh
                     Ok(Ordering::Equal) => {
                         let other = sorted[middle];
                         let related = |a: &Relative, b: &Relative| a.ppid == b.pid && !b.zombie;
-                        if !related(member, other) && !related(other, member) && !chain(members, member, other, what)? {
+                        let known =
+                            related(member, other) || related(other, member) || chain(members, member, other, what)?;
+                        // Those that are ending have nothing any more, and are equal in that.
+                        if !known && has_memory(member.pid) && has_memory(other.pid) {
                             return Ok(Some((other.pid, member.pid, what)));
                         }
                         low = middle;
@@ -193,6 +196,11 @@ pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Sh
         }
     }
     Ok(None)
+}
+
+/// Whether a process still has an address space: it is the first thing that goes when one ends.
+fn has_memory(pid: i32) -> bool {
+    procfs::Status::read(pid, pid).is_ok_and(|status| !status.get("VmSize").is_empty())
 }
 
 /// Whether a line of parents that all share it leads from one to the other, or both to one.

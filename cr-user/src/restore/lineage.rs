@@ -36,17 +36,35 @@ pub struct Node {
     pub siblings: Vec<Node>,
 }
 
-/// The processes of a job as a forest: those whose parent is not of the job are made by us. The root comes first.
+/// The processes of a job in the order in which they are made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forest {
+    /// Those whose parent is not of the job are made by us. The root comes first.
+    pub trees: Vec<Node>,
+    /// Orphans in a session that a process of the job leads, with that one's pid. They are made by a helper, which the leader
+    /// makes: when it ends they are orphans again.
+    pub orphans: Vec<(i32, Node)>,
+}
+
+/// The processes of a job as a forest.
 ///
 /// # Errors
 /// [`Error::NotHere`] for a process that cannot get into its session again.
-pub fn forest(all: &[Ancestry]) -> Result<Vec<Node>> {
+pub fn forest(all: &[Ancestry]) -> Result<Forest> {
     let is_member = |pid: i32| all.iter().any(|a| a.pid == pid);
-    let ours: Vec<&Ancestry> = all.iter().filter(|a| !is_member(a.ppid)).collect();
+    let builder = Builder { all };
+    let led = |a: &Ancestry| builder.birth_of(a).filter(|session| is_member(*session));
+    let (strays, ours): (Vec<&Ancestry>, Vec<&Ancestry>) =
+        all.iter().filter(|a| !is_member(a.ppid)).partition(|a| led(a).is_some());
     // Whatever we make is born into our session, which is that of number 0.
-    let (mut before, after) = Builder { all }.children(&ours, 0, 0)?;
-    before.extend(after);
-    Ok(before)
+    let (mut trees, after) = builder.children(&ours, 0, 0)?;
+    trees.extend(after);
+    let mut orphans = Vec::new();
+    for orphan in strays {
+        let session = led(orphan).unwrap_or_default();
+        orphans.push((session, builder.node(orphan, session)?));
+    }
+    Ok(Forest { trees, orphans })
 }
 
 /// Process groups whose leader has ended: its number, and one that is in the group.
@@ -89,7 +107,7 @@ impl Builder<'_> {
         }
         for (session, members) in strays {
             if session == 0 || self.all.iter().any(|a| a.pid == session) {
-                return Err(lost(members[0], session));
+                return Err(lost(members[0].pid, session));
             }
             let siblings = members.into_iter().map(|m| self.node(m, session)).collect::<Result<_>>()?;
             let (before, leads) = (Vec::new(), true);
@@ -108,9 +126,10 @@ impl Builder<'_> {
     }
 }
 
-fn lost(who: &Ancestry, session: i32) -> Error {
+/// For a process that cannot get into its session again.
+pub fn lost(pid: i32, session: i32) -> Error {
     Error::NotHere {
-        what: format!("pid {}", who.pid),
+        what: format!("pid {pid}"),
         why: format!("it was in session {session}, into which neither its parent nor anybody else can bring it"),
         todo: "end that process before the checkpoint".to_owned(),
     }
@@ -131,7 +150,7 @@ mod tests {
     #[test]
     fn a_child_in_its_parents_former_session_is_made_before_the_parent_leaves_it() {
         // 10 was born into our session, made 11, led a session, made 12; 12 led one of its own.
-        let forest = forest(&[of(10, 1, 10, 10), of(11, 10, 0, 0), of(12, 10, 12, 12)]).unwrap();
+        let forest = forest(&[of(10, 1, 10, 10), of(11, 10, 0, 0), of(12, 10, 12, 12)]).unwrap().trees;
         assert_eq!(pids(&forest), [10]);
         assert!(forest[0].leads);
         assert_eq!((pids(&forest[0].before), pids(&forest[0].after)), (vec![11], vec![12]));
@@ -139,17 +158,27 @@ mod tests {
 
     #[test]
     fn a_grandchild_in_the_old_session_pulls_its_parent_forward() {
-        let forest = forest(&[of(10, 1, 10, 10), of(11, 10, 11, 11), of(12, 11, 0, 0)]).unwrap();
+        let forest = forest(&[of(10, 1, 10, 10), of(11, 10, 11, 11), of(12, 11, 0, 0)]).unwrap().trees;
         assert_eq!(pids(&forest[0].before), [11]);
         assert_eq!(pids(&forest[0].before[0].before), [12]);
     }
 
     #[test]
     fn a_session_without_leader_is_led_by_a_helper() {
-        let forest = forest(&[of(10, 1, 0, 0), of(12, 10, 11, 11), of(13, 10, 11, 11)]).unwrap();
+        let forest = forest(&[of(10, 1, 0, 0), of(12, 10, 11, 11), of(13, 10, 11, 11)]).unwrap().trees;
         let helper = &forest[0].after[0];
         assert!(helper.helper && helper.leads && helper.pid == 11);
         assert_eq!(pids(&helper.siblings), [12, 13]);
+    }
+
+    #[test]
+    fn an_orphan_in_the_session_of_a_process_of_the_job_is_made_from_there() {
+        // 13 was a child of a child of 11 that has ended; its own child 14 comes with it.
+        let all = [of(10, 1, 10, 10), of(11, 10, 11, 11), of(13, 1, 11, 11), of(14, 13, 11, 11)];
+        let forest = forest(&all).unwrap();
+        assert_eq!(pids(&forest.trees), [10]);
+        assert_eq!((forest.orphans[0].0, forest.orphans[0].1.pid), (11, 13));
+        assert_eq!(pids(&forest.orphans[0].1.after), [14]);
     }
 
     #[test]

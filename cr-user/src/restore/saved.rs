@@ -15,7 +15,7 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
-use crate::restore::lineage::{self, Ancestry, Node};
+use crate::restore::lineage::{self, Ancestry, Forest};
 use crate::store::Chain;
 
 /// The records of the newest image of a chain.
@@ -32,7 +32,7 @@ pub struct Saved {
     /// Control groups of all processes.
     pub cgroups: Cgroups,
     /// In which order the processes are made.
-    pub forest: Vec<Node>,
+    pub forest: Forest,
     /// Every process, dead or alive.
     pub ancestry: Vec<Ancestry>,
 }

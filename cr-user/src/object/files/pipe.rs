@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::survey::{self, Group, readable, writable};
 use super::{Holder, No, not_here, open_again, own_link, stdio};
 use crate::error::{Error, Refusal, Result};
+use crate::procfs;
 use crate::sys::fd::{self, fcntl};
 
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
@@ -138,6 +139,9 @@ impl Pipes {
                 if !self.own.contains(&ino) {
                     continue;
                 }
+                if descends_from(other, holders) {
+                    break; // born while we look
+                }
                 let name = fs::read_to_string(format!("/proc/{other}/comm")).unwrap_or_default();
                 for &(pid, fd) in self.seen[&ino].readers.iter().chain(&self.seen[&ino].writers) {
                     let place = format!("fd {fd}");
@@ -156,6 +160,18 @@ impl Pipes {
     pub(super) fn capture(&self, holders: &[Holder<'_>]) -> Result<Vec<Pipe>> {
         self.own.iter().map(|ino| capture(holders, &self.seen[ino])).collect()
     }
+}
+
+/// Whether a process is the child of one that is looked at, or a child's child.
+fn descends_from(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    while pid > 1 {
+        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
+            return true;
+        }
+        let parent = procfs::stat(pid).ok().and_then(|stat| stat.get(1)?.parse().ok());
+        pid = parent.unwrap_or(0);
+    }
+    false
 }
 
 fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
