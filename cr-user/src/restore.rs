@@ -8,12 +8,11 @@
 mod aio;
 mod body;
 mod inherit;
-mod lineage;
 mod memory;
 mod saved;
 mod soul;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -25,13 +24,13 @@ use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
+use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::object::zombies::Zombie;
 use crate::phases::Phases;
-use crate::procfs;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
@@ -40,7 +39,6 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
-use lineage::Node;
 use memory::Prepared;
 use saved::{Living, Saved};
 
@@ -239,7 +237,7 @@ impl<'a> Birth<'a> {
     fn all(mut self) -> Result<Vec<Body>> {
         let keep_free: Vec<(u64, u64)> = self.saved.mappings().map(|m| (m.start, m.end)).collect();
         let mut helpers = Vec::new();
-        for node in &self.saved.forest.trees {
+        for node in &self.saved.forest {
             let exit_signal = self.exit_signal(node);
             let body = Body::make(node.pid, exit_signal, &keep_free)?;
             self.raise(node, body, None, &mut helpers)?;
@@ -247,7 +245,6 @@ impl<'a> Birth<'a> {
                 helpers.push((node.pid, None));
             }
         }
-        self.make_orphans(&mut helpers)?;
         self.enter_groups(&mut helpers)?;
         for (body, zombie) in std::mem::take(&mut self.ending) {
             body.end_as(zombie.status)?;
@@ -261,38 +258,6 @@ impl<'a> Birth<'a> {
         let order = |pid: i32| self.saved.living.iter().position(|l| l.pid() == pid);
         self.bodies.sort_by_key(|b| order(b.pid()));
         Ok(self.bodies)
-    }
-
-    /// Orphans in a session of the job are made in it, by a helper: once that has ended they are orphans.
-    fn make_orphans(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
-        let mut left: Vec<&(i32, Node)> = self.saved.forest.orphans.iter().collect();
-        while let Some((session, node)) = left.first() {
-            // One may lead the session that another is in.
-            let at = left.iter().position(|(leader, _)| self.body_mut(*leader).is_ok());
-            let (leader, orphan) = left.remove(at.ok_or_else(|| lineage::lost(node.pid, *session))?);
-            let number = self.spare_number()?;
-            let helper = self.body_mut(*leader)?.fork(number, 0, 0)?;
-            self.bodies.push(helper);
-            let exit_signal = self.exit_signal(orphan);
-            let body = self.body_mut(number)?.fork(orphan.pid, exit_signal, 0)?;
-            // A leader that has ended has no memory to be a copy of, and notices no helper.
-            let lives = self.saved.find(*leader).is_some();
-            self.raise(orphan, body, lives.then(|| self.saved.owner_of_memory(*leader)), helpers)?;
-            helpers.push((number, lives.then_some(*leader)));
-        }
-        Ok(())
-    }
-
-    /// A number that no process or thread of the job had, and that nobody has now.
-    fn spare_number(&self) -> Result<i32> {
-        const LEAST: i32 = 300;
-        let last = procfs::text("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(32768);
-        let tids = self.saved.living.iter().flat_map(|l| l.threads.all.iter().map(|t| t.tid));
-        let ids = self.saved.ancestry.iter().flat_map(|a| [a.pid, a.pgid, a.sid]);
-        let used: HashSet<i32> = tids.chain(ids).collect();
-        let is_free = |n: &i32| !used.contains(n) && !std::fs::exists(format!("/proc/{n}")).unwrap_or(true);
-        let found = (LEAST..last).rev().find(is_free);
-        found.ok_or_else(|| Error::system("finding a free pid", nix::errno::Errno::EAGAIN))
     }
 
     fn position(&self, pid: i32) -> usize {
@@ -360,7 +325,8 @@ impl<'a> Birth<'a> {
         helpers: &mut Vec<(i32, Option<i32>)>,
     ) -> Result<()> {
         let sharing = self.saved.find(child.pid).map_or(Sharing::default(), |l| l.process.sharing);
-        let for_parent = if node.helper { libc::CLONE_PARENT as u64 } else { 0 };
+        let is_sibling = node.siblings.iter().any(|s| s.pid == child.pid);
+        let for_parent = if is_sibling { libc::CLONE_PARENT as u64 } else { 0 };
         let exit_signal = self.exit_signal(child);
         let at = self.position(node.pid);
         let body = self.bodies[at].fork(child.pid, exit_signal, sharing.clone_flags() | for_parent)?;

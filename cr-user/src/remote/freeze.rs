@@ -20,6 +20,8 @@ pub struct Frozen {
     processes: Vec<Stopped>,
     /// Its processes that have ended, and whose parents have not noticed.
     zombies: Vec<Relative>,
+    /// Processes whose main thread has ended before others.
+    headless: Vec<i32>,
 }
 
 /// A process whose every thread is stopped.
@@ -59,7 +61,7 @@ impl Frozen {
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
     pub fn freeze(family: Family) -> Result<Self> {
-        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
+        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new(), headless: Vec::new() };
         let mut seized = BTreeSet::new();
         match frozen.stop_all(family, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
@@ -83,14 +85,8 @@ impl Frozen {
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
             }
             if fresh.is_empty() {
-                // One that ended since the list was made is a zombie in the next.
-                let stopped = |pid: i32| self.processes.iter().any(|p| p.pid == pid);
-                if members.iter().all(|m| m.zombie || stopped(m.pid)) {
-                    self.arrange(&members);
-                    return Ok(());
-                }
-                std::thread::yield_now();
-                continue;
+                self.arrange(&members);
+                return Ok(());
             }
             for &(pid, tid) in &fresh {
                 match ptrace::seize(tid, OPTIONS) {
@@ -133,6 +129,7 @@ impl Frozen {
         // One that ended in the middle, whose threads are zombies now.
         self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
         self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
+        self.headless = members.iter().filter(|m| m.headless).map(|m| m.pid).collect();
     }
 
     /// Only a stopped thread can be let go: waits for those that were seized before something failed.
@@ -158,6 +155,11 @@ impl Frozen {
     /// Processes that have ended, and whose parents have not noticed.
     pub fn zombies(&self) -> &[Relative] {
         &self.zombies
+    }
+
+    /// Processes whose main thread has ended before others.
+    pub fn headless(&self) -> &[i32] {
+        &self.headless
     }
 
     /// Lets every thread go.

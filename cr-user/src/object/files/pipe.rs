@@ -131,16 +131,13 @@ impl Pipes {
             return Vec::new();
         }
         let mut refusals = Vec::new();
-        for other in processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other))) {
+        for other in processes().filter(|other| !is_of_job(*other, holders)) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
                 let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
                     continue;
                 };
                 if !self.own.contains(&ino) {
                     continue;
-                }
-                if descends_from(other, holders) {
-                    break; // born while we look
                 }
                 let name = fs::read_to_string(format!("/proc/{other}/comm")).unwrap_or_default();
                 for &(pid, fd) in self.seen[&ino].readers.iter().chain(&self.seen[&ino].writers) {
@@ -160,18 +157,6 @@ impl Pipes {
     pub(super) fn capture(&self, holders: &[Holder<'_>]) -> Result<Vec<Pipe>> {
         self.own.iter().map(|ino| capture(holders, &self.seen[ino])).collect()
     }
-}
-
-/// Whether a process is the child of one that is looked at, or a child's child.
-fn descends_from(mut pid: i32, holders: &[Holder<'_>]) -> bool {
-    while pid > 1 {
-        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
-            return true;
-        }
-        let parent = procfs::stat(pid).ok().and_then(|stat| stat.get(1)?.parse().ok());
-        pid = parent.unwrap_or(0);
-    }
-    false
 }
 
 fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
@@ -225,6 +210,25 @@ fn other_end_closed(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(fd, PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).is_ok()
         && polled[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+}
+
+/// Whether a process is one of the job's, or descends from one: it may have been born a moment ago.
+fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    let own = std::process::id() as i32;
+    loop {
+        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
+            return true;
+        }
+        let parent = procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
+        match parent {
+            // It has just ended.
+            None => return true,
+            // An orphan of the job, where we are its subreaper: we have no children but the job's.
+            Some(parent) if parent == own => return true,
+            Some(parent) if parent <= 1 => return false,
+            Some(parent) => pid = parent,
+        }
+    }
 }
 
 /// Every process, ours included: `cr` may itself hold an end of a pipe of the job.
