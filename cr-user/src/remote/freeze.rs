@@ -85,8 +85,14 @@ impl Frozen {
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
             }
             if fresh.is_empty() {
-                self.arrange(&members);
-                return Ok(());
+                // One that ended since the list was made is a zombie in the next.
+                let stopped = |pid: i32| self.processes.iter().any(|p| p.pid == pid);
+                if members.iter().all(|m| m.zombie || stopped(m.pid)) {
+                    self.arrange(&members);
+                    return Ok(());
+                }
+                std::thread::yield_now();
+                continue;
             }
             for &(pid, tid) in &fresh {
                 match ptrace::seize(tid, OPTIONS) {
