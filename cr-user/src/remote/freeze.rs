@@ -84,15 +84,11 @@ impl Frozen {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
             }
-            if fresh.is_empty() {
-                // One that ended since the list was made is a zombie in the next.
-                let stopped = |pid: i32| self.processes.iter().any(|p| p.pid == pid);
-                if members.iter().all(|m| m.zombie || stopped(m.pid)) {
-                    self.arrange(&members);
-                    return Ok(());
-                }
-                std::thread::yield_now();
-                continue;
+            // One that has ended since it was listed is listed again, as the zombie that it is now.
+            let is_held = |m: &Relative| m.zombie || self.processes.iter().any(|p| p.pid == m.pid);
+            if fresh.is_empty() && members.iter().all(is_held) {
+                self.arrange(&members);
+                return Ok(());
             }
             for &(pid, tid) in &fresh {
                 match ptrace::seize(tid, OPTIONS) {
