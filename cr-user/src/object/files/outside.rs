@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::path::Path;
 
-use super::survey::Group;
+use super::survey::{self, Group};
 use super::{Holder, No};
 use crate::error::Refusal;
 use crate::procfs;
@@ -23,7 +23,7 @@ pub(super) fn shared(holders: &[Holder<'_>], groups: &[Group]) -> Vec<Refusal> {
     let of_kind = |link: &Path| LINKS.iter().any(|known| link.as_os_str() == *known);
     let mut left: Vec<&Group> = groups.iter().filter(|g| of_kind(&g.first().link)).collect();
     let mut refusals = Vec::new();
-    for other in procfs::processes().filter(|pid| holders.iter().all(|h| h.pid != *pid && !h.sharers.contains(pid))) {
+    for other in procfs::processes().filter(|pid| !survey::is_of_job(*pid, holders)) {
         if left.is_empty() {
             break;
         }

@@ -163,6 +163,25 @@ pub(super) fn fetch(holders: &[Holder<'_>], pid: i32, fd: i32) -> nix::Result<Ow
     pidfd_getfd(holder.pidfd, fd)
 }
 
+/// Whether a process is one of the job's, or descends from one: it may have been born a moment ago.
+pub(super) fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    let own = std::process::id() as i32;
+    loop {
+        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
+            return true;
+        }
+        let parent = procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
+        match parent {
+            // It has just ended.
+            None => return true,
+            // An orphan of the job, where we are its subreaper: we have no children but the job's.
+            Some(parent) if parent == own => return true,
+            Some(parent) if parent <= 1 => return false,
+            Some(parent) => pid = parent,
+        }
+    }
+}
+
 fn look_at(pid: i32) -> io::Result<Vec<Seen>> {
     let numbers = procfs::descriptors(pid)?;
     let mut all = Vec::with_capacity(numbers.len());
