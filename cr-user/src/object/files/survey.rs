@@ -165,17 +165,18 @@ pub(super) fn fetch(holders: &[Holder<'_>], pid: i32, fd: i32) -> nix::Result<Ow
 
 /// Whether a process is one of the job's, or descends from one: it may have been born a moment ago.
 pub(super) fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    let parent_of = |pid: i32| procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
     let own = std::process::id() as i32;
+    // Where the job is our child, its orphans are too, and nobody else is.
+    let adopted = holders.first().is_some_and(|root| parent_of(root.pid) == Some(own));
     loop {
         if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
             return true;
         }
-        let parent = procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
-        match parent {
+        match parent_of(pid) {
             // It has just ended.
             None => return true,
-            // An orphan of the job, where we are its subreaper: we have no children but the job's.
-            Some(parent) if parent == own => return true,
+            Some(parent) if adopted && parent == own => return true,
             Some(parent) if parent <= 1 => return false,
             Some(parent) => pid = parent,
         }
