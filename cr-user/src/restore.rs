@@ -118,7 +118,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
-    let places = Places::hold(saved, base)?;
+    let places = Places::hold(saved, &opened, base)?;
     steps.end("files");
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
@@ -375,26 +375,34 @@ impl<'a> Birth<'a> {
     }
 }
 
-/// Executables and directories of the processes, held open for them: by path.
-struct Places(HashMap<String, OwnedFd>);
+/// Executables and directories of the processes, held open for them.
+struct Places<'a> {
+    by_path: HashMap<String, OwnedFd>,
+    saved: &'a Saved,
+    opened: &'a files::Opened,
+}
 
-impl Places {
-    fn hold(saved: &Saved, base: i32) -> Result<Self> {
-        let mut held = HashMap::new();
+impl<'a> Places<'a> {
+    fn hold(saved: &'a Saved, opened: &'a files::Opened, base: i32) -> Result<Self> {
+        let mut by_path = HashMap::new();
         for process in saved.living.iter().map(|l| &l.process) {
-            for path in [&process.exe.path, &process.cwd, &process.root] {
-                if !held.contains_key(path) {
-                    held.insert(path.clone(), hold(path, base)?);
+            let removed = opened.working_directory(&saved.files, process.pid).is_some();
+            let cwd = Some(&process.cwd).filter(|_| !removed);
+            for path in [&process.exe.path, &process.root].into_iter().chain(cwd) {
+                if !by_path.contains_key(path) {
+                    by_path.insert(path.clone(), hold(path, base)?);
                 }
             }
         }
-        Ok(Self(held))
+        Ok(Self { by_path, saved, opened })
     }
 
     fn of(&self, living: &Living) -> process::Inherited {
-        let number = |path: &String| self.0[path].as_raw_fd();
+        let number = |path: &String| self.by_path[path].as_raw_fd();
         let process = &living.process;
-        process::Inherited { exe: number(&process.exe.path), cwd: number(&process.cwd), root: number(&process.root) }
+        let removed = self.opened.working_directory(&self.saved.files, process.pid);
+        let cwd = removed.unwrap_or_else(|| number(&process.cwd));
+        process::Inherited { exe: number(&process.exe.path), cwd, root: number(&process.root) }
     }
 }
 

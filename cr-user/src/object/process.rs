@@ -185,8 +185,11 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     let mut lost = None;
     for _ in 0..LOOKS {
         let path = procfs::link(pid, name)?;
-        let there = fs::metadata(format!("/proc/{pid}/{name}")).map(place);
-        if there.is_err() || there.ok() == fs::metadata(&path).map(place).ok() {
+        let there = fs::metadata(format!("/proc/{pid}/{name}"));
+        // One that was removed is restored with the job's files.
+        let removed = there.as_ref().is_ok_and(|m| m.is_dir() && m.nlink() == 0);
+        let there = there.map(place);
+        if removed && name == "cwd" || there.is_err() || there.ok() == fs::metadata(&path).map(place).ok() {
             return Ok(None);
         }
         lost = Some(path);
@@ -346,7 +349,11 @@ pub fn check(process: &Process) -> Result<()> {
         );
         return not_here("the checkpoint".to_owned(), why, "restore it on a machine with the same kernel");
     }
+    let removed = process.cwd.ends_with(" (deleted)");
     for (path, what) in [(&process.root, "root"), (&process.cwd, "working")] {
+        if removed && what == "working" {
+            continue;
+        }
         if !fs::metadata(path).is_ok_and(|m| m.is_dir()) {
             return not_here(format!("the {what} directory {path}"), "it is not there".to_owned(), "make it again");
         }

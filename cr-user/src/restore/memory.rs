@@ -67,6 +67,15 @@ impl Prepared {
                 }
                 _ => {}
             }
+            if let Backing::Object(Object { space, .. }) = &mapping.backing
+                && mapping.is_read_only_object()
+                && !prepared.fds.read_only.contains_key(space)
+            {
+                let file =
+                    open(&format!("/proc/self/fd/{}", prepared.fds.objects[space]), OpenOptions::new().read(true))?;
+                let number = prepared.hold(&file, base)?;
+                prepared.fds.read_only.insert(*space, number);
+            }
             if let Backing::Object(Object { space, kind: ObjectKind::Written(stamp), size }) = &mapping.backing
                 && put_back
             {

@@ -171,8 +171,12 @@ pub fn fcntl(fd: BorrowedFd<'_>, command: i32, arg: libc::c_long) -> nix::Result
     unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), command, arg))).map(|v| v as i32) }
 }
 
-/// `F_OWNER_PID` (`asm-generic/fcntl.h`).
+/// `F_OWNER_TID` (`asm-generic/fcntl.h`).
+pub const OWNER_THREAD: i32 = 0;
+/// `F_OWNER_PID`.
 pub const OWNER_PROCESS: i32 = 1;
+/// `F_OWNER_PGRP`.
+pub const OWNER_GROUP: i32 = 2;
 
 /// Whom a description signals (`F_GETOWN_EX`): the kind (`F_OWNER_*`) and the number, 0 for nobody.
 ///
@@ -184,6 +188,29 @@ pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<(i32, i32)> {
     // SAFETY: the kernel writes one `struct f_owner_ex`, which is two ints.
     unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr())))? };
     Ok((owner[0], owner[1]))
+}
+
+/// Whose rights signals to the owner are sent with: real and effective user (`F_GETOWNER_UIDS`).
+///
+/// # Errors
+/// `EINVAL` on a kernel without `CONFIG_CHECKPOINT_RESTORE`.
+pub fn owner_users(fd: BorrowedFd<'_>) -> nix::Result<(u32, u32)> {
+    const F_GETOWNER_UIDS: i32 = 17;
+    let mut users = [0u32; 2];
+    // SAFETY: the kernel writes two user ids.
+    unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), F_GETOWNER_UIDS, users.as_mut_ptr())))? };
+    Ok((users[0], users[1]))
+}
+
+/// Says whom a description signals (`F_SETOWN_EX`).
+///
+/// # Errors
+/// `ESRCH` when there is no such thread, process or group.
+pub fn set_owner(fd: BorrowedFd<'_>, owner: (i32, i32)) -> nix::Result<()> {
+    const F_SETOWN_EX: i32 = 15;
+    let owner = [owner.0, owner.1];
+    // SAFETY: the kernel reads one `struct f_owner_ex`, which is two ints.
+    unsafe { check(libc::c_long::from(libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, owner.as_ptr()))) }.map(drop)
 }
 
 /// `flock(2)` without waiting.

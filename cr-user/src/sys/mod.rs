@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod events;
 pub mod fd;
 pub mod mmap;
+pub mod mqueue;
 pub mod pagemap;
 pub mod probe;
 pub mod process;

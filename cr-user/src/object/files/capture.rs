@@ -9,9 +9,9 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, inotify, locks,
-    memfd, namespace, outside, pidfd, pipe, procfile, regular, settings, signalfd, stdio, terminal, timerfd,
-    unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, fifo, inotify,
+    locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, regular, settings, signalfd, stdio,
+    terminal, timerfd, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
@@ -38,6 +38,8 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     let mut look = Look::new(holders, &groups);
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
+    look.refusals.extend(look.fifos.shared_with_others(holders));
+    look.refusals.extend(mqueue::shared_with_others(holders, &groups, &look.files.queues));
     look.refusals.extend(outside::shared(holders, &groups));
     let still_there = |r: &Refusal| {
         let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
@@ -68,6 +70,7 @@ pub fn capture(
         return Err(Error::Refused(look.refusals));
     }
     look.files.pipes = look.pipes.capture(holders)?;
+    look.files.fifos = look.fifos.capture(holders)?;
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
     Ok((look.files, look.sources))
 }
@@ -77,6 +80,7 @@ struct Look<'a> {
     holders: &'a [Holder<'a>],
     groups: &'a [Group],
     pipes: pipe::Pipes,
+    fifos: fifo::Fifos,
     /// Epoll sets: their descriptions by index, and their descriptors.
     sets: Vec<(usize, &'a Group)>,
     files: Files,
@@ -99,14 +103,15 @@ impl<'a> Look<'a> {
             rows: Vec::new(),
         };
         let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
-        let (pipes, sets) = (pipe::Pipes::of(groups), Vec::new());
-        Self { holders, groups, pipes, sets, files, sources: Vec::new(), refusals: Vec::new() }
+        let (pipes, fifos, sets) = (pipe::Pipes::of(groups), fifo::Fifos::default(), Vec::new());
+        Self { holders, groups, pipes, fifos, sets, files, sources: Vec::new(), refusals: Vec::new() }
     }
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         self.describe_all(space_of);
         self.find_locks();
         self.find_settings();
+        self.find_lost_places();
     }
 
     fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
@@ -142,6 +147,9 @@ impl<'a> Look<'a> {
     /// The table of kinds: the first that fits describes it.
     fn kind(&mut self, group: &Group, space_of: &mut dyn FnMut(u64, u64) -> u64) -> std::result::Result<Kind, No> {
         let seen = group.first();
+        if opath::is_path_only(seen) {
+            return opath::describe(seen).map(Description::PathOnly).map(Kind::One);
+        }
         if let Some(no) = unsupported::refuse(seen) {
             return Err(no);
         }
@@ -154,21 +162,26 @@ impl<'a> Look<'a> {
             let (record, source) = memfd::describe(seen, space())?;
             self.add_source(source);
             Description::Memfd(record)
-        } else if kind.is_file() && deleted::is_nameless(seen) {
-            let (record, source) = deleted::describe(seen, space())?;
-            self.add_source(source);
-            Description::Deleted(record)
+        } else if seen.filesystem == mqueue::MQUEUE && kind.is_file() {
+            Description::Queue(mqueue::describe(self.holders, seen, &mut self.files.queues)?)
         } else if kind.is_file() {
-            Description::Regular(regular::describe(seen)?)
+            match Some(seen).filter(|s| !deleted::is_nameless(s)).and_then(regular::describe) {
+                Some(record) => Description::Regular(record),
+                None => {
+                    let (record, source) = deleted::describe(seen, space())?;
+                    self.add_source(source);
+                    Description::Deleted(record)
+                }
+            }
         } else if kind.is_dir() {
-            Description::Directory(directory::describe(seen)?)
+            Description::Directory(directory::describe(seen, &mut self.files.lost)?)
         } else if kind.is_fifo() && seen.filesystem == pipe::PIPEFS {
             match self.pipes.describe(self.holders, group)? {
                 pipe::Found::Own(end) => Description::Pipe(end),
                 pipe::Found::Standard(number) => return Ok(Kind::Standard(number)),
             }
         } else if kind.is_fifo() {
-            return Err(unsupported::fifo(seen));
+            Description::Fifo(self.fifos.describe(self.holders, group, self.groups)?)
         } else if kind.is_socket() {
             let number = self.standard_socket(seen).ok_or_else(|| unsupported::socket(seen))?;
             stdio::no_unread_input(self.get(seen)?.as_fd(), "a socket")?;
@@ -200,6 +213,18 @@ impl<'a> Look<'a> {
                     }
                 }
                 Err(no) => self.refusals.push(no.at(seen)),
+            }
+        }
+    }
+
+    /// Finds processes whose working directory was removed.
+    fn find_lost_places(&mut self) {
+        for pid in self.files.tables.iter().flat_map(|t| t.pids.clone()) {
+            let path = format!("/proc/{pid}/cwd");
+            let (Ok(meta), Ok(link)) = (std::fs::metadata(&path), std::fs::read_link(&path)) else { continue };
+            if lost::is_lost(&meta) {
+                let index = lost::index_in(&mut self.files.lost, &link, &meta);
+                self.files.lost_places.push((pid, index));
             }
         }
     }

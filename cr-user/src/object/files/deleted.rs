@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::survey::Seen;
-use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek};
+use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek_if_open};
 use crate::error::{Error, Result};
 
 /// `NFS_SUPER_MAGIC` of `linux/magic.h`.
@@ -45,6 +45,8 @@ pub struct Deleted {
     pub mtime: i64,
     /// And nanoseconds.
     pub mtime_ns: u32,
+    /// Whether it still had another name, which was not found: what has that name is another file after a restore.
+    pub has_links: bool,
 }
 
 /// Whether nobody will find the file under a name once the job is gone.
@@ -73,6 +75,7 @@ pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Deleted,
         gid: meta.gid(),
         mtime: meta.mtime(),
         mtime_ns: meta.mtime_nsec() as u32,
+        has_links: meta.nlink() > 0 && !is_nameless(seen),
     };
     Ok((record, ContentSource { space, file, len: meta.size() }))
 }
@@ -85,6 +88,10 @@ impl Deleted {
 
     /// Makes the file, of its size and full of zeroes.
     pub(super) fn make(&self) -> Result<Made> {
+        if self.has_links {
+            let told = "had another name at the checkpoint, which cr did not find; the job gets a copy of its own";
+            log::warn!("the deleted file {} {told}", self.path);
+        }
         let dir = self.directory();
         let made = if self.is_creator() { temporary(&dir, self.flags) } else { unlinked(&dir) };
         let sized = made.and_then(|made| made.file.set_len(self.size).map(|()| made));
@@ -102,7 +109,7 @@ impl Deleted {
             None => open_again(own_link(made.as_raw_fd()).as_ref(), self.flags & !libc::O_DIRECTORY)
                 .map_err(|e| Error::system(format!("opening the deleted file {} again", self.path), e))?,
         };
-        seek(&file, self.position, &self.path)?;
+        seek_if_open(&file, self.flags, self.position, &self.path)?;
         Ok(file.into())
     }
 

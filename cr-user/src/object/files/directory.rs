@@ -1,7 +1,7 @@
 //! Directories: opened again by path. What was read of one so far is its offset, a number that only its file system
 //! understands: it means the same in the same directory, or in a copy on a file system that numbers entries alike.
 //!
-//! Descriptors opened with `O_PATH` are restored for directories, where they are common.
+//! One that was removed is made anew; see [`super::lost`].
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::statfs;
 
+use super::lost::{self, LostDirectory};
 use super::survey::Seen;
 use super::{FilePath, No, not_here, open_again, seek};
 use crate::error::{Error, Result};
@@ -24,26 +25,38 @@ pub struct Directory {
     pub position: i64,
     /// Kind of its file system: the magic number of `statfs(2)`.
     pub filesystem: i64,
+    /// Index in [`Files::lost`](super::Files::lost), if it was removed.
+    pub lost: Option<u32>,
 }
 
-/// The record, unless the path leads elsewhere.
-pub(super) fn describe(seen: &Seen) -> std::result::Result<Directory, No> {
+/// The record, unless the path leads elsewhere. `lost` gets a directory that was removed.
+pub(super) fn describe(seen: &Seen, lost: &mut Vec<LostDirectory>) -> std::result::Result<Directory, No> {
+    let mut record = Directory {
+        path: FilePath::from(&*seen.link),
+        flags: seen.flags,
+        position: seen.position,
+        filesystem: seen.filesystem,
+        lost: None,
+    };
+    if lost::is_lost(&seen.meta) {
+        // Nothing is left to be read in it.
+        (record.position, record.lost) = (0, Some(lost::index_in(lost, &seen.link, &seen.meta)));
+        return Ok(record);
+    }
     let there = fs::metadata(&seen.link);
     if !there.is_ok_and(|t| (t.dev(), t.ino()) == (seen.meta.dev(), seen.meta.ino())) {
         let why = format!("is open on a directory that is not at {} any more", seen.link.display());
         return Err(No::new(why, "put the directory back under this name, or have the job close it"));
     }
-    Ok(Directory {
-        path: FilePath::from(&*seen.link),
-        flags: seen.flags,
-        position: seen.position,
-        filesystem: seen.filesystem,
-    })
+    Ok(record)
 }
 
 impl Directory {
     /// Whether it is there, and can be opened.
     pub(super) fn check(&self) -> Result<()> {
+        if self.lost.is_some() {
+            return Ok(());
+        }
         let file = self.open()?;
         let now = statfs::fstatfs(&file).map_err(|e| self.not_here(format!("it cannot be examined ({e})")))?;
         if self.position != 0 && now.filesystem_type().0 != self.filesystem {

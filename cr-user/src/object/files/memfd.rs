@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::survey::Seen;
-use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek};
+use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek_if_open};
 use crate::error::{Error, Result};
 use crate::sys::fd::fcntl;
 
@@ -19,9 +19,11 @@ const TMPFS: i64 = 0x0102_1994;
 const HUGETLBFS: i64 = 0x9584_58f6;
 /// What `/proc/PID/fd` shows before the name.
 const PREFIX: &[u8] = b"/memfd:";
-/// Seals that can be put on again once the object has its size and bytes. The others would keep the memory of the process
-/// from being built, or say that it already has mappings which cannot be made any more.
-const KNOWN_SEALS: i32 = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | F_SEAL_EXEC;
+/// Seals that cannot be put on before the job's memory is built: against mappings and descriptors to write with that are still to
+/// be made, and against more seals.
+const LATE_SEALS: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+/// All that can be put on again.
+const KNOWN_SEALS: i32 = LATE_SEALS | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | F_SEAL_EXEC;
 /// Since 6.3 (`linux/fcntl.h`): the executable bits of its mode do not change any more.
 const F_SEAL_EXEC: i32 = 0x20;
 
@@ -64,8 +66,8 @@ pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Memfd, C
         .map_err(|e| No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root"))?;
     let seals = fcntl(file.as_fd(), libc::F_GET_SEALS, 0).unwrap_or(0);
     if seals & !KNOWN_SEALS != 0 {
-        let why = format!("is the memory file \"{name}\" that is sealed against writing (seals {seals:#x})");
-        return Err(No::new(why, "have the job close it, or seal only its size"));
+        let why = format!("is the memory file \"{name}\" with a seal that cr does not know (seals {seals:#x})");
+        return Err(No::new(why, "have the job close it"));
     }
     let meta = &seen.meta;
     let record = Memfd {
@@ -100,18 +102,27 @@ impl Memfd {
     pub(super) fn open(&self, made: &File) -> Result<OwnedFd> {
         let file = open_again(own_link(made.as_raw_fd()).as_ref(), self.flags)
             .map_err(|e| Error::system(format!("opening {} again", self.what()), e))?;
-        seek(&file, self.position, &self.name)?;
+        seek_if_open(&file, self.flags, self.position, &self.name)?;
         Ok(file.into())
     }
 
-    /// Gives the object its permissions and seals, once its bytes are there.
+    /// Gives the object its permissions and the seals that can be put on early, once its bytes are there.
     pub(super) fn finish(&self, made: &File) -> Result<()> {
         let now = made.metadata().map_err(|e| self.failed(e))?;
         if now.mode() & 0o7777 != self.mode {
             made.set_permissions(Permissions::from_mode(self.mode)).map_err(|e| self.failed(e))?;
         }
+        self.add_seals(made, self.seals & !LATE_SEALS)
+    }
+
+    /// Puts the other seals on, once all that is mapped and open of it is there.
+    pub(super) fn seal(&self, made: &File) -> Result<()> {
+        self.add_seals(made, self.seals)
+    }
+
+    fn add_seals(&self, made: &File, seals: i32) -> Result<()> {
         let has = fcntl(made.as_fd(), libc::F_GET_SEALS, 0).map_err(|e| self.failed(e.into()))?;
-        let missing = self.seals & !has;
+        let missing = seals & !has;
         if missing != 0 {
             fcntl(made.as_fd(), libc::F_ADD_SEALS, missing.into()).map_err(|e| self.failed(e.into()))?;
         }

@@ -6,8 +6,11 @@
 //! |---|---|
 //! | [`regular`] file with a name | the file of that name; what it grew by is cut back ([`rollback`]) |
 //! | [`deleted`] file, [`memfd`] | a new object with the same bytes, which are in the image |
-//! | [`directory`], [`device`] without state | opened by name |
+//! | [`directory`], [`device`] without state, what only names a file ([`opath`]) | opened by name |
+//! | [`lost`] directory | a new one, removed again |
 //! | [`pipe`] within the job | a new pipe with the same data |
+//! | [`fifo`] whose ends are all in the job | opened by name, with the same data |
+//! | [`mqueue`] that is empty | opened by name, or a new one |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
 //! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
@@ -22,11 +25,16 @@ pub mod device;
 pub mod directory;
 pub mod epoll;
 pub mod eventfd;
+pub mod fifo;
 pub mod inotify;
 mod late;
+mod links;
 pub mod locks;
+pub mod lost;
 pub mod memfd;
+pub mod mqueue;
 pub mod namespace;
+pub mod opath;
 mod open;
 mod outside;
 mod own;
@@ -79,6 +87,14 @@ pub struct Files {
     pub tables: Vec<Table>,
     /// The pipes that descriptions are ends of.
     pub pipes: Vec<pipe::Pipe>,
+    /// The FIFOs that descriptions are ends of.
+    pub fifos: Vec<fifo::Fifo>,
+    /// The message queues that descriptions are of.
+    pub queues: Vec<mqueue::Queue>,
+    /// Directories that were removed.
+    pub lost: Vec<lost::LostDirectory>,
+    /// Processes whose working directory was removed, and its index in `lost`.
+    pub lost_places: Vec<(i32, u32)>,
     /// Locks and leases.
     pub locks: Vec<locks::Lock>,
     /// Who is signalled.
@@ -127,10 +143,16 @@ pub enum Description {
     Memfd(memfd::Memfd),
     /// A directory.
     Directory(directory::Directory),
+    /// What only names a file.
+    PathOnly(opath::PathOnly),
     /// A device without state.
     Device(device::Device),
     /// An end of a pipe of the job's own.
     Pipe(pipe::PipeEnd),
+    /// An end of a FIFO.
+    Fifo(fifo::FifoEnd),
+    /// A message queue.
+    Queue(mqueue::QueueEnd),
     /// Standard input, output or error from outside.
     Stdio(stdio::Stdio),
     /// Another terminal.
@@ -163,6 +185,9 @@ impl Description {
             Self::Directory(_) => "directory",
             Self::Device(_) => "device",
             Self::Pipe(_) => "pipe",
+            Self::PathOnly(_) => "name of a file",
+            Self::Fifo(_) => "FIFO",
+            Self::Queue(_) => "message queue",
             Self::Stdio(_) => "stdio",
             Self::Terminal(_) => "terminal",
             Self::Eventfd(_) => "eventfd",
@@ -184,6 +209,7 @@ impl Description {
             Self::Memfd(r) => Some(r.name.as_path()),
             Self::Directory(r) => Some(r.path.as_path()),
             Self::Device(r) => Some(r.path()),
+            Self::PathOnly(r) => Some(r.path.as_path()),
             Self::Proc(r) => Some(r.path.as_path()),
             _ => None,
         }
@@ -221,6 +247,9 @@ impl Description {
             Self::Directory(r) => r.flags,
             Self::Device(r) => r.flags,
             Self::Pipe(r) => r.flags,
+            Self::PathOnly(r) => r.flags,
+            Self::Fifo(r) => r.flags,
+            Self::Queue(r) => r.flags,
             Self::Stdio(r) => r.flags,
             Self::Terminal(r) => r.flags,
             Self::Eventfd(r) => r.flags,
@@ -293,12 +322,16 @@ impl Files {
         let table = self.tables.iter().all(|t| !t.pids.is_empty() && t.rows.iter().all(row));
         let pipes = self.descriptions.iter().all(|d| match d {
             Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
+            Description::Fifo(end) => (end.fifo as usize) < self.fifos.len(),
+            Description::Queue(end) => (end.queue as usize) < self.queues.len(),
+            Description::Directory(r) => r.lost.is_none_or(|l| (l as usize) < self.lost.len()),
             _ => true,
         });
         let watch = |w: &epoll::Watch| w.fd >= 0 && (w.description as usize) < self.descriptions.len();
         let locks = self.locks.iter().all(|l| (l.description as usize) < self.descriptions.len());
         let settings = self.settings.iter().all(|s| (s.description as usize) < self.descriptions.len());
-        if table && pipes && locks && settings && self.watches().all(watch) {
+        let lost = self.lost_places.iter().all(|(_, l)| (*l as usize) < self.lost.len());
+        if table && pipes && lost && locks && settings && self.watches().all(watch) {
             return Ok(());
         }
         let why = "it refers to descriptions or pipes that it does not have".to_owned();
@@ -341,6 +374,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
             Description::Regular(r) => r.check(policy, &mut plan)?,
             Description::Directory(r) => r.check()?,
             Description::Device(r) => r.check()?,
+            Description::PathOnly(r) => r.check()?,
             Description::Terminal(r) => drop(r.open()?),
             Description::Timerfd(r) => r.check()?,
             Description::Inotify(r) => r.check()?,
@@ -352,6 +386,8 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     for pipe in &files.pipes {
         pipe.make()?;
     }
+    files.fifos.iter().try_for_each(fifo::Fifo::check)?;
+    files.queues.iter().try_for_each(mqueue::Queue::check)?;
     Ok(plan)
 }
 
@@ -398,6 +434,11 @@ fn open_again(path: &Path, flags: i32) -> io::Result<File> {
 /// Where one of our own descriptors can be opened again, for a new description of the same object.
 fn own_link(fd: i32) -> String {
     format!("/proc/self/fd/{fd}")
+}
+
+/// Goes to the offset of a description, which one that only names its file does not have.
+fn seek_if_open(file: impl AsFd, flags: i32, position: i64, path: &FilePath) -> Result<()> {
+    if flags & libc::O_PATH == 0 { seek(file, position, path) } else { Ok(()) }
 }
 
 fn seek(file: impl AsFd, position: i64, path: &FilePath) -> Result<()> {

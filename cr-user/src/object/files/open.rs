@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::epoll::Trigger;
-use super::{Description, Files, Table, late, open_again, own_link};
+use super::{Description, Files, Table, late, open_again, own_link, settings};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -16,6 +16,8 @@ pub struct Opened {
     /// By index of the description.
     pub fds: Vec<OwnedFd>,
     spaces: HashMap<u64, File>,
+    /// Directories that were removed, made anew.
+    lost: Vec<File>,
     /// Ends to write to of pipes by whose description an epoll set watches the other end, where that has to be made ready.
     writers: HashMap<u32, OwnedFd>,
 }
@@ -42,7 +44,19 @@ impl Opened {
                 r.settle(fd)?;
             }
         }
-        Ok(())
+        // Only now that all of its mappings are there can a memory file be sealed against new ones.
+        for description in &files.descriptions {
+            if let Description::Memfd(r) = description {
+                r.seal(&self.spaces[&r.space])?;
+            }
+        }
+        settings::settle(files, |description| self.fds[description].as_fd())
+    }
+
+    /// The working directory of a process, if it is one that was removed.
+    pub fn working_directory(&self, files: &Files, pid: i32) -> Option<i32> {
+        let place = files.lost_places.iter().find(|(p, _)| *p == pid);
+        place.map(|(_, index)| self.lost[*index as usize].as_raw_fd())
     }
 
     /// The object, open for reading and writing, whose bytes are in a content space: the process's memory may map it too.
@@ -84,8 +98,12 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
         fill(space, &made)?;
         spaces.insert(space, File::from(place(&made, base, &taken)?));
     }
+    let lost = files.lost.iter().map(|d| Ok(File::from(place(&d.make()?, base, &taken)?)));
+    let lost = lost.collect::<Result<Vec<File>>>()?;
+    let queues = files.queues.iter().map(super::mqueue::Queue::make).collect::<Result<Vec<_>>>()?;
+    let mut fifo_ends = open_fifos(files)?;
     let mut fds = Vec::with_capacity(files.descriptions.len());
-    for description in &files.descriptions {
+    for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description {
             one if one.is_late() => late::placeholder()?,
             Description::Regular(r) => r.open()?,
@@ -94,7 +112,13 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
                 r.open(&spaces[&r.space], creator)?
             }
             Description::Memfd(r) => r.open(&spaces[&r.space])?,
-            Description::Directory(r) => r.open()?,
+            Description::Directory(r) => match r.lost.map(|l| l as usize) {
+                Some(l) => files.lost[l].open(&lost[l], r.flags)?,
+                None => r.open()?,
+            },
+            Description::PathOnly(r) => r.open()?,
+            Description::Fifo(_) => fifo_ends.remove(&index).expect("each end was opened"),
+            Description::Queue(r) => files.queues[r.queue as usize].open(&queues[r.queue as usize], r)?,
             Description::Device(r) => r.open()?,
             Description::Pipe(r) => r.open(&mut pipes[r.pipe as usize])?,
             Description::Stdio(r) => r.open()?,
@@ -127,7 +151,20 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     for lock in &files.locks {
         lock.take(files, fds[lock.description as usize].as_fd())?;
     }
-    Ok(Opened { fds, spaces, writers })
+    Ok(Opened { fds, spaces, lost, writers })
+}
+
+/// Every description of a FIFO, by index.
+fn open_fifos(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
+    let mut all = HashMap::new();
+    for (nth, fifo) in files.fifos.iter().enumerate() {
+        let ends = files.descriptions.iter().enumerate().filter_map(|(index, d)| match d {
+            Description::Fifo(end) if end.fifo as usize == nth => Some((index, end)),
+            _ => None,
+        });
+        all.extend(fifo.restore(&ends.collect::<Vec<_>>())?);
+    }
+    Ok(all)
 }
 
 /// The calls that turn the inherited descriptors into a table of the record: everything goes to its number, and every

@@ -1,6 +1,9 @@
-//! Objects without a name that a process outside the job has open too: only one of the two would have it after a restore.
+//! What a process outside the job has open too: only one of the two would have it after a restore.
 
 use std::cmp::Ordering;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::survey::{self, Group};
@@ -45,3 +48,37 @@ pub(super) fn shared(holders: &[Holder<'_>], groups: &[Group]) -> Vec<Refusal> {
 }
 
 const TODO: &str = "checkpoint both together, or have one of them close it";
+
+/// A process outside the job that has a file of the job open.
+pub(super) struct User {
+    /// Which file, by index.
+    pub(super) of: usize,
+    pid: i32,
+    fd: i32,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (fd {})", procfs::who(self.pid), self.fd)
+    }
+}
+
+/// Who outside the job has one of these files open, by device and inode; one process for each file. Looks at every process that
+/// we may look at.
+pub(super) fn users(holders: &[Holder<'_>], places: &[(u64, u64)]) -> Vec<User> {
+    let mut users: Vec<User> = Vec::new();
+    if places.is_empty() {
+        return users;
+    }
+    for pid in procfs::processes().filter(|pid| !survey::is_of_job(*pid, holders)) {
+        for fd in procfs::descriptors(pid).unwrap_or_default() {
+            let Ok(meta) = fs::metadata(format!("/proc/{pid}/fd/{fd}")) else { continue };
+            let Some(of) = places.iter().position(|p| *p == (meta.dev(), meta.ino())) else { continue };
+            let names_only = procfs::fdinfo(pid, fd).is_ok_and(|i| i.flags & libc::O_PATH != 0);
+            if !names_only && users.iter().all(|u| u.of != of) {
+                users.push(User { of, pid, fd });
+            }
+        }
+    }
+    users
+}

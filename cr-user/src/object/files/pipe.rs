@@ -19,11 +19,11 @@ use crate::sys::fd::{self, fcntl};
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
 pub(super) const PIPEFS: i64 = 0x5049_5045;
 /// Bytes of the largest packet: a page.
-const PACKET: usize = crate::sys::PAGE as usize;
+pub(super) const PACKET: usize = crate::sys::PAGE as usize;
 /// `O_LARGEFILE` as the kernel knows it; libc has 0 for it on 64-bit machines (`asm-generic/fcntl.h`).
 const LARGEFILE: i32 = 0o100_000;
 /// The status flags that `F_SETFL` changes on a pipe.
-const SETTABLE: i32 = libc::O_NONBLOCK | libc::O_DIRECT | libc::O_APPEND;
+pub(super) const SETTABLE: i32 = libc::O_NONBLOCK | libc::O_DIRECT | libc::O_APPEND;
 
 /// One pipe.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -181,7 +181,7 @@ fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
 }
 
 /// What is in the pipe, without taking it out. A pipe of the same capacity has room for it.
-fn copy(theirs: BorrowedFd<'_>, capacity: i32) -> io::Result<Vec<Vec<u8>>> {
+pub(super) fn copy(theirs: BorrowedFd<'_>, capacity: i32) -> io::Result<Vec<Vec<u8>>> {
     let pending = fd::readable_bytes(theirs)?;
     if pending == 0 {
         return Ok(Vec::new());
@@ -206,7 +206,7 @@ fn copy(theirs: BorrowedFd<'_>, capacity: i32) -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// The kernel says so by `POLLHUP` to a reader and `POLLERR` to a writer (`poll(2)`).
-fn other_end_closed(fd: BorrowedFd<'_>) -> bool {
+pub(super) fn other_end_closed(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(fd, PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).is_ok()
         && polled[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
@@ -280,7 +280,8 @@ impl PipeEnd {
     }
 }
 
-fn set_status(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+/// Sets status flags (`F_SETFL`).
+pub(super) fn set_status(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     fcntl(fd, libc::F_SETFL, flags.into())?;
     Ok(())
 }

@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::rollback::{FilePolicy, Growth, RollbackPlan};
 use super::survey::{Seen, writable};
-use super::{FilePath, No, not_here, open_again, seek};
+use super::{FilePath, links, not_here, open_again, seek};
 use crate::error::{Error, Result};
 
 /// A regular file.
@@ -44,17 +44,18 @@ pub struct Regular {
     pub ino: u64,
 }
 
-/// The record, unless the path leads elsewhere.
-pub(super) fn describe(seen: &Seen) -> std::result::Result<Regular, No> {
+/// The record, with a name that leads to the file; none if there is none.
+pub(super) fn describe(seen: &Seen) -> Option<Regular> {
     let meta = &seen.meta;
-    let there = fs::metadata(&seen.link);
-    if !there.is_ok_and(|t| (t.dev(), t.ino()) == (meta.dev(), meta.ino())) {
-        // A file that was renamed shows its new path, so this one has several names.
-        let why = format!("is open on a file that is not at {} any more, but has another name", seen.link.display());
-        return Err(No::new(why, "put the file back under this name, or have the job close it"));
-    }
-    Ok(Regular {
-        path: FilePath::from(&*seen.link),
+    let place = (meta.dev(), meta.ino());
+    let path = if links::leads_to(&seen.link, place.0, place.1) {
+        FilePath::from(&*seen.link)
+    } else {
+        // A file that was renamed shows its new path: so this name was removed, and the file has another.
+        FilePath::from(&*links::other_name(&seen.link, place.0, place.1)?)
+    };
+    Some(Regular {
+        path,
         flags: seen.flags,
         position: seen.position,
         size: meta.size(),

@@ -31,7 +31,6 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
     (0x6265_6570, "a file of configfs", CLOSE),
     (0x7363_6673, "a file of securityfs", CLOSE),
     (0xcafe_4a11, "a file of the BPF file system", CLOSE),
-    (0x1980_0202, "a POSIX message queue", CLOSE),
     (0x5345_434d, "secret memory (memfd_secret)", "have the job close it, or use memfd_create"),
     (0x444d_4142, "a buffer of a device", "close the device before the checkpoint"),
 ];
@@ -54,7 +53,9 @@ pub(super) fn refuse(seen: &Seen) -> Option<No> {
     if let Some((_, what, todo)) = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == seen.filesystem) {
         return Some(No::new(format!("is {what} ({link})"), todo));
     }
-    if seen.flags & libc::O_PATH != 0 && !kind.is_dir() {
+    // Those of deleted files are restored with them.
+    let file = kind.is_file() && seen.meta.nlink() == 0 && seen.link.is_absolute();
+    if seen.flags & libc::O_PATH != 0 && !kind.is_dir() && !file {
         return Some(No::new(format!("is an O_PATH descriptor of {link}"), CLOSE));
     }
     kind.is_block_device().then(|| No::new(format!("is the block device {link}"), CLOSE))
@@ -66,11 +67,6 @@ pub(super) fn socket(seen: &Seen) -> No {
         format!("is a socket ({})", seen.link.display()),
         "have the job close its connections before the checkpoint",
     )
-}
-
-/// A FIFO with a name.
-pub(super) fn fifo(seen: &Seen) -> No {
-    No::new(format!("is the named FIFO {}", seen.link.display()), "have the job close it, or use a pipe or a file")
 }
 
 /// A character device that is neither a terminal nor one of the usual ones.

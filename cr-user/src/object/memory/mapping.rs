@@ -86,6 +86,11 @@ impl Mapping {
         matches!(self.backing, Backing::Anonymous)
     }
 
+    /// Whether it shows an object that it can never be made to write to.
+    pub fn is_read_only_object(&self) -> bool {
+        self.shared && matches!(self.backing, Backing::Object(_)) && !self.has(advice::MAY_WRITE)
+    }
+
     /// Whether anything was said of it by `mseal`, `mlock` or `madvise`; see [`advice`].
     pub fn has(&self, bit: u32) -> bool {
         self.advice & bit != 0
@@ -146,6 +151,8 @@ pub struct BackingFds {
     pub files: HashMap<String, i32>,
     /// Stored objects, by content space.
     pub objects: HashMap<u64, i32>,
+    /// The same, open for reading alone: for shared mappings that can never be made writable.
+    pub read_only: HashMap<u64, i32>,
 }
 
 /// Calls that make the mapping, writable so that it can be filled.
@@ -171,7 +178,10 @@ pub fn make(mapping: &Mapping, fds: &BackingFds) -> Result<Option<Call>> {
         }
         Backing::Anonymous => (libc::MAP_ANONYMOUS, -1),
         Backing::File(stamp) => (0, *fds.files.get(&stamp.path).ok_or_else(|| missing(&stamp.path))?),
-        Backing::Object(object) => (0, *fds.objects.get(&object.space).ok_or_else(|| missing("its object"))?),
+        Backing::Object(object) => {
+            let fds = if mapping.is_read_only_object() { &fds.read_only } else { &fds.objects };
+            (0, *fds.get(&object.space).ok_or_else(|| missing("its object"))?)
+        }
     };
     flags |= libc::MAP_FIXED_NOREPLACE | if mapping.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     if mapping.has(advice::GROWS_DOWN) {
