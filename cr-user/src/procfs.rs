@@ -260,6 +260,17 @@ pub fn link(pid: i32, name: &str) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/{pid}/{name}"))
 }
 
+/// Whether somebody has a write lease on the file with device `dev` and inode `ino`: to open it, if only for reading, would
+/// break it.
+pub fn has_write_lease(dev: u64, ino: u64) -> bool {
+    let place = format!("{:02x}:{:02x}:{ino}", libc::major(dev), libc::minor(dev));
+    let is_it = |l: &str| {
+        let words: Vec<&str> = l.split_whitespace().collect();
+        words.contains(&"LEASE") && words.contains(&"WRITE") && words.contains(&place.as_str())
+    };
+    text("/proc/locks").is_ok_and(|t| t.lines().any(is_it))
+}
+
 /// A value behind `key:` in `/proc/PID/fdinfo/FD`.
 ///
 /// # Errors

@@ -123,12 +123,38 @@ static void make_bpf(void) {
     at_fd((int)syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes));
 }
 static void make_pidfd(void) { at_fd((int)syscall(SYS_pidfd_open, getppid(), 0)); }
-static void make_mqueue(void) {
+static int queue(void) {
     char name[32];
     snprintf(name, sizeof name, "/cr-guest-%d", getpid());
     int fd = mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, NULL);
     if (fd >= 0) mq_unlink(name);
     at_fd(fd);
+    return fd;
+}
+static void make_mqueue(void) {
+    int fd = queue();
+    if (fd >= 0) MUST(mq_send(fd, "hello", 5, 1));
+}
+static void make_mqueue_notify(void) {
+    int fd = queue();
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGCHLD};
+    if (fd >= 0) MUST(mq_notify(fd, &event));
+}
+/* Data that nobody has open for reading. */
+static void make_fifo_unread(void) {
+    char path[PATH_MAX];
+    MUST(mkfifo(guest_path(path, "fifo"), 0600));
+    int both = MUST(open(path, O_RDWR)), writer = MUST(open(path, O_WRONLY));
+    MUST(write(writer, "hello", 5));
+    close(both);
+    at_fd(writer);
+}
+/* Signals somebody who is not of the job. */
+static void make_owner(void) {
+    int ends[2];
+    MUST(pipe(ends));
+    MUST(fcntl(ends[0], F_SETOWN, getppid()));
+    at_fd(ends[0]);
 }
 static void make_device(void) { at_fd(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)); }
 static void make_tun(void) { at_fd(open("/dev/net/tun", O_RDWR)); }
@@ -147,12 +173,6 @@ static void make_namespace(void) {
     at_fd(open("/proc/self/ns/uts", O_RDONLY));
     MUST(setns(own, 0));
     close(own);
-}
-
-static void make_fifo(void) {
-    char path[PATH_MAX];
-    MUST(mkfifo(guest_path(path, "fifo"), 0600));
-    at_fd(open(path, O_RDWR));
 }
 
 static void make_sysv_shm(void) {
@@ -210,9 +230,10 @@ static const struct unsupported {
     {"userfaultfd-range", make_userfaultfd_range},
     {"perf", make_perf},             {"bpf", make_bpf},
     {"pidfd", make_pidfd},           {"mqueue", make_mqueue},
+    {"mqueue-notify", make_mqueue_notify}, {"fifo-unread", make_fifo_unread},
+    {"owner", make_owner},
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
-    {"fifo", make_fifo},
     {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };

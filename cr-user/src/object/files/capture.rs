@@ -165,13 +165,13 @@ impl<'a> Look<'a> {
         } else if seen.filesystem == mqueue::MQUEUE && kind.is_file() {
             Description::Queue(mqueue::describe(self.holders, seen, &mut self.files.queues)?)
         } else if kind.is_file() {
-            match Some(seen).filter(|s| !deleted::is_nameless(s)).and_then(regular::describe) {
-                Some(record) => Description::Regular(record),
-                None => {
-                    let (record, source) = deleted::describe(seen, space())?;
-                    self.add_source(source);
-                    Description::Deleted(record)
-                }
+            let named = Some(seen).filter(|s| !deleted::is_nameless(s)).and_then(regular::describe);
+            if let Some(record) = named {
+                Description::Regular(record)
+            } else {
+                let (record, source) = deleted::describe(seen, space())?;
+                self.add_source(source);
+                Description::Deleted(record)
             }
         } else if kind.is_dir() {
             Description::Directory(directory::describe(seen, &mut self.files.lost)?)

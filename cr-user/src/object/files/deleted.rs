@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use super::survey::Seen;
 use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek_if_open};
 use crate::error::{Error, Result};
+use crate::procfs;
 
 /// `NFS_SUPER_MAGIC` of `linux/magic.h`.
 const NFS: i64 = 0x6969;
@@ -58,6 +59,11 @@ pub(super) fn is_nameless(seen: &Seen) -> bool {
 
 /// The record, and where its bytes are read.
 pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Deleted, ContentSource), No> {
+    if procfs::has_write_lease(seen.meta.dev(), seen.meta.ino()) {
+        let why =
+            format!("holds a write lease on the deleted file {}, which reading it would break", seen.link.display());
+        return Err(No::new(why, "have the job give the lease up"));
+    }
     let file = File::open(format!("/proc/{}/fd/{}", seen.pid, seen.fd)).map_err(|e| {
         let why = format!("is open on {}, which cannot be read ({e})", seen.link.display());
         No::new(why, "run cr as root")

@@ -83,19 +83,17 @@ impl Fifos {
             let why = format!("is the FIFO {link}, which holds data that nobody has open for reading");
             return Err(No::new(why, "wait until the job has read them, or have it keep the FIFO open for reading"));
         }
-        let index = match self.all.iter().position(|k| k.place == place) {
-            Some(index) => index,
-            None => {
-                let mut record = named(seen)?;
-                let capacity = fcntl(ours.as_fd(), libc::F_GETPIPE_SZ, 0).unwrap_or(0);
-                record.capacity = capacity as u32;
-                record.packets = ends().any(|g| g.first().writable() && g.first().flags & libc::O_DIRECT != 0);
-                let members = ends().flat_map(|g| &g.members).map(|s| (s.pid, s.fd)).collect();
-                let reader = ends().map(Group::first).find(|s| s.readable()).map(|s| (s.pid, s.fd));
-                self.all.push(Known { place, record, members, reader });
-                self.all.len() - 1
-            }
-        };
+        let known = self.all.iter().position(|k| k.place == place);
+        if known.is_none() {
+            let mut record = named(seen)?;
+            let capacity = fcntl(ours.as_fd(), libc::F_GETPIPE_SZ, 0).unwrap_or(0);
+            record.capacity = capacity as u32;
+            record.packets = ends().any(|g| g.first().writable() && g.first().flags & libc::O_DIRECT != 0);
+            let members = ends().flat_map(|g| &g.members).map(|s| (s.pid, s.fd)).collect();
+            let reader = ends().map(Group::first).find(|s| s.readable()).map(|s| (s.pid, s.fd));
+            self.all.push(Known { place, record, members, reader });
+        }
+        let index = known.unwrap_or(self.all.len() - 1);
         let hung_up = !ends().any(|g| g.first().writable()) && pipe::other_end_closed(ours.as_fd());
         Ok(FifoEnd { fifo: index as u32, flags: seen.flags, hung_up })
     }

@@ -7,12 +7,14 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 
 use super::survey::Seen;
 use super::{Files, No, not_here};
 use crate::error::{Error, Result};
+use crate::procfs;
 use crate::remote::Call;
 use crate::sys::fd;
 
@@ -124,20 +126,32 @@ impl Lock {
         }
         let holder = path.and_then(|p| holder_of(p).ok().flatten());
         let why = match holder {
-            Some(pid) => format!("pid {pid} holds the lock that the job had"),
+            Some(pid) => format!("{} holds the lock that the job had", procfs::who(pid)),
             None => "somebody else holds the lock that the job had".to_owned(),
         };
         not_here(format!("the file {name}"), why, "end that process, or have it release the lock")
     }
 }
 
-/// Who holds a lock on a file, according to `/proc/locks`.
-fn holder_of(path: &std::path::Path) -> io::Result<Option<i32>> {
+/// Who holds a lock on a file: `/proc/locks` names processes, but none for locks of open file descriptions, which are looked for
+/// where they are open.
+fn holder_of(path: &Path) -> io::Result<Option<i32>> {
     let meta = fs::metadata(path)?;
     let place = format!("{:02x}:{:02x}:{}", libc::major(meta.dev()), libc::minor(meta.dev()), meta.ino());
     let text = fs::read_to_string("/proc/locks")?;
-    let line = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).find(|w| w.contains(&place.as_str()));
-    Ok(line.and_then(|words| words.get(4)?.parse().ok()).filter(|pid| *pid > 0))
+    let mut lines = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|w| w.contains(&place.as_str()) && !w.contains(&"->"));
+    let named = line.and_then(|words| words.get(4)?.parse().ok()).filter(|pid| *pid > 0);
+    let holds_one = |pid: &i32| {
+        let mut fds = procfs::descriptors(*pid).unwrap_or_default().into_iter();
+        let is_it = |m: fs::Metadata| (m.dev(), m.ino()) == (meta.dev(), meta.ino());
+        fds.any(|fd| {
+            fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(is_it)
+                && procfs::fdinfo(*pid, fd).is_ok_and(|i| !i.locks.is_empty())
+        })
+    };
+    let own = std::process::id() as i32;
+    Ok(named.or_else(|| procfs::processes().filter(|pid| *pid != own).find(holds_one)))
 }
 
 #[cfg(test)]

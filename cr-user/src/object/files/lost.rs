@@ -64,16 +64,16 @@ impl LostDirectory {
             file.set_permissions(Permissions::from_mode(self.mode))?;
             Ok(file)
         });
-        made.map_err(|e| self.not_here(e))
+        made.map_err(|e| self.not_here(&e))
     }
 
     /// Opens the one made, with these flags.
     pub(super) fn open(&self, made: &File, flags: i32) -> Result<OwnedFd> {
         let file = open_again(own_link(made.as_raw_fd()).as_ref(), flags | libc::O_DIRECTORY);
-        file.map(Into::into).map_err(|e| self.not_here(e))
+        file.map(Into::into).map_err(|e| self.not_here(&e))
     }
 
-    fn not_here(&self, e: io::Error) -> Error {
+    fn not_here(&self, e: &io::Error) -> Error {
         let what = format!("the directory {}, which the job had removed", self.path);
         not_here(what, format!("no new one can be made ({e})"), "let cr write in the directory that it was in")
     }

@@ -49,7 +49,7 @@ pub(super) fn describe(
     }
     let (kind, is_of_job) = match owner.0 {
         fd::OWNER_THREAD => ("thread", pids(holders).any(|pid| has_thread(pid, owner.1))),
-        fd::OWNER_GROUP => ("process group", pids(holders).any(|pid| group_of(pid) == Some(owner.1))),
+        fd::OWNER_GROUP => ("process group", comes_back(holders, owner.1)),
         _ => ("process", pids(holders).any(|pid| pid == owner.1)),
     };
     if !is_of_job {
@@ -69,6 +69,13 @@ fn pids<'a>(holders: &'a [Holder<'_>]) -> impl Iterator<Item = i32> + 'a {
 
 fn has_thread(pid: i32, tid: i32) -> bool {
     std::fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)
+}
+
+/// Whether a process group has the same number after a restore: it is led by a process of the job, or by none any more.
+fn comes_back(holders: &[Holder<'_>], group: i32) -> bool {
+    let of_job = |number: i32| pids(holders).any(|pid| pid == number);
+    let leader_is_gone = || procfs::parent(group).is_none_or(of_job);
+    of_job(group) || pids(holders).any(|pid| group_of(pid) == Some(group)) && leader_is_gone()
 }
 
 fn group_of(pid: i32) -> Option<i32> {
@@ -95,9 +102,8 @@ impl Settings {
         let (mut calls, mut bytes) = (Vec::new(), Vec::new());
         // A lease brings it along.
         let leased = files.locks.iter().any(|l| l.kind == LockKind::Lease && l.description == self.description);
-        if self.asynchronous != leased {
-            let asynchronous = if self.asynchronous { libc::O_ASYNC } else { 0 };
-            calls.push(fcntl(libc::F_SETFL as u64, (flags | asynchronous) as u64));
+        if self.asynchronous && !leased {
+            calls.push(fcntl(libc::F_SETFL as u64, (flags | libc::O_ASYNC) as u64));
         }
         let owner = if self.is_late(leaders(files)) { (fd::OWNER_THREAD, 0) } else { self.owner };
         bytes.extend_from_slice(&owner.0.to_le_bytes());

@@ -643,7 +643,7 @@ wait()",
 fn a_record_with_a_wild_index_is_an_error() {
     let row = Descriptor { fd: 0, cloexec: false, description: 1 };
     let files =
-        Files { descriptions: vec![], tables: vec![table(vec![row])], pipes: vec![], locks: vec![], settings: vec![] };
+        Files { tables: vec![table(vec![row])], ..Files::default() };
     assert!(message(check(&files, FilePolicy::Keep)).contains("the record of open files"));
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::object::memory::advice;
 use crate::object::memory::aio::{self, AioRing};
 use crate::object::spaces::Spaces;
-use crate::procfs::Vma;
+use crate::procfs::{self, Vma};
 
 /// What a mapping shows.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -180,6 +180,10 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         Ok(None) => return Ok((Backing::File(FileStamp::new(&vma.name, &meta)), None)),
         Err(why) => return Err(refuse(why, "put the file back under its old name, or unmap it")),
     };
+    if !matches!(kind, ObjectKind::SharedAnonymous) && procfs::has_write_lease(meta.dev(), meta.ino()) {
+        let why = format!("maps {}, on which there is a write lease that reading it would break", vma.name);
+        return Err(refuse(why, "have the job give the lease up, or unmap the file"));
+    }
     let space = spaces.of_file(meta.dev(), meta.ino());
     let file = fs::File::open(&link)
         .map_err(|e| refuse(format!("maps {}, which cannot be read ({e})", vma.name), "run cr as root"))?;
