@@ -164,9 +164,7 @@ fn calls_fill_the_table_and_close_everything_else() {
     let files = Files {
         descriptions: vec![device],
         tables: vec![table(vec![row(0, false), row(7, true)])],
-        pipes: vec![],
-        locks: vec![],
-        settings: vec![],
+        ..Files::default()
     };
     let opened = open(&files, 20, &mut no_content).unwrap();
     let ours = opened.fds[0].as_raw_fd() as u64;
@@ -529,18 +527,16 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
         ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),
         ("s = socket.socketpair(); fd = s[0].fileno(); os.close(s[1].detach())", "is a socket"),
-        ("fd = os.open(sys.argv[1], os.O_PATH)", "is an O_PATH descriptor of"),
-        ("n = sys.argv[1] + '.fifo'; os.mkfifo(n); fd = os.open(n, os.O_RDWR)", "is the named FIFO"),
+        ("fd = os.open(f'/proc/self/fd/{libc.eventfd(0, 0)}', os.O_PATH)", "is an O_PATH descriptor of"),
         (
-            "n = sys.argv[1]; fd = os.open(n, 0); os.link(n, n + f'.{os.getpid()}'); os.unlink(n)",
-            "is open on a file that is not at",
+            "n = sys.argv[1] + '.fifo'; os.mkfifo(n); r = os.open(n, 2); fd = os.open(n, 1); os.write(fd, b'x'); os.close(r)",
+            "nobody has open for reading",
         ),
         (
-            "os.mkdir(sys.argv[1] + '.d'); fd = os.open(sys.argv[1] + '.d', 0); os.rmdir(sys.argv[1] + '.d')",
-            "is open on a directory that is not at",
+            "n = sys.argv[1] + '.w'; fd = os.open(n, 66); os.unlink(n); fcntl.fcntl(fd, 1024, 1)",
+            "holds a write lease on the deleted file",
         ),
         ("fd = os.open('/dev/kmsg', 0)", "is the device /dev/kmsg (1:11)"),
-        ("fd = os.memfd_create('m', os.MFD_ALLOW_SEALING); fcntl.fcntl(fd, 1033, 8)", "that is sealed against writing"),
         ("p = ctypes.create_string_buffer(256); fd = libc.syscall(425, 4, p)", "is an io_uring"),
         ("fd, w = os.pipe(); os.close(w); fcntl.fcntl(fd, 8, os.getppid())", "sends signals to process"),
         (
@@ -642,8 +638,7 @@ wait()",
 #[test]
 fn a_record_with_a_wild_index_is_an_error() {
     let row = Descriptor { fd: 0, cloexec: false, description: 1 };
-    let files =
-        Files { tables: vec![table(vec![row])], ..Files::default() };
+    let files = Files { tables: vec![table(vec![row])], ..Files::default() };
     assert!(message(check(&files, FilePolicy::Keep)).contains("the record of open files"));
 }
 
@@ -653,4 +648,21 @@ fn no_such_process_is_said() {
         refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new() }]),
         Err(Error::NoSuchJob { .. })
     ));
+}
+
+#[test]
+fn another_name_of_a_file_is_found_where_it_is_near() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir_all(at("a/b/c")).unwrap();
+    fs::create_dir(at("a/b/d")).unwrap();
+    fs::write(at("a/b/c/file"), "x").unwrap();
+    fs::hard_link(at("a/b/c/file"), at("far")).unwrap();
+    let meta = fs::metadata(at("far")).unwrap();
+    let other_name = || super::links::other_name(&at("a/b/c/gone"), meta.dev(), meta.ino());
+    assert_eq!(other_name(), Some(at("a/b/c/file")));
+    fs::rename(at("a/b/c/file"), at("a/b/d/other")).unwrap();
+    assert_eq!(other_name(), Some(at("a/b/d/other")));
+    fs::remove_file(at("a/b/d/other")).unwrap();
+    assert_eq!(other_name(), None);
 }
