@@ -7,6 +7,7 @@
 
 mod aio;
 mod body;
+mod crew;
 mod inherit;
 mod lineage;
 mod memory;
@@ -39,6 +40,7 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
+use crew::Hands;
 use lineage::Node;
 use memory::Prepared;
 use saved::{Living, Saved};
@@ -126,6 +128,10 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
     steps.end("processes and memory");
     fault::point("restore.memory")?;
+    // Before anybody has other directories or rights: what sockets note of their makers is given with the calls.
+    let mut hands = Hands::new(&mut bodies);
+    files::open_late(&saved.files, &mut opened, &mut hands)?;
+    hands.dismiss()?;
 
     let mut oracles = HashMap::new();
     for body in &mut bodies {
@@ -146,7 +152,6 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
             body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
         }
     }
-    files::open_late(&saved.files, &mut opened)?;
     for body in &mut bodies {
         for mut batch in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
             body.put(&batch.bytes)?;

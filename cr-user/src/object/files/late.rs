@@ -2,6 +2,7 @@
 
 use super::locks::Lock;
 use super::open::Opened;
+use super::unix::{self, Crew};
 use super::{Description, Files};
 use crate::error::{Error, Result};
 use crate::remote::Call;
@@ -39,17 +40,17 @@ impl Batch {
     }
 }
 
-/// Opens what could not be opened before there were the processes.
+/// Opens what could not be opened before there were the processes, with their help where the kernel notes who did it.
 ///
 /// # Errors
 /// When one cannot be opened.
-pub fn open_late(files: &Files, opened: &mut Opened) -> Result<()> {
+pub fn open_late(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<()> {
     for (description, fd) in files.descriptions.iter().zip(&mut opened.fds) {
         if let Description::Pidfd(pidfd) = description {
             *fd = pidfd.open()?;
         }
     }
-    Ok(())
+    unix::make(files, opened, crew)
 }
 
 /// What process `pid` does for its descriptors, batch by batch, the bytes of each at `at`.

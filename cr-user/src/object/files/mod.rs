@@ -10,6 +10,7 @@
 //! | [`pipe`] within the job | a new pipe with the same data |
 //! | [`eventfd`], [`timerfd`], [`signalfd`], [`epoll`] | new ones in the same state |
 //! | [`pidfd`] of a process of the job | opened again, once there is the process |
+//! | [`unix`] socket within the job | a new one with the same connection and queue |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | everything else | refused by name |
 
@@ -35,6 +36,7 @@ pub mod terminal;
 #[cfg(test)]
 mod tests;
 pub mod timerfd;
+pub mod unix;
 mod unsupported;
 
 use std::fmt;
@@ -57,7 +59,7 @@ pub use open::{Opened, calls, open};
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 2, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 3, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub enum Description {
     Epoll(epoll::Epoll),
     /// A descriptor of a process of the job.
     Pidfd(pidfd::Pidfd),
+    /// A Unix-domain socket.
+    Unix(Box<unix::Unix>),
 }
 
 impl Description {
@@ -153,6 +157,7 @@ impl Description {
             Self::Signalfd(_) => "signalfd",
             Self::Epoll(_) => "epoll",
             Self::Pidfd(_) => "pidfd",
+            Self::Unix(_) => "Unix socket",
         }
     }
 
@@ -181,7 +186,7 @@ impl Description {
 
     /// Whether it can only be opened when all processes are there.
     pub fn is_late(&self) -> bool {
-        matches!(self, Self::Pidfd(_))
+        matches!(self, Self::Pidfd(_) | Self::Unix(_))
     }
 
     /// Its status flags (`O_*`) that `F_SETFL` can set.
@@ -201,6 +206,7 @@ impl Description {
             Self::Signalfd(r) => r.flags,
             Self::Epoll(r) => r.flags,
             Self::Pidfd(r) => r.flags,
+            Self::Unix(r) => r.flags,
         };
         flags & SETTABLE
     }
@@ -301,6 +307,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     for pipe in &files.pipes {
         pipe.make()?;
     }
+    unix::check(files)?;
     Ok(plan)
 }
 

@@ -14,6 +14,8 @@ use crate::sys::fd::dup_above;
 pub struct Opened {
     /// By index of the description.
     pub fds: Vec<OwnedFd>,
+    /// Numbers under which processes inherit them. What comes late is not what they inherit, but keeps its place.
+    inherited: Vec<i32>,
     spaces: HashMap<u64, File>,
 }
 
@@ -80,8 +82,8 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             Description::Timerfd(r) => r.open()?,
             Description::Signalfd(r) => r.open()?,
             Description::Epoll(_) => super::epoll::open()?,
-            // It keeps the number free from others until there is the process.
-            Description::Pidfd(_) => open_again("/dev/null".as_ref(), libc::O_RDONLY)
+            // It keeps the number free from others until there are the processes.
+            Description::Pidfd(_) | Description::Unix(_) => open_again("/dev/null".as_ref(), libc::O_RDONLY)
                 .map_err(|e| Error::system("opening /dev/null", e))?
                 .into(),
         };
@@ -97,7 +99,8 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     for lock in &files.locks {
         lock.take(files, fds[lock.description as usize].as_fd())?;
     }
-    Ok(Opened { fds, spaces })
+    let inherited = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    Ok(Opened { fds, inherited, spaces })
 }
 
 /// The calls that turn the inherited descriptors into a table of the record: everything goes to its number, and every
@@ -107,7 +110,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
 pub fn calls(table: &Table, opened: &Opened, keep: &[i32]) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     for row in &table.rows {
-        let from = opened.fds[row.description as usize].as_raw_fd();
+        let from = opened.inherited[row.description as usize];
         let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
         calls.push(Call::new(libc::SYS_dup3, &[from as u64, row.fd as u64, flags as u64]));
     }
