@@ -34,14 +34,10 @@ impl<'a> Hands<'a> {
         if let Some(at) = self.bodies.iter().position(|b| b.pid() == pid) {
             return Ok(&mut self.bodies[at]);
         }
-        let at = match self.extras.iter().position(|(of, _)| *of == pid) {
-            Some(at) => at,
-            None => {
-                let extra = stand_in(pid)?;
-                self.extras.push((pid, extra));
-                self.extras.len() - 1
-            }
-        };
+        if self.extras.iter().all(|(of, _)| *of != pid) {
+            self.extras.push((pid, stand_in(pid)?));
+        }
+        let at = self.extras.iter().position(|(of, _)| *of == pid).expect("it is there now");
         Ok(&mut self.extras[at].1)
     }
 }

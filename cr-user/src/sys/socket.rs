@@ -6,6 +6,8 @@ use crate::sys::check;
 
 /// Most bytes of a name (`sun_path` of `linux/un.h`).
 pub const NAME_MAX: usize = 108;
+/// Since 6.5 (`linux/socket.h`).
+const SCM_PIDFD: i32 = 4;
 /// Room for the control messages of one message: `SCM_MAX_FD` (253) descriptors, credentials, a label, a pidfd.
 const CONTROL: usize = 4096;
 
@@ -210,12 +212,14 @@ fn look(fd: BorrowedFd<'_>, room: usize, nowhere: usize) -> nix::Result<Peeked> 
             let len = (*at).cmsg_len.saturating_sub(data.offset_from(at.cast()) as usize);
             ((*at).cmsg_level, (*at).cmsg_type, data, len)
         };
-        const SCM_PIDFD: i32 = 4;
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS | SCM_PIDFD) => {
-                for nth in 0..len / 4 {
-                    // SAFETY: the kernel wrote that many descriptors, each new and ours.
-                    let fd = unsafe { OwnedFd::from_raw_fd(data.cast::<i32>().add(nth).read_unaligned()) };
+                // SAFETY: the kernel wrote so many bytes.
+                let numbers = unsafe { std::slice::from_raw_parts(data, len) };
+                for number in numbers.chunks_exact(4) {
+                    let number = i32::from_ne_bytes(number.try_into().expect("four bytes"));
+                    // SAFETY: each is new and ours.
+                    let fd = unsafe { OwnedFd::from_raw_fd(number) };
                     // The sender's pidfd is made for each who asks: it is not in the queue.
                     if kind == libc::SCM_RIGHTS {
                         peeked.rights.push(fd);
@@ -224,8 +228,9 @@ fn look(fd: BorrowedFd<'_>, room: usize, nowhere: usize) -> nix::Result<Peeked> 
             }
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if len >= 12 => {
                 // SAFETY: the kernel wrote one `struct ucred`, three ints.
-                let [pid, uid, gid] = unsafe { data.cast::<[u32; 3]>().read_unaligned() };
-                peeked.sender = Some(Ucred { pid: pid as i32, uid, gid });
+                let words = unsafe { std::slice::from_raw_parts(data, 12) };
+                let word = |at: usize| u32::from_ne_bytes(words[at..at + 4].try_into().expect("four bytes"));
+                peeked.sender = Some(Ucred { pid: word(0) as i32, uid: word(4), gid: word(8) });
             }
             _ => {}
         }
@@ -307,7 +312,7 @@ pub fn pair(kind: i32) -> nix::Result<[OwnedFd; 2]> {
     // SAFETY: the kernel writes two new descriptors, which are ours.
     unsafe {
         check(libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0, numbers.as_mut_ptr()).into())?;
-        Ok(numbers.map(|n| OwnedFd::from_raw_fd(n)))
+        Ok(numbers.map(|number| OwnedFd::from_raw_fd(number)))
     }
 }
 

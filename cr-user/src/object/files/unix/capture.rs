@@ -30,7 +30,7 @@ pub(in super::super) struct Sockets {
 pub(in super::super) struct Queues {
     messages: HashMap<u64, Vec<Message>>,
     /// Ours, for what is open only there.
-    _kept: Vec<OwnedFd>,
+    ours: Vec<OwnedFd>,
     refusals: Vec<Refusal>,
 }
 
@@ -69,7 +69,7 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
                 for piece in raw {
                     let mut rights = Vec::with_capacity(piece.rights.len());
                     for right in piece.rights {
-                        rights.push(identify(right, groups, &mut queues._kept)?);
+                        rights.push(identify(right, groups, &mut queues.ours)?);
                     }
                     let sender = piece.sender.map(|s| (s.pid, s.uid, s.gid));
                     messages.push(Message { bytes: piece.bytes, rights, sender, from: piece.from });
@@ -85,7 +85,7 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
 }
 
 /// The group that has the description of a descriptor of ours; a new one if the job has it in no table.
-fn identify(right: OwnedFd, groups: &mut Vec<Group>, kept: &mut Vec<OwnedFd>) -> Result<u32> {
+fn identify(right: OwnedFd, groups: &mut Vec<Group>, ours: &mut Vec<OwnedFd>) -> Result<u32> {
     let failed = |e: std::io::Error| Error::system("looking at a descriptor in the queue of a socket", e);
     let me = std::process::id() as i32;
     let seen = Seen::of(me, right.as_raw_fd()).map_err(failed)?;
@@ -98,7 +98,7 @@ fn identify(right: OwnedFd, groups: &mut Vec<Group>, kept: &mut Vec<OwnedFd>) ->
         }
     }
     groups.push(Group { members: vec![seen] });
-    kept.push(right);
+    ours.push(right);
     Ok(groups.len() as u32 - 1)
 }
 
@@ -197,7 +197,7 @@ impl Sockets {
         let state = match state {
             Reached::Own(state) => state,
             Reached::Outside(other) => {
-                let why = format!("is a Unix socket ({}) connected to {other}", self.own_end(shown));
+                let why = format!("is a Unix socket ({}) connected to {other}", own_end(shown));
                 return Err(No::new(why, "checkpoint both together, or have the job close it before the checkpoint"));
             }
         };
@@ -218,11 +218,6 @@ impl Sockets {
             options: options::read(ours),
             queue,
         }))))
-    }
-
-    fn own_end(&self, shown: &Shown) -> String {
-        let named = if shown.name.is_empty() { String::new() } else { format!("{}, ", name::shown(&shown.name)) };
-        format!("{named}[{}]", shown.inode)
     }
 
     fn state(
@@ -270,7 +265,7 @@ impl Sockets {
     fn listener(&self, shown: &Shown, holders: &[Holder<'_>]) -> std::result::Result<State, No> {
         let is_listener = |s: &Shown| s.listening;
         let refused = |what: String, todo| {
-            Err(No::new(format!("is a listening Unix socket ({}) with {what}", self.own_end(shown)), todo))
+            Err(No::new(format!("is a listening Unix socket ({}) with {what}", own_end(shown)), todo))
         };
         for client in &shown.waiting {
             let ended = "an unaccepted connection of a client that has ended";
@@ -312,6 +307,11 @@ impl Sockets {
         debug_assert!(messages.is_empty() || !matches!(state, State::Listening(_)));
         Ok(messages)
     }
+}
+
+fn own_end(shown: &Shown) -> String {
+    let named = if shown.name.is_empty() { String::new() } else { format!("{}, ", name::shown(&shown.name)) };
+    format!("{named}[{}]", shown.inode)
 }
 
 /// Whom a socket leads to.

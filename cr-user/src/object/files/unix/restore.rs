@@ -162,13 +162,12 @@ impl<'a> Maker<'a> {
                 && s.name.as_ref().is_some_and(|n| n.bytes == name.bytes)
         };
         let stands_in;
-        let (listener, bound) = match self.order.iter().find(is_it).map(|l| l.inode) {
-            Some(inode) => (self.made[&inode].clone(), &self.bound[&inode]),
-            None => {
-                let listener = new(known.kind)?;
-                stands_in = name.bind_apart(listener.as_fd())?;
-                (listener, &stands_in)
-            }
+        let (listener, bound) = if let Some(own) = self.order.iter().find(is_it) {
+            (self.made[&own.inode].clone(), &self.bound[&own.inode])
+        } else {
+            let listener = new(known.kind)?;
+            stands_in = name.bind_apart(listener.as_fd())?;
+            (listener, &stands_in)
         };
         acts::listen(self.crew, &listener, pair.client.and_then(|c| c.peer.as_ref()), MANY)?;
         let client = match pair.client {
@@ -211,10 +210,8 @@ impl<'a> Maker<'a> {
         let mut later: Vec<(&Unix, usize)> = Vec::new();
         for socket in &datagrams {
             let by_peer = |m: &Message| self.peer_of(socket).is_some_and(|p| m.from == p.name_bytes());
-            let split = match self.paired.contains(&socket.inode) {
-                true => 0,
-                false => socket.queue.iter().rposition(|m| !by_peer(m)).map_or(0, |last| last + 1),
-            };
+            let last_of_others = socket.queue.iter().rposition(|m| !by_peer(m));
+            let split = if self.paired.contains(&socket.inode) { 0 } else { last_of_others.map_or(0, |last| last + 1) };
             for message in &socket.queue[..split] {
                 let (from, address) =
                     (self.sender(socket, message)?, self.bound.get(&socket.inode).map(Bound::address));
