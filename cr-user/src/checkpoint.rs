@@ -24,7 +24,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::spaces::Spaces;
-use crate::object::{cgroups, files, memory, process, seccomp, threads};
+use crate::object::{cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
@@ -146,7 +146,7 @@ impl Job {
         Ok(Self {
             family,
             pidfd,
-            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
+            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false, headless: false }, false)?],
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
@@ -172,7 +172,7 @@ impl Job {
         for member in &mut job.members {
             member.oracle = oracles.remove(&member.pid).flatten();
         }
-        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
+        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false, headless: false });
         for relative in relatives.collect::<Vec<_>>() {
             let mut member = Member::open(&relative, false)?;
             member.oracle = oracles.remove(&relative.pid).flatten();
@@ -221,6 +221,11 @@ impl Job {
             self.members.iter().for_each(|m| watch.follow(m.pid));
         }
         let mut all = Vec::new();
+        let ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
+        if let Err(lost) = lineage::forest(&ancestry) {
+            all.push(lost.into_refusal());
+        }
+        all.extend(relatives.iter().filter(|r| r.headless).map(|r| headless(r.pid)));
         if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
             let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
             let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
@@ -504,8 +509,10 @@ impl Job {
                 other => break other?,
             }
         };
-        let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
+        let alive =
+            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false, headless: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
+        refuse(frozen.headless().iter().map(|pid| headless(*pid)).collect())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
         Ok(frozen)
@@ -597,6 +604,12 @@ impl Job {
 
 fn gone(pid: i32, during: &'static str) -> Error {
     Error::JobGone { pid, during }
+}
+
+fn headless(pid: i32) -> Refusal {
+    let why = "has lost its main thread, while others go on".to_owned();
+    let todo = "have its main thread wait for the others (pthread_join) instead of ending before them".to_owned();
+    Refusal { pid, place: "the process".to_owned(), why, todo }
 }
 
 fn shared(what: fd::Shared) -> &'static str {

@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod clocks;
 pub mod credentials;
 pub mod files;
+pub mod lineage;
 pub mod memory;
 pub mod process;
 pub mod records;

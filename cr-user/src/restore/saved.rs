@@ -5,6 +5,7 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
+use crate::object::lineage::{self, Ancestry, Node};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
 use crate::object::process::{self, Process};
@@ -15,7 +16,6 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
-use crate::restore::lineage::{self, Ancestry, Node};
 use crate::store::Chain;
 
 /// The records of the newest image of a chain.
@@ -107,7 +107,7 @@ impl Saved {
         });
         let of_zombies = zombies.iter().map(|z| Ancestry { pid: z.pid, ppid: z.ppid, pgid: z.pgid, sid: z.sid });
         let ancestry: Vec<Ancestry> = of_living.chain(of_zombies).collect();
-        let forest = lineage::forest(&ancestry)?;
+        let forest = lineage::forest(&ancestry).map_err(lineage::Lost::into_error)?;
         Ok(Self {
             living,
             zombies,

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::survey::{self, Group, readable, writable};
 use super::{Holder, No, not_here, open_again, own_link, stdio, unix};
 use crate::error::{Error, Refusal, Result};
+use crate::procfs;
 use crate::sys::fd::{self, fcntl};
 
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
@@ -134,7 +135,7 @@ impl Pipes {
             return Vec::new();
         }
         let mut refusals = Vec::new();
-        for other in processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other))) {
+        for other in procfs::processes().filter(|other| !is_of_job(*other, holders)) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
                 let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
                     continue;
@@ -215,9 +216,23 @@ fn other_end_closed(fd: BorrowedFd<'_>) -> bool {
         && polled[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// Every process, ours included: `cr` may itself hold an end of a pipe of the job.
-fn processes() -> impl Iterator<Item = i32> {
-    fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+/// Whether a process is one of the job's, or descends from one: it may have been born a moment ago.
+fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    let own = std::process::id() as i32;
+    loop {
+        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
+            return true;
+        }
+        let parent = procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
+        match parent {
+            // It has just ended.
+            None => return true,
+            // An orphan of the job, where we are its subreaper: we have no children but the job's.
+            Some(parent) if parent == own => return true,
+            Some(parent) if parent <= 1 => return false,
+            Some(parent) => pid = parent,
+        }
+    }
 }
 
 /// The number in `pipe:[812]`.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::statfs;
 
-use super::Holder;
+use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::fd::{compare_descriptions, pidfd_getfd, pidfd_open};
@@ -65,6 +65,12 @@ impl Seen {
         Self { pid, fd, cloexec: false, link, meta, filesystem: 0, flags: 0, position: 0, locks }
     }
 
+    /// What the kernel says of it besides.
+    pub(super) fn info(&self) -> std::result::Result<Info, No> {
+        let text = fs::read_to_string(format!("/proc/{}/fdinfo/{}", self.pid, self.fd));
+        text.map(Info).map_err(|e| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner"))
+    }
+
     /// Whether it can be read through.
     pub(super) fn readable(&self) -> bool {
         readable(self.flags)
@@ -78,6 +84,22 @@ impl Seen {
     /// Descriptors with different keys are different descriptions.
     fn key(&self) -> (u64, u64, i32, i64) {
         (self.meta.dev(), self.meta.ino(), self.flags, self.position)
+    }
+}
+
+/// The lines of `/proc/PID/fdinfo/FD`.
+#[derive(Debug)]
+pub(super) struct Info(String);
+
+impl Info {
+    /// What stands behind `key`, which ends in a colon.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.lines().find_map(|l| l.strip_prefix(key)).map(str::trim)
+    }
+
+    /// All of them.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.lines()
     }
 }
 
