@@ -7,6 +7,7 @@
 
 mod aio;
 mod body;
+mod crew;
 mod inherit;
 mod memory;
 mod saved;
@@ -39,6 +40,7 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
+use crew::Hands;
 use memory::Prepared;
 use saved::{Living, Saved};
 
@@ -114,7 +116,7 @@ impl Built {
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
-    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
+    let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
@@ -125,6 +127,10 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
     steps.end("processes and memory");
     fault::point("restore.memory")?;
+    // Before anybody has other directories or rights: what sockets note of their makers is given with the calls.
+    let mut hands = Hands::new(&mut bodies);
+    let mut late = files::make_sockets(&saved.files, &mut opened, &mut hands)?;
+    hands.dismiss()?;
 
     let mut oracles = HashMap::new();
     for body in &mut bodies {
@@ -139,7 +145,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     steps.end("tracking");
     fault::point("restore.tracking")?;
-    let late = files::open_late(&saved.files)?;
+    late.open_rest(&saved.files)?;
     let owns_table = |pid: i32| saved.files.table_of(pid).filter(|t| t.pids[0] == pid);
     for body in &mut bodies {
         let Some(table) = owns_table(body.pid()) else { continue };

@@ -12,7 +12,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("udp-socket", &["socket"]),
     ("tcp-listener", &["socket"]),
     ("netlink", &["socket", "netlink"]),
-    ("socketpair", &["socket"]),
+    ("outside-socket", &["(unsupported), outside of the job"]),
     ("io_uring", &["io_uring"]),
     ("userfaultfd", &["userfaultfd"]),
     ("userfaultfd-range", &["registered with a userfaultfd"]),

@@ -14,6 +14,7 @@ pub mod pagemap;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod socket;
 pub mod stub;
 pub mod task;
 pub mod uffd;

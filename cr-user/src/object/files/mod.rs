@@ -8,6 +8,7 @@
 //! | [`deleted`] file, [`memfd`] | a new object with the same bytes, which are in the image |
 //! | [`directory`], [`device`] without state | opened by name |
 //! | [`pipe`] within the job | a new pipe with the same data |
+//! | [`unix`] socket within the job | a new one with the same connection and queue |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
 //! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
@@ -43,6 +44,7 @@ pub mod terminal;
 #[cfg(test)]
 mod tests;
 pub mod timerfd;
+pub mod unix;
 mod unsupported;
 
 use std::fmt;
@@ -62,13 +64,13 @@ use crate::sys::fd::fcntl;
 
 pub use batch::Batch;
 pub use capture::{ContentSource, capture, refusals};
-pub use late::{Late, early_calls, open_late};
+pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 2, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 4, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -147,6 +149,8 @@ pub enum Description {
     Inotify(inotify::Inotify),
     /// A pidfd.
     Pidfd(pidfd::Pidfd),
+    /// A Unix-domain socket.
+    Unix(Box<unix::Unix>),
     /// A namespace.
     Namespace(namespace::Namespace),
     /// A file of `/proc`.
@@ -171,6 +175,7 @@ impl Description {
             Self::Epoll(_) => "epoll set",
             Self::Inotify(_) => "inotify watches",
             Self::Pidfd(_) => "pidfd",
+            Self::Unix(_) => "Unix socket",
             Self::Namespace(_) => "namespace",
             Self::Proc(_) => "file of /proc",
         }
@@ -229,6 +234,7 @@ impl Description {
             Self::Epoll(r) => r.flags,
             Self::Inotify(r) => r.flags,
             Self::Pidfd(r) => r.flags,
+            Self::Unix(r) => r.flags,
             Self::Namespace(r) => r.flags,
             Self::Proc(r) => r.flags,
         };
@@ -352,6 +358,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     for pipe in &files.pipes {
         pipe.make()?;
     }
+    unix::check(files)?;
     Ok(plan)
 }
 

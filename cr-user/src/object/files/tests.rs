@@ -528,7 +528,16 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
         ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),
-        ("s = socket.socketpair(); fd = s[0].fileno(); os.close(s[1].detach())", "is a socket"),
+        (
+            "a, b = socket.socketpair(); fd = a.fileno()
+p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",
+            "(sleep), outside of the job",
+        ),
+        (
+            "a, b = socket.socketpair(); fd = a.fileno(); os.set_inheritable(b.fileno(), True)
+p = subprocess.Popen(['sleep', '1000'], stdin=a, stdout=subprocess.DEVNULL)",
+            "is a Unix socket that pid",
+        ),
         ("fd = os.open(sys.argv[1], os.O_PATH)", "is an O_PATH descriptor of"),
         ("n = sys.argv[1] + '.fifo'; os.mkfifo(n); fd = os.open(n, os.O_RDWR)", "is the named FIFO"),
         (
