@@ -19,8 +19,8 @@ use crate::sys::socket::{filter_length, has_error, option, peer_name};
 /// The sockets of the job.
 pub(in super::super) struct Sockets {
     all: All,
-    /// Their inodes, with the first descriptor of each.
-    own: HashMap<u64, (i32, i32)>,
+    /// Their inodes, with the descriptors of each: process and number.
+    own: HashMap<u64, Vec<(i32, i32)>>,
     /// What is queued, by inode; none if that was not looked at, since the job runs.
     queues: Option<Queues>,
 }
@@ -28,6 +28,8 @@ pub(in super::super) struct Sockets {
 /// What is queued in the job's sockets. Descriptors in it are those of groups, by index.
 #[derive(Default)]
 pub(in super::super) struct Queues {
+    /// What all sockets were like then.
+    all: All,
     messages: HashMap<u64, Vec<Message>>,
     /// Ours, for what is open only there.
     ours: Vec<OwnedFd>,
@@ -81,6 +83,7 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
             }
         }
     }
+    queues.all = all;
     Ok(queues)
 }
 
@@ -140,10 +143,16 @@ pub(in super::super) fn refuse_in_flight(
 
 impl Sockets {
     /// Finds the sockets among the descriptions.
-    pub(in super::super) fn of(groups: &[Group], queues: Option<Queues>) -> Result<Self> {
-        let sockets = groups.iter().filter(|g| is_socket(g)).map(Group::first);
-        let own: HashMap<_, _> = sockets.map(|s| (s.meta.ino(), (s.pid, s.fd))).collect();
-        let all = if own.is_empty() { All::default() } else { ask()? };
+    pub(in super::super) fn of(groups: &[Group], mut queues: Option<Queues>) -> Result<Self> {
+        let descriptors = |g: &Group| g.members.iter().map(|s| (s.pid, s.fd)).collect();
+        let sockets = groups.iter().filter(|g| is_socket(g));
+        let own: HashMap<u64, Vec<_>> = sockets.map(|g| (g.first().meta.ino(), descriptors(g))).collect();
+        let asked = queues.as_mut().map(|q| std::mem::take(&mut q.all));
+        let all = match asked {
+            Some(all) => all,
+            None if own.is_empty() => All::default(),
+            None => ask()?,
+        };
         Ok(Self { all, own, queues })
     }
 
@@ -163,7 +172,7 @@ impl Sockets {
         holders: &[Holder<'_>],
         restored: impl Fn(i32, i32) -> bool,
     ) -> Vec<Refusal> {
-        let own = self.own.iter().map(|(inode, (pid, fd))| (*pid, *fd, *inode));
+        let own = self.own.iter().flat_map(|(inode, all)| all.iter().map(|(pid, fd)| (*pid, *fd, *inode)));
         outside::shared_with_others(&own.filter(|(pid, fd, _)| restored(*pid, *fd)).collect::<Vec<_>>(), holders)
     }
 
