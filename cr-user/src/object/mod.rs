@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod clocks;
 pub mod credentials;
 pub mod files;
+pub mod ipc;
 pub mod memory;
 pub mod process;
 pub mod records;
@@ -31,5 +32,6 @@ pub const KINDS: &[RecordKind] = &[
     cgroups::KIND,
     files::KIND,
     clocks::KIND,
+    ipc::KIND,
     zombies::KIND,
 ];
