@@ -3,7 +3,7 @@
  *
  *   sysv DIR             the job; DIR/say.shm.NAME, say.sem.NAME, say.msg.NAME hold the ids of its objects
  *   sysv DIR --hold ID   somebody else, who attaches that segment
- *   sysv DIR --use ID    somebody else, who receives from that queue, and lives on
+ *   sysv DIR --use ID    somebody else, who sends a message to that queue, and lives on
  *   sysv DIR --take KEY  somebody else, who makes a segment with that key
  */
 #include "guest.h"
@@ -38,7 +38,7 @@ static struct shared {
 } *shared;
 
 static key_t base;
-static int keyed, private, loose, foreign, set, fresh_set, queue, full, fresh, left;
+static int keyed, private, loose, foreign, set, fresh_set, queue, full, fresh, left, quiet;
 static char *first, *second, *gone;
 static uint64_t seeds[PAGES], gone_seed, loose_seed, random_state = 7;
 static struct {
@@ -296,11 +296,15 @@ static void queues_set_up(void) {
     say("msg", "fresh", fresh);
     left = MUST(msgget(IPC_PRIVATE, IPC_CREAT | 0600));
     say("msg", "left", left);
+    quiet = MUST(msgget(IPC_PRIVATE, IPC_CREAT | 0600));
+    say("msg", "quiet", quiet);
     struct msqid_ds all = queue_of(full);
     all.msg_qbytes = 10;
     MUST(msgctl(full, IPC_SET, &all));
     struct message message = {.type = 5, .text = "12345678"};
     MUST(msgsnd(full, &message, 8, 0));
+    MUST(msgsnd(quiet, &message, 8, 0));
+    MUST(msgrcv(quiet, &message, 8, 0, 0));
     /* By somebody whose end nobody remembers. */
     pid_t pid = MUST(fork());
     if (pid == 0) {
@@ -334,10 +338,12 @@ static void queues_check(void) {
     CHECK(msgrcv(full, &message, TEXT, 0, IPC_NOWAIT) == 8 && memcmp(message.text, "12345678", 8) == 0, "the full queue's message");
     expect_end(sender, 23);
     CHECK(msgrcv(full, &message, TEXT, 0, IPC_NOWAIT) == 5 && message.type == 99, "the late message");
+    all = queue_of(quiet);
+    CHECK(all.msg_lspid == getpid() && all.msg_lrpid == getpid(), "the quiet queue: last %d, %d", all.msg_lspid, all.msg_lrpid);
     all = queue_of(fresh);
     CHECK(all.msg_qnum == 0 && all.msg_lspid == 0 && (all.msg_perm.mode & 0777) == 0622 && all.msg_perm.__key == base + 1, "the fresh queue");
     CHECK(msgrcv(left, &message, TEXT, 0, IPC_NOWAIT) == 11 && memcmp(message.text, "left behind", 11) == 0, "what a dead process left");
-    int all_queues[] = {queue, full, fresh, left};
+    int all_queues[] = {queue, full, fresh, left, quiet};
     for (size_t i = 0; i < ARRAY_LEN(all_queues); i++) MUST(msgctl(all_queues[i], IPC_RMID, NULL));
 }
 
@@ -350,7 +356,6 @@ static void be_somebody_else(int argc, char **argv) {
     if (use >= 0) {
         struct message message = {.type = 12345};
         MUST(msgsnd((int)use, &message, 1, 0));
-        MUST(msgrcv((int)use, &message, 1, 12345, 0));
     }
     if (key) say("shm", "taken", MUST(shmget((key_t)key, PAGE, IPC_CREAT | IPC_EXCL | 0600)));
     guest_ready();

@@ -132,7 +132,7 @@ impl Drop for Somebody {
 fn what_somebody_else_uses_too_is_refused() {
     let _namespace = alone();
     let mut job = Job::start_with("sysv", &JobOptions::default());
-    for (option, object) in [("--hold", "say.shm.keyed"), ("--use", "say.msg.keyed")] {
+    for (option, object) in [("--hold", "say.shm.keyed"), ("--use", "say.msg.quiet")] {
         let id = job.read_link(object).expect("the guest says its ids");
         let somebody = Somebody::begin(&job, &[option, &id]);
         for refused in [run(&mut job.checkpoint_command()), run(cr_tests::cr().args(["check", &job.pid().to_string()]))]
@@ -141,11 +141,10 @@ fn what_somebody_else_uses_too_is_refused() {
             assert!(refused.said().contains(&id), "{object}: {refused}");
         }
         drop(somebody);
-        // The job has used the queue again.
-        job.advance(10);
+        job.advance(5);
     }
+    // Who has ended uses nothing any more.
     job.checkpoint();
-    job.finish();
 }
 
 #[test]

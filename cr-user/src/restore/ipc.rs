@@ -20,6 +20,7 @@ use crate::restore::body::Body;
 use crate::restore::memory;
 use crate::restore::saved::Saved;
 use crate::store::Chain;
+use crate::sys::PAGE;
 use crate::sys::ipc::{self as calls, Ask};
 
 /// Objects that were made here: they are removed again if the job does not come to run.
@@ -72,13 +73,7 @@ pub fn attach(bodies: &mut [Body], saved: &Saved, chain: &Chain, made: &mut Made
     }
     for body in bodies.iter_mut() {
         let living = saved.find(body.pid()).expect("a body for each");
-        for mapping in &living.mappings {
-            if let Backing::Object(object) = &mapping.backing
-                && let ObjectKind::SystemV(id) = object.kind
-            {
-                attach_one(body, mapping, id, object.size)?;
-            }
-        }
+        attachments(&living.mappings).iter().try_for_each(|attachment| attachment.make(body))?;
     }
     for segment in restored {
         let id = segment.object.id;
@@ -106,30 +101,57 @@ fn fill(segment: &Segment, plan: Plan, chain: &Chain) -> Result<()> {
     }
 }
 
-/// Attaches a segment where the kernel likes, moves the part that was mapped to its place, and takes the rest out: the kernel
-/// then counts it among the attachments, and `shmdt` finds it.
-fn attach_one(body: &mut Body, mapping: &Mapping, id: i32, size: u64) -> Result<()> {
-    const PROT: i32 = libc::PROT_READ | libc::PROT_WRITE;
-    let size = size.next_multiple_of(crate::sys::PAGE);
-    let writable = mapping.has(advice::MAY_WRITE);
-    let read_only = if writable { 0 } else { libc::SHM_RDONLY };
-    let executable = if mapping.prot & libc::PROT_EXEC == 0 { 0 } else { libc::SHM_EXEC };
-    let attach = Call::new(libc::SYS_shmat, &[id as u64, 0, (read_only | executable) as u64]);
-    let at = body.run(0, vec![attach], "attaching shared memory")?[0];
-    let (part, len, end) = (at + mapping.offset, mapping.len(), mapping.offset + mapping.len());
-    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-    let mut calls = vec![Call::new(libc::SYS_mremap, &[part, len, len, flags, mapping.start])];
-    if mapping.offset > 0 {
-        calls.push(Call::new(libc::SYS_munmap, &[at, mapping.offset]));
+/// What one call of `shmat` attached, as far as it is still there. `shmdt` takes all of it out, and nothing else: the pieces
+/// must come from one call again.
+struct Attachment<'a> {
+    id: i32,
+    /// Where the segment's first byte is, or would be.
+    base: u64,
+    size: u64,
+    writable: bool,
+    executable: bool,
+    pieces: Vec<&'a Mapping>,
+}
+
+fn attachments(mappings: &[Mapping]) -> Vec<Attachment<'_>> {
+    let mut all: Vec<Attachment<'_>> = Vec::new();
+    for mapping in mappings {
+        let Backing::Object(object) = &mapping.backing else { continue };
+        let ObjectKind::SystemV(id) = object.kind else { continue };
+        let (base, writable) = (mapping.start.wrapping_sub(mapping.offset), mapping.has(advice::MAY_WRITE));
+        let executable = mapping.prot & libc::PROT_EXEC != 0;
+        match all.iter_mut().find(|a| (a.id, a.base, a.writable) == (id, base, writable)) {
+            Some(attachment) => {
+                attachment.executable |= executable;
+                attachment.pieces.push(mapping);
+            }
+            None => all.push(Attachment { id, base, size: object.size, writable, executable, pieces: vec![mapping] }),
+        }
     }
-    if end < size {
-        calls.push(Call::new(libc::SYS_munmap, &[at + end, size - end]));
+    all
+}
+
+impl Attachment<'_> {
+    /// Attaches the segment where the kernel likes, moves the pieces to their places, and takes the rest out: the kernel then
+    /// counts each among the attachments, and `shmdt` finds them.
+    fn make(&self, body: &mut Body) -> Result<()> {
+        let flag = |set: bool, flag: i32| if set { flag } else { 0 };
+        let flags = flag(!self.writable, libc::SHM_RDONLY) | flag(self.executable, libc::SHM_EXEC);
+        let attach = Call::new(libc::SYS_shmat, &[self.id as u64, 0, flags as u64]);
+        let at = body.run(0, vec![attach], "attaching shared memory")?[0];
+        let prot = libc::PROT_READ | flag(self.writable, libc::PROT_WRITE) | flag(self.executable, libc::PROT_EXEC);
+        let mut calls = Vec::new();
+        for piece in &self.pieces {
+            let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            let args = [at + piece.offset, piece.len(), piece.len(), flags, piece.start];
+            calls.push(Call::new(libc::SYS_mremap, &args));
+            if piece.prot != prot {
+                calls.push(Call::new(libc::SYS_mprotect, &[piece.start, piece.len(), piece.prot as u64]));
+            }
+        }
+        calls.push(Call::new(libc::SYS_munmap, &[at, self.size.next_multiple_of(PAGE)]));
+        body.run(0, calls, "putting shared memory in its place").map(drop)
     }
-    let attached = (if writable { PROT } else { libc::PROT_READ }) | (mapping.prot & libc::PROT_EXEC);
-    if mapping.prot != attached {
-        calls.push(Call::new(libc::SYS_mprotect, &[mapping.start, len, mapping.prot as u64]));
-    }
-    body.run(0, calls, "putting shared memory in its place").map(drop)
 }
 
 /// Semaphores and queues.
