@@ -9,6 +9,7 @@ mod aio;
 mod body;
 mod crew;
 mod inherit;
+mod ipc;
 mod memory;
 mod saved;
 mod soul;
@@ -101,6 +102,8 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
 struct Built {
     /// Its processes, the root first.
     bodies: Vec<Body>,
+    /// System V objects that were made for it.
+    made: ipc::Made,
     /// What watches each address space.
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
@@ -125,6 +128,8 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    let mut made = ipc::Made::default();
+    ipc::attach(&mut bodies, saved, chain, &mut made)?;
     steps.end("processes and memory");
     fault::point("restore.memory")?;
     // Before anybody has other directories or rights: what sockets note of their makers is given with the calls.
@@ -169,11 +174,13 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
             own.judge(&saved.files)?;
         }
     }
+    ipc::restore(&mut bodies, saved, &mut made)?;
     give_life(&mut bodies, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
     prepared.adopt(&mut spaces)?;
+    ipc::adopt(saved, &mut spaces);
     for (space, file) in opened.spaces() {
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
@@ -182,7 +189,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, oracles, spaces, cuts })
+    Ok(Built { bodies, made, oracles, spaces, cuts })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -422,9 +429,10 @@ impl Restored {
     pub fn run(self) -> Result<Job> {
         let pid = self.job_pid();
         fault::point("restore.run")?;
-        let Built { bodies, oracles, spaces, .. } = self.job;
+        let Built { bodies, made, oracles, spaces, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
         bodies.into_iter().try_for_each(Body::release)?;
+        made.keep();
         Ok(job)
     }
 }
