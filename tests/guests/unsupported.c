@@ -23,7 +23,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
-#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -168,13 +167,6 @@ static void make_fifo(void) {
     at_fd(open(path, O_RDWR));
 }
 
-static void make_sysv_shm(void) {
-    int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
-    void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
-    if (id >= 0) shmctl(id, IPC_RMID, NULL);
-    at_address(at);
-}
-
 /* The memory of a device: here the ring buffer of a performance counter. */
 static void make_device_mapping(void) {
     struct perf_event_attr attributes = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attributes, .config = PERF_COUNT_SW_TASK_CLOCK};
@@ -226,7 +218,7 @@ static const struct unsupported {
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
     {"fifo", make_fifo},
-    {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
+    {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };
 

@@ -25,7 +25,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["not of the job"]),
     ("fifo", &["fifo", "named pipe"]),
-    ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),
     ("outside-pipe", &["pipe"]),
