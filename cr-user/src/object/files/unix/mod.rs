@@ -1,10 +1,10 @@
 //! Unix-domain sockets of the job: streams, datagrams and packets in sequence, with what is queued in them.
 //!
-//! What they are is asked in three ways: of all sockets at once ([`diag`]: names, ends, who waits), of each through a duplicate
+//! What they are is asked in three ways: of all sockets at once (`diag`: names, ends, who waits), of each through a duplicate
 //! of its descriptor ([`options`]), and by looking into its queue without taking anything out ([`queue`]). Descriptors that lie
 //! in a queue and are open nowhere else are described as if the job had them in a table.
 //!
-//! A restore ([`restore`]) makes them once there are the processes: the kernel notes who made a pair, who connected and who
+//! A restore (`restore`) makes them once there are the processes: the kernel notes who made a pair, who connected and who
 //! listened, and shows that to the other end (`SO_PEERCRED`). So each of these calls is made by the process that made it then.
 //! Who has ended meanwhile is stood in for by a process with its number, where that is free.
 
