@@ -16,3 +16,15 @@ fn chain() {
 fn chain_in_a_pid_namespace() {
     in_pid_namespace("chain_in_a_pid_namespace", || chain_and_back("unix", &[], Pace::default()));
 }
+
+#[test]
+fn two_that_never_stop_talking() {
+    full_and_back("unix_talk", &[], Pace::default());
+    chain_and_back("unix_talk", &[], Pace::default());
+}
+
+#[test]
+fn other_users_at_the_other_end() {
+    full_and_back("unix_talk", &["--part", "users"], Pace::default());
+    chain_and_back("unix_talk", &["--part", "users"], Pace::default());
+}
