@@ -1,12 +1,13 @@
 /*
  * Two processes that never stop talking through Unix-domain sockets: whenever a checkpoint is taken, something is under way.
  *
- *   unix_talk DIR [--part talk|users]
+ *   unix_talk DIR [--part talk|users|timer]
  *
  * talk: the child writes an endless text into a stream and numbered packets into a second socket, some with a pipe that holds the
  * number again; it is often stopped while it waits for room. The parent reads a little of both at each step, checks every byte,
  * sends datagrams to the child's name, which checks number and sender; and has all of it watched by epoll.
  * users: who is at the other end is a process with other users and groups, one that has ended, or one that listened as somebody else.
+ * timer: as talk, but for a message with a timer that nobody has open, which cannot be restored: it is received on "go.1".
  */
 #include "guest.h"
 #include <grp.h>
@@ -16,6 +17,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -270,11 +272,36 @@ static void finish_users(void) {
     MUST(close(by_child));
 }
 
+/* -- timer -------------------------------------------------------------------------------------------------------------------- */
+
+static int carrier[2];
+
+static void set_up_timer(void) {
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, carrier));
+    int timer = MUST(timerfd_create(CLOCK_MONOTONIC, 0));
+    CHECK(send_number(carrier[0], 5, timer, 0) == 8, "send: %s", strerror(errno));
+    MUST(close(timer));
+    char where[32];
+    snprintf(where, sizeof where, "fd %d", carrier[1]);
+    guest_link("say.where", where);
+}
+
+static void receive_timer(void) {
+    uint64_t number;
+    int timer = -1;
+    CHECK(receive_number(carrier[1], &number, &timer, NULL, MSG_DONTWAIT) == 8 && timer >= 0, "there is no timer in the message");
+    MUST(close(timer));
+    guest_link("say.received", "");
+}
+
 int main(int argc, char **argv) {
     guest_start(argc, argv);
-    bool users = false;
-    for (int i = 2; i + 1 < argc; i++)
-        if (strcmp(argv[i], "--part") == 0) users = strcmp(argv[i + 1], "users") == 0;
+    bool users = false, timer = false;
+    for (int i = 2; i + 1 < argc; i++) {
+        if (strcmp(argv[i], "--part") != 0) continue;
+        users = strcmp(argv[i + 1], "users") == 0;
+        timer = strcmp(argv[i + 1], "timer") == 0;
+    }
     signal(SIGPIPE, SIG_IGN);
     parent = getpid();
     shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -285,8 +312,10 @@ int main(int argc, char **argv) {
     }
     if (users) set_up_users();
     else set_up_talk();
+    if (timer) set_up_timer();
     guest_ready();
     while (!guest_finishing()) {
+        if (timer && guest_has("go.1")) receive_timer(), timer = false;
         guest_step();
         if (users) step_users();
         else step_talk();
