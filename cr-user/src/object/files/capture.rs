@@ -133,9 +133,8 @@ impl<'a> Look<'a> {
             match self.kind(group, space_of) {
                 Ok(Kind::One(description)) => {
                     if let Err(no) = self.check_in_flight(group, &description) {
-                        self.refusals.extend(group.members.iter().map(|seen| no.at(seen)));
-                    }
-                    if matches!(description, Description::Epoll(_)) {
+                        self.refuse(group, &no);
+                    } else if matches!(description, Description::Epoll(_)) {
                         self.sets.push((self.files.descriptions.len(), group));
                     }
                     self.add(description, &group.members);
@@ -145,10 +144,15 @@ impl<'a> Look<'a> {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(no) => self.refusals.extend(group.members.iter().map(|seen| no.at(seen))),
+                Err(no) => self.refuse(group, &no),
             }
         }
         self.refusals.extend(epoll::link(self.holders, self.groups, &self.sets, &mut self.files));
+    }
+
+    fn refuse(&mut self, group: &Group, no: &No) {
+        let at = |seen: &Seen| self.sockets.refuse_queued(seen, no).unwrap_or_else(|| no.at(seen));
+        self.refusals.extend(group.members.iter().map(at));
     }
 
     fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {

@@ -377,8 +377,11 @@ impl No {
 impl No {
     /// The refusal of one descriptor.
     fn at(&self, seen: &survey::Seen) -> Refusal {
-        let place = format!("fd {}", seen.fd);
-        Refusal { pid: seen.pid, place, why: self.why.clone(), todo: self.todo.to_owned() }
+        self.at_number(seen.pid, seen.fd)
+    }
+
+    fn at_number(&self, pid: i32, fd: i32) -> Refusal {
+        Refusal { pid, place: format!("fd {fd}"), why: self.why.clone(), todo: self.todo.to_owned() }
     }
 }
 

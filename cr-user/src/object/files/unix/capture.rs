@@ -31,8 +31,8 @@ pub(in super::super) struct Queues {
     /// What all sockets were like then.
     all: All,
     messages: HashMap<u64, Vec<Message>>,
-    /// Ours, for what is open only there.
-    ours: Vec<OwnedFd>,
+    /// Ours, for what is open only there, each with the descriptor of the socket that it lies in.
+    ours: Vec<(OwnedFd, (i32, i32))>,
     refusals: Vec<Refusal>,
 }
 
@@ -71,15 +71,16 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
                 for piece in raw {
                     let mut rights = Vec::with_capacity(piece.rights.len());
                     for right in piece.rights {
-                        rights.push(identify(right, groups, &mut queues.ours)?);
+                        rights.push(queues.identify(right, groups, (pid, fd))?);
                     }
                     let sender = piece.sender.map(|s| (s.pid, s.uid, s.gid));
                     messages.push(Message { bytes: piece.bytes, rights, sender, from: piece.from });
                 }
                 queues.messages.insert(inode, messages);
             }
-            Err(No { why, todo }) => {
-                queues.refusals.push(Refusal { pid, place: format!("fd {fd}"), why, todo: todo.to_owned() });
+            Err(no) => {
+                let (pid, fd) = queues.socket_with((pid, fd)).unwrap_or((pid, fd));
+                queues.refusals.push(no.at_number(pid, fd));
             }
         }
     }
@@ -87,22 +88,33 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
     Ok(queues)
 }
 
-/// The group that has the description of a descriptor of ours; a new one if the job has it in no table.
-fn identify(right: OwnedFd, groups: &mut Vec<Group>, ours: &mut Vec<OwnedFd>) -> Result<u32> {
-    let failed = |e: std::io::Error| Error::system("looking at a descriptor in the queue of a socket", e);
-    let me = std::process::id() as i32;
-    let seen = Seen::of(me, right.as_raw_fd()).map_err(failed)?;
-    for (index, group) in groups.iter().enumerate() {
-        let first = group.first();
-        if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
-            && compare_descriptions(first.pid, first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
-        {
-            return Ok(index as u32);
+impl Queues {
+    /// The group that has the description of a descriptor of ours, which lay in the queue of the socket `within`; a new one if
+    /// the job has it in no table.
+    fn identify(&mut self, right: OwnedFd, groups: &mut Vec<Group>, within: (i32, i32)) -> Result<u32> {
+        let failed = |e: std::io::Error| Error::system("looking at a descriptor in the queue of a socket", e);
+        let me = std::process::id() as i32;
+        let seen = Seen::of(me, right.as_raw_fd()).map_err(failed)?;
+        for (index, group) in groups.iter().enumerate() {
+            let first = group.first();
+            if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
+                && compare_descriptions(first.pid, first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
+            {
+                return Ok(index as u32);
+            }
         }
+        groups.push(Group { members: vec![seen] });
+        // That socket may itself be open only in a queue.
+        let within = self.socket_with(within).unwrap_or(within);
+        self.ours.push((right, within));
+        Ok(groups.len() as u32 - 1)
     }
-    groups.push(Group { members: vec![seen] });
-    ours.push(right);
-    Ok(groups.len() as u32 - 1)
+
+    /// The descriptor of the socket in whose queue a descriptor of ours lay.
+    fn socket_with(&self, (pid, fd): (i32, i32)) -> Option<(i32, i32)> {
+        let mut ours = self.ours.iter().filter(|_| pid == std::process::id() as i32);
+        ours.find(|(right, _)| right.as_raw_fd() == fd).map(|(_, within)| *within)
+    }
 }
 
 fn ask() -> Result<All> {
@@ -131,13 +143,15 @@ pub(in super::super) fn refuse_in_flight(
             | Description::Eventfd(_)
             | Description::Signalfd(_)
             | Description::Pidfd(_)
+            | Description::Namespace(_)
+            | Description::Proc(_)
             | Description::Unix(_)
     );
     let owned = owner(ours).is_ok_and(|o| o.1 != 0) || seen.flags & libc::O_ASYNC != 0;
     if settled && seen.locks.is_empty() && !owned {
         return Ok(());
     }
-    let why = format!("is a {} that is open nowhere but in a message not yet received", description.kind());
+    let why = format!("is a {} that no process has open", description.kind());
     Err(No::new(why, "wait until the job has received it"))
 }
 
@@ -164,6 +178,13 @@ impl Sockets {
     /// What stood against looking into queues.
     pub(in super::super) fn take_refusals(&mut self) -> Vec<Refusal> {
         self.queues.as_mut().map(|q| std::mem::take(&mut q.refusals)).unwrap_or_default()
+    }
+
+    /// The refusal of what is open only in a queue, at the socket that it lies in; none for anything else.
+    pub(in super::super) fn refuse_queued(&self, seen: &Seen, no: &No) -> Option<Refusal> {
+        let (pid, fd) = self.queues.as_ref()?.socket_with((seen.pid, seen.fd))?;
+        let why = format!("is a Unix socket that holds a message with a descriptor which {}", no.why);
+        Some(No::new(why, "wait until the job has received it").at_number(pid, fd))
     }
 
     /// Sockets of the job that a process outside has open too. Looks at every process that we may look at.
