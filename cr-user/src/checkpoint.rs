@@ -7,13 +7,14 @@
 mod aio;
 mod arena;
 mod collect;
+mod ipc;
 mod member;
 mod precopy;
 mod sink;
 mod survey;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
@@ -24,7 +25,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::spaces::Spaces;
-use crate::object::{cgroups, files, memory, process, seccomp, threads};
+use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
@@ -103,6 +104,8 @@ pub struct Job {
     watch: Option<Watch>,
     watch_tried: bool,
     spaces: Spaces,
+    /// System V objects that are the job's.
+    ipc: BTreeSet<(object::ipc::Kind, i32)>,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -146,10 +149,11 @@ impl Job {
         Ok(Self {
             family,
             pidfd,
-            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
+            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false, headless: false }, false)?],
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
+            ipc: BTreeSet::new(),
             parent: None,
             content: HashMap::new(),
             doubt: false,
@@ -172,7 +176,7 @@ impl Job {
         for member in &mut job.members {
             member.oracle = oracles.remove(&member.pid).flatten();
         }
-        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
+        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false, headless: false });
         for relative in relatives.collect::<Vec<_>>() {
             let mut member = Member::open(&relative, false)?;
             member.oracle = oracles.remove(&relative.pid).flatten();
@@ -221,6 +225,11 @@ impl Job {
             self.members.iter().for_each(|m| watch.follow(m.pid));
         }
         let mut all = Vec::new();
+        let ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
+        if let Err(lost) = lineage::forest(&ancestry) {
+            all.push(lost.into_refusal());
+        }
+        all.extend(relatives.iter().filter(|r| r.headless).map(|r| headless(r.pid)));
         if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
             let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
             let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
@@ -240,6 +249,8 @@ impl Job {
             }
         }
         all.extend(files::refusals(&self.holders())?);
+        let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
+        all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)
     }
 
@@ -325,6 +336,8 @@ impl Job {
             let pages = chain.content_pages(space).map(|(first, pages)| first..first + pages).collect();
             self.content.insert(space, pages);
         }
+        let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
+        self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
         self.parent = Some(chain.newest().as_parent());
     }
 
@@ -467,7 +480,8 @@ impl Job {
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
         let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid);
-        let wanted = self.watch.is_none() && !self.watch_tried && self.members.iter().any(asks);
+        let any = ipc::has_semaphores() || self.members.iter().any(asks);
+        let wanted = self.watch.is_none() && !self.watch_tried && any;
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })
@@ -504,8 +518,10 @@ impl Job {
                 other => break other?,
             }
         };
-        let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
+        let alive =
+            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false, headless: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
+        refuse(frozen.headless().iter().map(|pid| headless(*pid)).collect())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
         Ok(frozen)
@@ -597,6 +613,12 @@ impl Job {
 
 fn gone(pid: i32, during: &'static str) -> Error {
     Error::JobGone { pid, during }
+}
+
+fn headless(pid: i32) -> Refusal {
+    let why = "has lost its main thread, while others go on".to_owned();
+    let todo = "have its main thread wait for the others (pthread_join) instead of ending before them".to_owned();
+    Refusal { pid, place: "the process".to_owned(), why, todo }
 }
 
 fn shared(what: fd::Shared) -> &'static str {

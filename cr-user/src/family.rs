@@ -28,6 +28,8 @@ pub struct Relative {
     pub ppid: i32,
     /// It has ended, and its parent has not noticed.
     pub zombie: bool,
+    /// Its main thread has ended, and others go on.
+    pub headless: bool,
 }
 
 impl Family {
@@ -110,11 +112,13 @@ fn relative(pid: i32) -> io::Result<Relative> {
     let ppid = stat.get(1).and_then(|v| v.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let ended = |state: &str| matches!(state, "Z" | "X");
     // The main thread may have ended before others.
-    let zombie = stat.first().is_some_and(|s| ended(s))
-        && procfs::threads(pid)?
-            .iter()
-            .all(|tid| *tid == pid || procfs::stat(*tid).map_or(true, |s| s.first().is_none_or(|s| ended(s))));
-    Ok(Relative { pid, ppid, zombie })
+    let head_ended = stat.first().is_some_and(|s| ended(s));
+    let others_go_on = || -> io::Result<bool> {
+        let others = procfs::threads(pid)?.into_iter().filter(|tid| *tid != pid);
+        Ok(others.into_iter().any(|tid| procfs::stat(tid).is_ok_and(|s| s.first().is_some_and(|s| !ended(s)))))
+    };
+    let headless = head_ended && others_go_on()?;
+    Ok(Relative { pid, ppid, zombie: head_ended && !headless, headless })
 }
 
 /// The processes of a session.
@@ -176,6 +180,8 @@ pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Sh
                 let middle = low.midpoint(high);
                 match fd::compare(member.pid, sorted[middle].pid, what) {
                     Ok(Ordering::Greater) => low = middle + 1,
+                    // Those that are just ending have nothing left, all of them the same.
+                    Ok(Ordering::Equal) if is_ending(member.pid) || is_ending(sorted[middle].pid) => high = middle,
                     Ok(Ordering::Equal) => {
                         let other = sorted[middle];
                         let related = |a: &Relative, b: &Relative| a.ppid == b.pid && !b.zombie;
@@ -193,6 +199,10 @@ pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Sh
         }
     }
     Ok(None)
+}
+
+fn is_ending(pid: i32) -> bool {
+    procfs::link(pid, "exe").is_err()
 }
 
 /// Whether a line of parents that all share it leads from one to the other, or both to one.

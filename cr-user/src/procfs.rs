@@ -209,6 +209,38 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
     stat(pid)?.get(19).and_then(|v| v.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Every process, ours included: `cr` may itself hold something of the job.
+pub fn processes() -> impl Iterator<Item = i32> {
+    fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// A process for a sentence: `pid 812 (bash)`.
+pub fn who(pid: i32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("pid {pid} ({})", name.trim_end())
+}
+
+/// The parent of a process.
+pub fn parent(pid: i32) -> Option<i32> {
+    stat(pid).ok()?.get(1)?.parse().ok()
+}
+
+/// The process that a thread is of.
+pub fn thread_leader(tid: i32) -> Option<i32> {
+    Status::read(tid, tid).ok()?.get("Tgid").parse().ok()
+}
+
+/// Device (`major:minor`) and path of everything that is mounted, unescaped.
+pub fn mount_points() -> Vec<(String, PathBuf)> {
+    let parse = |line: &str| {
+        let mut words = line.split(' ').skip(2);
+        let (device, _, path) = (words.next()?, words.next()?, words.next()?);
+        let path = path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+        Some((device.to_owned(), PathBuf::from(path)))
+    };
+    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines().filter_map(parse).collect()
+}
+
 /// The descriptors of a process, ascending.
 ///
 /// # Errors
@@ -239,6 +271,17 @@ pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
         position: value("pos:").parse().unwrap_or(0),
         flags: i32::from_str_radix(value("flags:"), 8).unwrap_or(0),
         locks: text.lines().filter_map(|l| l.strip_prefix("lock:")).map(|l| l.trim().to_owned()).collect(),
+    })
+}
+
+/// What the time namespace of a process (`self`, or a number) adds to `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME`, in nanoseconds;
+/// nothing where the kernel has none.
+pub fn clock_offsets(process: &str) -> [i64; 2] {
+    let text = fs::read_to_string(format!("/proc/{process}/timens_offsets")).unwrap_or_default();
+    ["monotonic", "boottime"].map(|clock| {
+        let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();
+        let mut numbers = line.split_whitespace().skip(1).filter_map(|w| w.parse::<i64>().ok());
+        numbers.next().unwrap_or(0) * 1_000_000_000 + numbers.next().unwrap_or(0)
     })
 }
 

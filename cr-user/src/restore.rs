@@ -9,7 +9,7 @@ mod aio;
 mod body;
 mod crew;
 mod inherit;
-mod lineage;
+mod ipc;
 mod memory;
 mod saved;
 mod soul;
@@ -26,6 +26,7 @@ use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::{self, Cut, FilePolicy};
+use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::process;
@@ -41,7 +42,6 @@ use crate::track::oracle;
 
 use body::Body;
 use crew::Hands;
-use lineage::Node;
 use memory::Prepared;
 use saved::{Living, Saved};
 
@@ -102,6 +102,8 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
 struct Built {
     /// Its processes, the root first.
     bodies: Vec<Body>,
+    /// System V objects that were made for it.
+    made: ipc::Made,
     /// What watches each address space.
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
@@ -126,11 +128,13 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    let mut made = ipc::Made::default();
+    ipc::attach(&mut bodies, saved, chain, &mut made)?;
     steps.end("processes and memory");
     fault::point("restore.memory")?;
     // Before anybody has other directories or rights: what sockets note of their makers is given with the calls.
     let mut hands = Hands::new(&mut bodies);
-    files::open_late(&saved.files, &mut opened, &mut hands)?;
+    let mut late = files::make_sockets(&saved.files, &mut opened, &mut hands)?;
     hands.dismiss()?;
 
     let mut oracles = HashMap::new();
@@ -146,32 +150,46 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     steps.end("tracking");
     fault::point("restore.tracking")?;
+    late.open_rest(&saved.files)?;
+    let owns_table = |pid: i32| saved.files.table_of(pid).filter(|t| t.pids[0] == pid);
     for body in &mut bodies {
-        let table = saved.files.table_of(body.pid());
-        if let Some(table) = table.filter(|t| t.pids[0] == body.pid()) {
-            body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
-        }
-    }
-    for body in &mut bodies {
-        for mut batch in files::late_calls(&saved.files, &opened, body.pid(), body.data()) {
+        let Some(table) = owns_table(body.pid()) else { continue };
+        for batch in files::early_calls(&saved.files, body.pid(), &opened, body.data()) {
             body.put(&batch.bytes)?;
-            body.try_run(0, &mut batch.calls)?;
-            batch.judge(&saved.files)?;
+            body.run(0, batch.calls, "filling its epoll sets, and setting its timers")?;
+        }
+        body.run(0, files::calls(table, &opened, &[]), "giving it its descriptors")?;
+    }
+    for body in &mut bodies {
+        if owns_table(body.pid()).is_none() {
+            continue;
+        }
+        for batch in late.calls(&saved.files, body.pid(), body.data()) {
+            body.put(&batch.bytes)?;
+            body.run(0, batch.calls, "giving it descriptors of the job's processes")?;
+        }
+        for mut own in files::own_calls(&saved.files, body.pid(), body.data()) {
+            body.put(&own.bytes)?;
+            body.try_run(0, &mut own.calls)?;
+            own.judge(&saved.files)?;
         }
     }
+    ipc::restore(&mut bodies, saved, &mut made)?;
     give_life(&mut bodies, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
     prepared.adopt(&mut spaces)?;
+    ipc::adopt(saved, &mut spaces);
     for (space, file) in opened.spaces() {
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
     }
+    opened.settle(&saved.files)?;
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, oracles, spaces, cuts })
+    Ok(Built { bodies, made, oracles, spaces, cuts })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -331,7 +349,8 @@ impl<'a> Birth<'a> {
         helpers: &mut Vec<(i32, Option<i32>)>,
     ) -> Result<()> {
         let sharing = self.saved.find(child.pid).map_or(Sharing::default(), |l| l.process.sharing);
-        let for_parent = if node.helper { libc::CLONE_PARENT as u64 } else { 0 };
+        let is_sibling = node.siblings.iter().any(|s| s.pid == child.pid);
+        let for_parent = if is_sibling { libc::CLONE_PARENT as u64 } else { 0 };
         let exit_signal = self.exit_signal(child);
         let at = self.position(node.pid);
         let body = self.bodies[at].fork(child.pid, exit_signal, sharing.clone_flags() | for_parent)?;
@@ -410,9 +429,10 @@ impl Restored {
     pub fn run(self) -> Result<Job> {
         let pid = self.job_pid();
         fault::point("restore.run")?;
-        let Built { bodies, oracles, spaces, .. } = self.job;
+        let Built { bodies, made, oracles, spaces, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
         bodies.into_iter().try_for_each(Body::release)?;
+        made.keep();
         Ok(job)
     }
 }

@@ -12,6 +12,7 @@ mod engine;
 mod exit;
 mod journal;
 mod launch;
+mod namespace;
 mod once;
 pub mod protocol;
 mod signals;
@@ -108,7 +109,7 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let origin = Origin::Chain { id: None, files: FilePolicy::default() };
+        let origin = Origin::Chain { id: None, files: FilePolicy::default(), pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.
@@ -136,7 +137,7 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
 /// Restarts the job from checkpoint `id` (none: the newest), and supervises it until it ends.
 ///
 /// `started` is called once the job runs; with `detach`, a process in the background does the rest, and this one returns
-/// then.
+/// then. With `pid_namespace` the job gets its pids in a namespace of its own, and `started` is called inside it.
 ///
 /// # Errors
 /// When the chain cannot be restored here and now.
@@ -144,12 +145,13 @@ pub fn restore(
     config: &Config,
     id: Option<u64>,
     files: FilePolicy,
+    pid_namespace: bool,
     detach: bool,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let mask = signals::block()?;
     let store = Store::open_existing(&config.store, object::KINDS)?;
-    here_or_behind(config, &store, Origin::Chain { id, files }, detach.then_some(mask), started)
+    here_or_behind(config, &store, Origin::Chain { id, files, pid_namespace }, detach.then_some(mask), started)
 }
 
 /// Supervises in this process; or, with `detach`, in one in the background, and this one waits with that signal mask.
@@ -205,6 +207,11 @@ fn lock_and_supervise(
     origin: Origin,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
+    if matches!(origin, Origin::Chain { pid_namespace: true, .. })
+        && let Some(code) = namespace::enter()?
+    {
+        return Ok(Outcome::Ended(code));
+    }
     let writer = lock(store)?;
     let socket = Socket::bind(store.dir())?;
     supervise(config, origin, writer, socket, started)

@@ -14,6 +14,7 @@
 #include <mqueue.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -23,10 +24,8 @@
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/shm.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/timerfd.h>
 #include <sys/wait.h>
 
 static char where[64];
@@ -42,9 +41,32 @@ static void at_address(const void *address) {
     else snprintf(where, sizeof where, "%lx", (unsigned long)address);
 }
 
-static void make_inotify(void) {
+static int file_here(void) {
+    char path[PATH_MAX];
+    return MUST(open(guest_path(path, "file.txt"), O_CREAT | O_RDWR | O_CLOEXEC, 0600));
+}
+
+/* A one-shot watch that has reported, of something that is not ready. */
+static void make_epoll_spent(void) {
+    struct epoll_event event = {EPOLLIN | EPOLLONESHOT, {0}};
+    int set = MUST(epoll_create1(0)), inner = MUST(epoll_create1(0)), counter = MUST(eventfd(1, 0));
+    MUST(epoll_ctl(set, EPOLL_CTL_ADD, inner, &event));
+    MUST(epoll_ctl(inner, EPOLL_CTL_ADD, counter, &(struct epoll_event){EPOLLIN, {0}}));
+    MUST(epoll_wait(set, &event, 1, 1000));
+    at_fd(set);
+}
+static void make_inotify_unread(void) {
     int fd = inotify_init1(0);
-    if (fd >= 0) MUST(inotify_add_watch(fd, guest_dir, IN_DELETE));
+    if (fd >= 0) MUST(inotify_add_watch(fd, guest_dir, IN_CREATE));
+    close(file_here());
+    at_fd(fd);
+}
+static void make_inotify_gone(void) {
+    char path[PATH_MAX];
+    int held = file_here(), fd = inotify_init1(0);
+    if (fd >= 0) MUST(inotify_add_watch(fd, guest_path(path, "file.txt"), IN_MODIFY));
+    MUST(unlink(path));
+    MUST(fcntl(held, F_GETFD));
     at_fd(fd);
 }
 static void make_fanotify(void) { at_fd(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY)); }
@@ -113,7 +135,6 @@ static void make_bpf(void) {
     union bpf_attr attributes = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 8, .max_entries = 1};
     at_fd((int)syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes));
 }
-/* Of a process that is not of the job. */
 static void make_pidfd(void) { at_fd((int)syscall(SYS_pidfd_open, getppid(), 0)); }
 static void make_mqueue(void) {
     char name[32];
@@ -125,7 +146,21 @@ static void make_mqueue(void) {
 static void make_device(void) { at_fd(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)); }
 static void make_tun(void) { at_fd(open("/dev/net/tun", O_RDWR)); }
 static void make_pty(void) { at_fd(open("/dev/ptmx", O_RDWR | O_NOCTTY)); }
-static void make_proc_file(void) { at_fd(open("/proc/self/status", O_RDONLY)); }
+static void make_proc_file(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/status", getppid());
+    at_fd(open(path, O_RDONLY));
+}
+static void make_namespace(void) {
+    int own = MUST(open("/proc/self/ns/uts", O_RDONLY | O_CLOEXEC));
+    if (unshare(CLONE_NEWUTS) != 0) {
+        missing = strerror(errno);
+        return;
+    }
+    at_fd(open("/proc/self/ns/uts", O_RDONLY));
+    MUST(setns(own, 0));
+    close(own);
+}
 
 static void make_fifo(void) {
     char path[PATH_MAX];
@@ -179,7 +214,9 @@ static const struct unsupported {
     const char *name;
     void (*make)(void);
 } all[] = {
-    {"inotify", make_inotify},       {"fanotify", make_fanotify},
+    {"epoll-spent", make_epoll_spent}, {"inotify-unread", make_inotify_unread},
+    {"inotify-gone", make_inotify_gone}, {"fanotify", make_fanotify},
+    {"namespace", make_namespace},
     {"udp-socket", make_udp},        {"tcp-listener", make_tcp_listener},
     {"netlink", make_netlink},       {"outside-socket", make_outside_socket},
     {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},

@@ -106,8 +106,6 @@ impl Job {
 
     fn without_process(name: &str) -> Self {
         close_inherited();
-        // Orphans of the job come to us, who see to it that their pids are free again.
-        nix::sys::prctl::set_child_subreaper(true).expect("to become a subreaper");
         let folder = tempfile::Builder::new().prefix("cr-test-").tempdir().expect("a folder for the job");
         let job = Self {
             folder,

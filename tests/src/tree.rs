@@ -8,7 +8,6 @@ use std::fs;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::LIMIT;
@@ -83,9 +82,6 @@ impl Tree {
 
     /// Whether every pid is free, or another's.
     pub fn is_gone(&self) -> bool {
-        for pid in self.0.keys() {
-            let _ = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG)); // orphans come to us
-        }
         self.0.iter().all(|(pid, started)| Stat::of(*pid).is_none_or(|stat| stat.started != *started))
     }
 }

@@ -24,9 +24,10 @@ fn alone(name: &str, args: &[&str]) {
 
 #[test]
 fn that_step_by_themselves() {
-    for name in ["memory", "threads", "signals", "timers", "sleeps", "files", "writer"] {
+    for name in ["memory", "threads", "signals", "timers", "sleeps", "files", "events", "writer"] {
         alone(name, &[]);
     }
+    alone("epolls", &["--stopped"]);
     alone("process", &[]);
     alone("process", &["--user", "--no-new-privs"]);
     alone("process", &["--user", "--dumpable", "0"]);

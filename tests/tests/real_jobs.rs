@@ -4,14 +4,18 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use cr_tests::{Finished, Job, guest, install, run, run_for, skip, work_through_a_chain};
 
 /// How long a job shall work undisturbed.
-const WORK: Duration = Duration::from_secs(5);
+const WORK: Duration = Duration::from_secs(6);
+/// They are measured by the clock: one job at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
-/// Takes the job through its chain, five times as long as it works between two checkpoints, and compares what it prints.
+/// Takes the job through its chain, of which it works for a twentieth of its time between two checkpoints, and compares what it
+/// prints.
 #[track_caller]
 fn prints_the_same(name: &str, command: impl Fn() -> Command, processes: usize) -> Job {
     let alone = alone(&command());
@@ -21,7 +25,7 @@ fn prints_the_same(name: &str, command: impl Fn() -> Command, processes: usize) 
     in_session.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let mut job = Job::start_foreign(name, &mut in_session);
     job.wait("all of its processes run", |job| job.processes().len() >= processes);
-    work_through_a_chain(&mut job, alone.took.min(WORK * 2) / 16);
+    work_through_a_chain(&mut job, alone.took.min(WORK * 2) / 20);
     assert!(alone.stdout.lines().last().is_some_and(|line| line.starts_with("answer ")), "no answer\n{alone}");
     assert_eq!(job.stdout(), alone.stdout, "the interrupted job printed something else");
     job
@@ -55,6 +59,7 @@ fn script(name: &str) -> String {
 /// Two ranks and `mpirun`: memory shared by the ranks, sockets, pseudo-terminals, FIFOs and events between them and `mpirun`.
 #[test]
 fn open_mpi() {
+    let _alone = ALONE.lock();
     if !install("mpirun", &["openmpi-bin", "libopenmpi-dev"]) || !install("mpicc", &["libopenmpi-dev"]) {
         skip!("no Open MPI (openmpi-bin, libopenmpi-dev), and it cannot be installed");
     }
@@ -84,6 +89,7 @@ fn open_mpi() {
 /// Numbers go through four programs, each with a state of its own; `sort` keeps all of them.
 #[test]
 fn pipeline_of_four() {
+    let _alone = ALONE.lock();
     let line = |numbers: u32| {
         let scramble = "{ for (i = 0; i < 20; i++) s = (s * 31 + $1 + i) % 1000003; print s, NR }";
         let digest = "{ h = (h * 131 + $1 * 7 + $2) % 2147483647 } END { print \"answer\", h, NR }";
@@ -99,6 +105,7 @@ fn pipeline_of_four() {
 /// Three workers and the threads that feed them: pipes, and POSIX semaphores in shared memory that has no name any more.
 #[test]
 fn python_multiprocessing_pool() {
+    let _alone = ALONE.lock();
     if !install("/usr/bin/python3", &["python3"]) {
         skip!("no python3, and it cannot be installed");
     }
@@ -114,6 +121,7 @@ fn python_multiprocessing_pool() {
 /// A writer and a reader: a file that both map, and locks that say who reads and who writes.
 #[test]
 fn sqlite_in_wal_mode() {
+    let _alone = ALONE.lock();
     let has_sqlite = || run(Command::new("/usr/bin/python3").args(["-c", "import sqlite3"])).code == Some(0);
     if !install("/usr/bin/python3", &["python3"]) || !has_sqlite() {
         skip!("no python3 with sqlite3, and it cannot be installed");

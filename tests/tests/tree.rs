@@ -3,7 +3,7 @@
 use cr_tests::{Job, Pace, chain_and_back, full_and_back, guest_names, run};
 
 /// Parts that a test of their own finds refused.
-const REFUSED: [&str; 1] = ["vfork"];
+const REFUSED: [&str; 2] = ["vfork", "dead-leader"];
 
 /// A module for each part of a guest, with a full checkpoint and a chain; and one test that no part was forgotten.
 macro_rules! parts {
@@ -32,7 +32,7 @@ macro_rules! parts {
 
 parts! {
     "tree": deep = "deep" wide = "wide" waiting = "waiting" orphan = "orphan" subreaper = "subreaper" exec = "exec" forker = "forker";
-    "tree_jobs": sessions = "sessions" zombies = "zombies" stopped = "stopped" dead_leader = "dead-leader" pdeathsig = "pdeathsig"
+    "tree_jobs": sessions = "sessions" zombies = "zombies" stopped = "stopped" pdeathsig = "pdeathsig"
         exit_signal = "exit-signal";
     "tree_shares": shared_fds = "shared-fds" ring = "ring" clone_files = "clone-files" clone_fs = "clone-fs" clone_vm = "clone-vm";
     "tree_memory": shared_memory = "shared-memory" cow = "cow";
@@ -67,6 +67,15 @@ fn pages_shared_by_fork_take_no_more_memory_after_a_restore() {
 fn vfork_in_progress_is_refused() {
     let mut job = Job::start("tree_jobs", &["vfork"]);
     run(&mut job.checkpoint_command()).refuses(120, &["vfork", "try again"]);
+    job.advance(5);
+    job.finish();
+}
+
+/// What the kernel shows of a process goes with its main thread.
+#[test]
+fn a_process_without_its_main_thread_is_refused() {
+    let mut job = Job::start("tree_jobs", &["dead-leader"]);
+    run(&mut job.checkpoint_command()).refuses(120, &["lost its main thread", "pthread_join"]);
     job.advance(5);
     job.finish();
 }

@@ -4,8 +4,11 @@ use cr_tests::{Job, JobOptions, cr, guest_names, note_skip, run};
 
 /// The object and words of the refusal that say what it is (any of them).
 const KINDS: &[(&str, &[&str])] = &[
-    ("inotify", &["inotify"]),
+    ("epoll-spent", &["one-shot watch"]),
+    ("inotify-unread", &["has not read yet"]),
+    ("inotify-gone", &["whose path cannot be found"]),
     ("fanotify", &["fanotify"]),
+    ("namespace", &["namespace"]),
     ("udp-socket", &["socket"]),
     ("tcp-listener", &["socket"]),
     ("netlink", &["socket", "netlink"]),
@@ -15,12 +18,12 @@ const KINDS: &[(&str, &[&str])] = &[
     ("userfaultfd-range", &["registered with a userfaultfd"]),
     ("perf", &["perf"]),
     ("bpf", &["bpf"]),
-    ("pidfd", &["pidfd"]),
+    ("pidfd", &["not of the job"]),
     ("mqueue", &["message queue", "mqueue"]),
     ("device", &["device", "kmsg"]),
     ("tun", &["device", "tun"]),
     ("pty", &["terminal", "pty", "ptmx"]),
-    ("proc-file", &["proc"]),
+    ("proc-file", &["not of the job"]),
     ("fifo", &["fifo", "named pipe"]),
     ("sysv-shm", &["system v", "sysv", "shm"]),
     ("device-mapping", &["perf", "device"]),

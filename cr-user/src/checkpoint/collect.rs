@@ -1,6 +1,7 @@
 //! The state of a stopped job that is not memory, as records.
 
 use crate::checkpoint::aio;
+use crate::checkpoint::ipc;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::{Job, gone, refuse};
@@ -11,6 +12,8 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
+use crate::object::ipc::{self as objects, Ipc};
+use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
 use crate::object::process::{self, Process};
@@ -43,6 +46,7 @@ pub struct State {
     cgroups: Cgroups,
     clocks: Vec<Clocks>,
     zombies: Vec<Zombie>,
+    ipc: Ipc,
     files: Files,
     file_contents: Vec<Source>,
     vmas: Vec<(i32, Vec<Vma>)>,
@@ -70,7 +74,11 @@ impl State {
         let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
-        state.mark_what_is_from_outside();
+        state.find_lineage()?;
+        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
+        let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
+        job.ipc = ipc.ids();
+        state.ipc = ipc;
         // The spaces are put aside: who holds the descriptors is told by the job as well.
         let mut spaces = std::mem::take(&mut job.spaces);
         let captured = files::capture(&job.holders(), &mut |dev, ino| spaces.of_file(dev, ino));
@@ -79,6 +87,7 @@ impl State {
         state.files = files;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
+        state.file_contents.extend(segments);
         Ok(state)
     }
 
@@ -130,24 +139,22 @@ impl State {
     }
 
     /// Sessions and process groups that the job was started in, and is restarted in whatever they are then, get the number 0.
-    fn mark_what_is_from_outside(&mut self) {
-        let members: Vec<i32> =
-            self.processes.iter().map(|p| p.pid).chain(self.zombies.iter().map(|z| z.pid)).collect();
-        let root = self.processes.first().map_or((0, 0), |p| (p.sid, p.pgid));
-        let is_outside = |leader: i32, of_root: i32| {
-            !members.contains(&leader)
-                && (leader == of_root || std::fs::exists(format!("/proc/{leader}")).unwrap_or(true))
-        };
-        let living = self.processes.iter_mut().map(|p| (&mut p.sid, &mut p.pgid));
-        let ended = self.zombies.iter_mut().map(|z| (&mut z.sid, &mut z.pgid));
-        for (sid, pgid) in living.chain(ended) {
-            if is_outside(*sid, root.0) {
-                *sid = 0;
-            }
-            if is_outside(*pgid, root.1) {
-                *pgid = 0;
-            }
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when a process could not be brought into its session again.
+    fn find_lineage(&mut self) -> Result<()> {
+        let living = self.processes.iter().map(|p| (p.pid, p.ppid, p.pgid, p.sid));
+        let ended = self.zombies.iter().map(|z| (z.pid, z.ppid, z.pgid, z.sid));
+        let mut all: Vec<Ancestry> =
+            living.chain(ended).map(|(pid, ppid, pgid, sid)| Ancestry { pid, ppid, pgid, sid }).collect();
+        lineage::mark_outside(&mut all);
+        lineage::forest(&all).map_err(|lost| Error::Refused(vec![lost.into_refusal()]))?;
+        let living = self.processes.iter_mut().map(|p| (&mut p.pgid, &mut p.sid));
+        let ended = self.zombies.iter_mut().map(|z| (&mut z.pgid, &mut z.sid));
+        for ((pgid, sid), now) in living.chain(ended).zip(all) {
+            (*pgid, *sid) = (now.pgid, now.sid);
         }
+        Ok(())
     }
 
     /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
@@ -179,6 +186,7 @@ impl State {
         put(image, files::KIND, &self.files)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
+        put(image, objects::KIND, &self.ipc)?;
         put(image, seccomp::KIND, &self.seccomp)?;
         put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)

@@ -28,6 +28,7 @@ Examples:
   cr restore --store ckpt --id 3                from an older one
   cr restore --store ckpt --interval 10min      and go on taking checkpoints
   cr restore --store ckpt --detach              print the pid and return once the job runs
+  cr restore --store ckpt --pid-namespace       where other processes have the job's pids by now
 
 Exit codes: the job's own (with --detach 0); 122 the store is damaged or in use; 123 the checkpoint cannot be restored here \
 and now";
@@ -46,6 +47,10 @@ pub(super) struct Args {
     /// What to do with files that the job had open for writing and that grew after the checkpoint.
     #[arg(long, value_name = "POLICY", default_value = "rollback")]
     files: Files,
+
+    /// Restore into a fresh pid namespace, where no pid of the job is taken. cr is its init.
+    #[arg(long)]
+    pid_namespace: bool,
 
     /// Leave the job to a controller in the background, and return once it runs.
     #[arg(long)]
@@ -82,8 +87,8 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        // A controller that goes to the background must not have a thread yet, such as the one that draws.
-        let progress = (!self.detach).then(|| Progress::start("restoring"));
+        // A controller that forks itself must not have a thread yet, such as the one that draws.
+        let progress = (!self.detach && !self.pid_namespace).then(|| Progress::start("restoring"));
         let progress = std::cell::Cell::new(progress);
         let finish = || progress.take().into_iter().for_each(Progress::finish);
         let started = |started: &Started| {
@@ -91,7 +96,7 @@ impl Execute for Args {
             tell_cuts(started);
         };
         let config = self.supervision.config();
-        let outcome = supervise::restore(&config, self.id, self.files.into(), self.detach, started);
+        let outcome = supervise::restore(&config, self.id, self.files.into(), self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;
         if let Outcome::Detached(started) = &outcome {

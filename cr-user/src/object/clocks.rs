@@ -13,7 +13,7 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
-use crate::procfs;
+use crate::procfs::{self, clock_offsets};
 
 /// The record of a process's clocks.
 pub const KIND: RecordKind = RecordKind { id: 9, version: 1, name: "clocks" };
@@ -44,7 +44,7 @@ pub fn capture(pid: i32) -> Result<Clocks> {
         pid,
         boot_id: boot_id(),
         since_boot: since_boot()?,
-        offsets: offsets(&pid.to_string()),
+        offsets: clock_offsets(&pid.to_string()),
         realtime: read(ClockId::CLOCK_REALTIME)?,
     })
 }
@@ -55,7 +55,7 @@ pub fn capture(pid: i32) -> Result<Clocks> {
 /// When our clocks cannot be read.
 pub fn needed(saved: &Clocks) -> Result<Option<[i64; 2]>> {
     // What this thread's children would get, which after a shift is not what it has itself.
-    let ours = offsets(&gettid().to_string());
+    let ours = clock_offsets(&gettid().to_string());
     let wanted = if saved.boot_id == boot_id() {
         saved.offsets
     } else {
@@ -94,21 +94,11 @@ fn boot_id() -> String {
 
 /// Our own clocks without what our time namespace adds to them.
 fn since_boot() -> Result<[i64; 2]> {
-    let ours = offsets("self");
+    let ours = clock_offsets("self");
     Ok([read(ClockId::CLOCK_MONOTONIC)? - ours[0], read(ClockId::CLOCK_BOOTTIME)? - ours[1]])
 }
 
 fn read(clock: ClockId) -> Result<i64> {
     let now = clock_gettime(clock).map_err(|e| Error::system("reading a clock", e))?;
     Ok(now.tv_sec() * SECOND + now.tv_nsec())
-}
-
-/// What the time namespace of a process adds; nothing where the kernel has none.
-pub fn offsets(process: &str) -> [i64; 2] {
-    let text = procfs::text(&format!("/proc/{process}/timens_offsets")).unwrap_or_default();
-    ["monotonic", "boottime"].map(|clock| {
-        let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();
-        let mut numbers = line.split_whitespace().skip(1).filter_map(|w| w.parse::<i64>().ok());
-        numbers.next().unwrap_or(0) * SECOND + numbers.next().unwrap_or(0)
-    })
 }

@@ -20,6 +20,8 @@ pub struct Frozen {
     processes: Vec<Stopped>,
     /// Its processes that have ended, and whose parents have not noticed.
     zombies: Vec<Relative>,
+    /// Processes whose main thread has ended before others.
+    headless: Vec<i32>,
 }
 
 /// A process whose every thread is stopped.
@@ -59,7 +61,7 @@ impl Frozen {
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
     pub fn freeze(family: Family) -> Result<Self> {
-        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
+        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new(), headless: Vec::new() };
         let mut seized = BTreeSet::new();
         match frozen.stop_all(family, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
@@ -82,7 +84,9 @@ impl Frozen {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
             }
-            if fresh.is_empty() {
+            // One that has ended since it was listed is listed again, as the zombie that it is now.
+            let is_held = |m: &Relative| m.zombie || self.processes.iter().any(|p| p.pid == m.pid);
+            if fresh.is_empty() && members.iter().all(is_held) {
                 self.arrange(&members);
                 return Ok(());
             }
@@ -127,6 +131,7 @@ impl Frozen {
         // One that ended in the middle, whose threads are zombies now.
         self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
         self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
+        self.headless = members.iter().filter(|m| m.headless).map(|m| m.pid).collect();
     }
 
     /// Only a stopped thread can be let go: waits for those that were seized before something failed.
@@ -152,6 +157,11 @@ impl Frozen {
     /// Processes that have ended, and whose parents have not noticed.
     pub fn zombies(&self) -> &[Relative] {
         &self.zombies
+    }
+
+    /// Processes whose main thread has ended before others.
+    pub fn headless(&self) -> &[i32] {
+        &self.headless
     }
 
     /// Lets every thread go.

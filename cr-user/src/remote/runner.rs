@@ -179,8 +179,16 @@ impl Runner {
     /// # Errors
     /// When the thread dies or does something else than run the table. What single calls answer is in [`Call::outcome`].
     pub fn run(&mut self, scratch: Scratch, regs: &Regs, calls: &mut [Call], tail: &[Call]) -> Result<()> {
-        for chunk in calls.chunks_mut(Scratch::MAX_CALLS - tail.len()) {
+        let mut start = 0;
+        while start < calls.len() {
+            let end = end_of_table(calls, start, Scratch::MAX_CALLS - tail.len());
+            let chunk = &mut calls[start..end];
+            // Places are counted from the beginning of each table.
+            for call in chunk.iter_mut() {
+                call.first_from = call.first_from.map(|of| of - start);
+            }
             self.run_table(scratch, regs, chunk, tail)?;
+            start = end;
         }
         Ok(())
     }
@@ -376,6 +384,16 @@ impl Runner {
         let what = format!("running a call in thread {} (it stopped at {rip:#x} instead)", self.tid);
         Error::system(what, Errno::EFAULT)
     }
+}
+
+/// Where a table ends that begins with call `start` and has `most` calls at most: before a call whose result a later one needs.
+fn end_of_table(calls: &[Call], start: usize, most: usize) -> usize {
+    let mut end = calls.len().min(start + most);
+    while let Some(needed) = calls[end..].iter().filter_map(|c| c.first_from).min().filter(|of| *of < end) {
+        assert!(needed > start, "calls that need each other's results fit into one table");
+        end = needed;
+    }
+    end
 }
 
 /// The bytes of a table that lies at `at`.

@@ -31,6 +31,8 @@ pub(super) enum Origin {
         id: Option<u64>,
         /// What to do with files that grew.
         files: FilePolicy,
+        /// In a pid namespace of its own.
+        pid_namespace: bool,
     },
 }
 
@@ -214,7 +216,7 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
             return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd }));
         }
         Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
-        Origin::Chain { id, files } => {
+        Origin::Chain { id, files, .. } => {
             let restored = restore::restore(writer.store(), id, &restore::Options { files })?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {

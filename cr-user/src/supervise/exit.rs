@@ -12,14 +12,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How our child `pid`, which has ended, did so.
 pub(super) fn of_child(pid: i32) -> Outcome {
-    match task::reap(pid) {
-        Ok(Some((code, status))) => Outcome::Ended(from_siginfo(code, status)),
-        Ok(None) => Outcome::EndedUnknown,
-        Err(e) => {
-            log::info!("cannot reap pid {pid}: {e}");
-            Outcome::EndedUnknown
-        }
-    }
+    code_of_child(pid).map_or(Outcome::EndedUnknown, Outcome::Ended)
+}
+
+/// The exit code of our child `pid`, which has ended: 128 and the signal's number if one ended it.
+pub(super) fn code_of_child(pid: i32) -> Option<u8> {
+    let reaped = task::reap(pid).inspect_err(|e| log::info!("cannot reap pid {pid}: {e}")).ok().flatten();
+    reaped.map(|(code, status)| from_siginfo(code, status))
 }
 
 /// Reaps orphans of the job `root` that became our children and have ended. Nothing may be traced meanwhile.

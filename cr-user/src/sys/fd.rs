@@ -10,9 +10,17 @@ use crate::sys::check;
 /// # Errors
 /// `ESRCH` when there is no such process, `EINVAL` for a thread that is not a group leader.
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    pidfd_open_with(pid, 0)
+}
+
+/// `pidfd_open(2)` with flags (`PIDFD_NONBLOCK`, `PIDFD_THREAD`).
+///
+/// # Errors
+/// `ESRCH` when there is no such process, `EINVAL` for unknown flags.
+pub fn pidfd_open_with(pid: i32, flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: no memory is passed; the descriptor returned is new and ours.
     unsafe {
-        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, flags))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
@@ -39,6 +47,23 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> 
         check(libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0))?;
     }
     Ok(())
+}
+
+/// A pidfd of a process that has ended and was waited for.
+///
+/// # Errors
+/// When no process can be made.
+pub fn pidfd_of_nobody(flags: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: the child is a copy of the caller that only makes one async-signal-safe call.
+    let child = unsafe {
+        match nix::unistd::fork()? {
+            nix::unistd::ForkResult::Child => libc::_exit(0),
+            nix::unistd::ForkResult::Parent { child } => child,
+        }
+    };
+    let fd = pidfd_open_with(child.as_raw(), flags);
+    crate::sys::task::wait_end(child.as_raw())?;
+    fd
 }
 
 /// Compares the open file descriptions behind descriptor `fd1` of `pid1` and `fd2` of `pid2` (`kcmp(2)`): equal when they
@@ -89,23 +114,19 @@ pub fn same_table(tid1: i32, tid2: i32) -> nix::Result<bool> {
     shares(tid1, tid2, Shared::Files)
 }
 
-/// `struct kcmp_epoll_slot` (`include/uapi/linux/kcmp.h`).
-#[repr(C)]
-struct EpollSlot {
-    efd: u32,
-    tfd: u32,
-    toff: u32,
-}
-
-/// Whether descriptor `fd` of process `pid` is what the epoll set at `epoll` of process `of` watches as its `nth` entry under
-/// the number `watched` (`kcmp(2)`).
+/// Compares descriptor `fd` of `pid` with what an epoll set watches (`kcmp(2)`): descriptor `set` of `set_pid`, and in it the
+/// entry with the number `watched`, of several with that number the one after `skip` others.
 ///
 /// # Errors
-/// `ENOENT` when there is no such entry, `EBADF`, `ESRCH`, `EPERM`.
-pub fn is_watched(pid: i32, fd: RawFd, of: i32, epoll: RawFd, watched: RawFd, nth: u32) -> nix::Result<bool> {
+/// `ENOENT` when the set has no such entry; `EPERM`, `ESRCH` or `EBADF`.
+pub fn is_watched(pid: i32, fd: RawFd, set_pid: i32, set: RawFd, watched: i32, skip: u32) -> nix::Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
-    let slot = EpollSlot { efd: epoll as u32, tfd: watched as u32, toff: nth };
-    kcmp(pid, of, KCMP_EPOLL_TFD, fd.into(), &raw const slot as libc::c_long).map(Ordering::is_eq)
+    // `struct kcmp_epoll_slot` of `include/uapi/linux/kcmp.h`.
+    let slot = [set as u32, watched as u32, skip];
+    // SAFETY: the kernel reads the three words of the slot.
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, pid, set_pid, KCMP_EPOLL_TFD, libc::c_long::from(fd), slot.as_ptr()) };
+    check(order).map(|order| order == 0)
 }
 
 fn kcmp(pid1: i32, pid2: i32, what: i32, index1: libc::c_long, index2: libc::c_long) -> nix::Result<Ordering> {

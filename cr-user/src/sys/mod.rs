@@ -4,11 +4,12 @@
 //! and each error is the kernel's own `errno`.
 #![expect(unsafe_code, reason = "this module is where system calls without a safe wrapper are made")]
 
-pub mod anon;
 pub mod bpf;
 pub mod clone;
 pub mod cpu;
+pub mod events;
 pub mod fd;
+pub mod ipc;
 pub mod mmap;
 pub mod pagemap;
 pub mod probe;

@@ -7,10 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::fcntl::OFlag;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, fork, pipe2, setsid};
+use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::check;
@@ -54,6 +56,39 @@ pub fn split_off() -> nix::Result<Side> {
             unsafe { libc::_exit(0) }
         }
     }
+}
+
+/// Which of the two processes this is, after [`enter_pid_namespace`].
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// The caller; its child is the init of a new pid namespace.
+    Outside(Pid),
+    /// That child, with `/proc` showing the new namespace.
+    Inside,
+}
+
+/// Makes a child of the calling process that is the first process of a fresh pid namespace, and has a mount namespace of its
+/// own with the right `/proc`.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+///
+/// # Panics
+/// When the process has more than one thread: only the calling one would go on in the child.
+pub fn enter_pid_namespace() -> nix::Result<Place> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    assert_eq!(threads, 1, "a controller must enter a pid namespace before it has threads");
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    // SAFETY: there is one thread, so the child's copy of the memory is consistent.
+    if let ForkResult::Parent { child } = unsafe { fork()? } {
+        return Ok(Place::Outside(child));
+    }
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, nothing)?;
+    Ok(Place::Inside)
 }
 
 /// Has `command` run with exactly this mask of blocked signals.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use nix::errno::Errno;
@@ -10,11 +9,11 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, locks, memfd, pidfd,
-    pipe, regular, settings, signalfd, stdio, terminal, timerfd, unix, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, inotify, locks,
+    memfd, namespace, outside, pidfd, pipe, procfile, regular, settings, signalfd, stdio, terminal, timerfd, unix,
+    unsupported,
 };
 use crate::error::{Error, Refusal, Result};
-use crate::object::clocks;
 use crate::procfs;
 use crate::sys::fd::same_table;
 
@@ -41,6 +40,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
     look.refusals.extend(look.sockets_of_others());
+    look.refusals.extend(outside::shared(holders, &groups));
     let still_there = |r: &Refusal| {
         let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
         seen.is_none_or(|s| procfs::link(s.pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
@@ -53,7 +53,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
 /// one source.
 ///
-/// That no process outside has a pipe of the job open is not looked for again: [`refusals`] did.
+/// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
@@ -63,6 +63,7 @@ pub fn capture(
 ) -> Result<(Files, Vec<ContentSource>)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
+    timerfd::count_ticks(holders, &groups)?;
     let mut look = Look::new(holders, &groups, Some(queues))?;
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
@@ -84,6 +85,8 @@ struct Look<'a> {
     sockets: unix::capture::Sockets,
     /// The description of each group.
     described: Vec<u32>,
+    /// Epoll sets: their descriptions by index, and their descriptors.
+    sets: Vec<(usize, &'a Group)>,
     files: Files,
     sources: Vec<ContentSource>,
     refusals: Vec<Refusal>,
@@ -110,6 +113,7 @@ impl<'a> Look<'a> {
             pipes: pipe::Pipes::of(groups),
             sockets: unix::capture::Sockets::of(groups, queues)?,
             described: Vec::new(),
+            sets: Vec::new(),
             files,
             sources: Vec::new(),
             refusals: Vec::new(),
@@ -118,7 +122,6 @@ impl<'a> Look<'a> {
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         self.describe_all(space_of);
-        self.resolve_epolls();
         self.find_locks();
         self.find_settings();
     }
@@ -130,7 +133,10 @@ impl<'a> Look<'a> {
             match self.kind(group, space_of) {
                 Ok(Kind::One(description)) => {
                     if let Err(no) = self.check_in_flight(group, &description) {
-                        self.refuse(group, &no);
+                        self.refusals.extend(group.members.iter().map(|seen| no.at(seen)));
+                    }
+                    if matches!(description, Description::Epoll(_)) {
+                        self.sets.push((self.files.descriptions.len(), group));
                     }
                     self.add(description, &group.members);
                 }
@@ -139,9 +145,10 @@ impl<'a> Look<'a> {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(no) => self.refuse(group, &no),
+                Err(no) => self.refusals.extend(group.members.iter().map(|seen| no.at(seen))),
             }
         }
+        self.refusals.extend(epoll::link(self.holders, self.groups, &self.sets, &mut self.files));
     }
 
     fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {
@@ -159,14 +166,14 @@ impl<'a> Look<'a> {
     /// The table of kinds: the first that fits describes it.
     fn kind(&mut self, group: &Group, space_of: &mut dyn FnMut(u64, u64) -> u64) -> std::result::Result<Kind, No> {
         let seen = group.first();
-        if let Some(description) = self.nameless(seen)? {
-            return Ok(Kind::One(description));
-        }
         if let Some(no) = unsupported::refuse(seen) {
             return Err(no);
         }
         let kind = seen.meta.file_type();
         let mut space = || space_of(seen.meta.dev(), seen.meta.ino());
+        if let Some(description) = self.nameless(seen) {
+            return description.map(Kind::One);
+        }
         let description = if memfd::is_memfd(seen) {
             let (record, source) = memfd::describe(seen, space())?;
             self.add_source(source);
@@ -210,24 +217,6 @@ impl<'a> Look<'a> {
         Ok(Kind::One(description))
     }
 
-    /// Kernel objects without a name that are known.
-    fn nameless(&self, seen: &Seen) -> std::result::Result<Option<Description>, No> {
-        let link = seen.link.as_os_str().as_bytes();
-        let name = link.strip_prefix(b"anon_inode:").unwrap_or_default();
-        let info = || procfs::text(&format!("/proc/{}/fdinfo/{}", seen.pid, seen.fd)).unwrap_or_default();
-        Ok(Some(match name {
-            b"[eventfd]" => Description::Eventfd(eventfd::describe(seen, &info())),
-            b"[timerfd]" => {
-                let (theirs, ours) = (clocks::offsets(&seen.pid.to_string()), clocks::offsets("self"));
-                Description::Timerfd(timerfd::describe(seen, &info(), [theirs[0] - ours[0], theirs[1] - ours[1]]))
-            }
-            b"[signalfd]" => Description::Signalfd(signalfd::describe(seen, &info())),
-            b"[eventpoll]" => Description::Epoll(epoll::describe(seen, &info())),
-            b"[pidfd]" => Description::Pidfd(pidfd::describe(seen, &info(), self.holders)?),
-            _ => return Ok(None),
-        }))
-    }
-
     /// Whether what only a message has can be made without a process that has it.
     fn check_in_flight(&self, group: &Group, description: &Description) -> std::result::Result<(), No> {
         let seen = group.first();
@@ -267,9 +256,7 @@ impl<'a> Look<'a> {
                         }
                     }
                 }
-                Err(No { why, todo }) => {
-                    self.refusals.push(Refusal { pid: seen.pid, place: place(seen), why, todo: todo.to_owned() });
-                }
+                Err(no) => self.refusals.push(no.at(seen)),
             }
         }
     }
@@ -285,35 +272,26 @@ impl<'a> Look<'a> {
             let Ok(ours) = self.get(seen) else { continue };
             match settings::describe(ours.as_fd(), description, seen.flags, self.holders) {
                 Ok(found) => self.files.settings.extend(found),
-                Err(no) => self.refuse(group, &no),
+                Err(no) => self.refusals.extend(group.members.iter().map(|seen| no.at(seen))),
             }
         }
     }
 
-    fn refuse(&mut self, group: &Group, no: &No) {
-        self.refusals.extend(group.members.iter().map(|seen| Refusal {
-            pid: seen.pid,
-            place: place(seen),
-            why: no.why.clone(),
-            todo: no.todo.to_owned(),
-        }));
-    }
-
-    /// Finds out which descriptions the entries of epoll sets are, now that all are known.
-    fn resolve_epolls(&mut self) {
-        for group in self.groups {
-            let first = group.first();
-            let Some(index) = self.files.description_of(first.pid, first.fd) else { continue };
-            let Description::Epoll(epoll) = &self.files.descriptions[index as usize] else { continue };
-            let mut epoll = epoll.clone();
-            match epoll::resolve(&mut epoll, group, self.groups, &self.files) {
-                Ok(()) => self.files.descriptions[index as usize] = Description::Epoll(epoll),
-                Err(No { why, todo }) => {
-                    let (pid, place) = (first.pid, place(first));
-                    self.refusals.push(Refusal { pid, place, why, todo: todo.to_owned() });
-                }
+    /// Kernel objects that are no files, and files that are not on a disk.
+    fn nameless(&self, seen: &Seen) -> Option<std::result::Result<Description, No>> {
+        Some(match seen.link.to_str()? {
+            "anon_inode:[eventfd]" => eventfd::describe(seen).map(Description::Eventfd),
+            timerfd::LINK => timerfd::describe(seen).map(Description::Timerfd),
+            "anon_inode:[signalfd]" => signalfd::describe(seen).map(Description::Signalfd),
+            "anon_inode:[eventpoll]" => epoll::describe(self.holders, seen).map(Description::Epoll),
+            "anon_inode:inotify" => inotify::describe(self.holders, seen).map(Description::Inotify),
+            _ if pidfd::is_pidfd(seen) => pidfd::describe(self.holders, seen).map(Description::Pidfd),
+            _ if seen.filesystem == namespace::NSFS => {
+                namespace::describe(self.holders, seen).map(Description::Namespace)
             }
-        }
+            _ if seen.filesystem == procfile::PROC => procfile::describe(self.holders, seen).map(Description::Proc),
+            _ => return None,
+        })
     }
 
     fn add_source(&mut self, source: ContentSource) {

@@ -1,125 +1,261 @@
-//! Sets of watched descriptors (`epoll`). The kernel knows each entry by the number under which it was added and by the open
-//! file description that this number meant then. A restore adds it under the same number, in a process that has both.
+//! Epoll sets (`epoll(7)`): every file watched, under the number that it had when it was added, with events and data.
 //!
-//! An entry may outlive its number: closed, or given to something else, while the description lives on under another. Then
-//! the number is lent to the description for as long as it takes to add it.
+//! The set holds on to the file behind a number, not to the number: that may be closed or be something else by now, while the
+//! file is still open elsewhere in the job. `kcmp(2)` says which of the job's files it is.
+//!
+//! What was ready and not yet reported is ready again once everything is in place, and so is reported. What an edge-triggered
+//! watch has reported already is reported once more if it is still ready: the kernel does not tell the two apart.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use super::survey::{Group, Seen};
-use super::{Files, No};
-use crate::error::{Error, Result};
-use crate::remote::Call;
-use crate::sys::{anon, fd};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// A set of watched descriptors.
+use super::survey::{self, Group, Seen, readable};
+use super::{Description, Files, Holder, No, set_flags};
+use crate::error::{Error, Refusal, Result};
+use crate::procfs;
+use crate::sys::events;
+use crate::sys::fd::is_watched;
+
+/// Bits that are no events (`EP_PRIVATE_BITS` of `fs/eventpoll.c`): all that is left of a one-shot watch that has reported.
+const PRIVATE: u32 = (libc::EPOLLWAKEUP | libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
+const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
+
+/// An epoll set.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Epoll {
-    /// What it watches.
-    pub entries: Vec<Entry>,
-    /// Status flags (`O_*`).
+    /// Access mode and status flags (`O_*`).
     pub flags: i32,
+    /// How it polls devices (`EPIOCGPARAMS`, `struct epoll_params`); 0 for the usual way.
+    pub busy_poll: u64,
+    /// What it watches.
+    pub watches: Vec<Watch>,
 }
 
-/// One watched descriptor.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+/// One file that a set watches.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
     /// The number under which it was added.
-    pub number: i32,
+    pub fd: i32,
+    /// Index of its description.
+    pub description: u32,
     /// `EPOLL*`.
     pub events: u32,
-    /// What is told with an event.
+    /// What is reported with the events.
     pub data: u64,
-    /// Index of the description.
-    pub description: u32,
+    /// The process that adds it.
+    pub pid: i32,
+    /// For a one-shot watch that has reported, and does not until it is armed again: how it is brought to report.
+    pub spent: Option<Trigger>,
 }
 
-/// The entries that `fdinfo` shows; their descriptions are found by [`resolve`], once all are known.
-pub(super) fn describe(seen: &Seen, info: &str) -> Epoll {
-    let entry = |line: &str| {
-        let mut words = line.strip_prefix("tfd:")?.split_whitespace();
-        let number = words.next()?.parse().ok()?;
-        let mut after = |key: &str| words.find(|w| *w == key).and_then(|_| words.next());
-        let events = u32::from_str_radix(after("events:")?, 16).ok()?;
-        let data = u64::from_str_radix(after("data:")?, 16).ok()?;
-        Some(Entry { number, events, data, description: u32::MAX })
-    };
-    Epoll { entries: info.lines().filter_map(entry).collect(), flags: seen.flags }
+/// How a file is made ready for something. Only a report disarms a one-shot watch.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// It is.
+    Nothing,
+    /// By a byte in this pipe.
+    Byte,
+    /// By having this timer expire.
+    Expiry,
 }
 
-/// Finds the descriptions that the entries of `epoll` mean, the set itself being `group`.
-pub(super) fn resolve(
-    epoll: &mut Epoll,
-    group: &Group,
+/// The record, without what it watches: that is found by [`link`], when all descriptions are known.
+pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Result<Epoll, No> {
+    let failed = |e: Errno| No::new(format!("is an epoll set that cannot be examined ({e})"), "run cr as root");
+    let ours = survey::fetch(holders, seen.pid, seen.fd).map_err(failed)?;
+    Ok(Epoll { flags: seen.flags, busy_poll: events::busy_poll(ours.as_fd()), watches: Vec::new() })
+}
+
+/// Finds what the sets watch. `sets` are descriptions by index, with their descriptors.
+pub(super) fn link(
+    holders: &[Holder<'_>],
     groups: &[Group],
-    files: &Files,
-) -> std::result::Result<(), No> {
-    let set = group.first();
-    for at in 0..epoll.entries.len() {
-        let number = epoll.entries[at].number;
-        // Several entries may have one number, of which all but the last have outlived it.
-        let nth = epoll.entries[..at].iter().filter(|e| e.number == number).count() as u32;
-        let is_it = |s: &Seen| fd::is_watched(s.pid, s.fd, set.pid, set.fd, number, nth).unwrap_or(false);
-        let likely = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == set.pid && s.fd == number && is_it(s));
-        let found = likely.or_else(|| groups.iter().map(Group::first).find(|s| is_it(s)));
-        let description = found.and_then(|s| files.description_of(s.pid, s.fd));
-        let Some(description) = description else {
-            let why = format!("is an epoll set that watches what was fd {number}, and is open nowhere in the job now");
-            return Err(No::new(why, "have the job remove it from the set before it closes it"));
-        };
-        epoll.entries[at].description = description;
+    sets: &[(usize, &Group)],
+    files: &mut Files,
+) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    for (index, set) in sets {
+        match watches(holders, groups, set, files) {
+            Ok(found) => {
+                if let Description::Epoll(record) = &mut files.descriptions[*index] {
+                    record.watches = found;
+                }
+            }
+            Err(no) => refusals.extend(set.members.iter().map(|seen| no.at(seen))),
+        }
     }
-    Ok(())
+    refusals
 }
 
-/// A new, empty set.
-pub(super) fn open() -> Result<OwnedFd> {
-    anon::epoll(libc::EPOLL_CLOEXEC).map_err(|e| Error::system("making an epoll set of the job", e))
+/// A line of `fdinfo`.
+#[derive(Clone, Copy)]
+struct Line {
+    fd: i32,
+    events: u32,
+    data: u64,
+}
+
+impl Line {
+    /// `tfd:        5 events:       1d data: ffffffffffffffff  pos:0 ino:61af sdev:7`
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("tfd:")?.split_whitespace();
+        let fd = words.next()?.parse().ok()?;
+        let mut hex = |key: &str| u64::from_str_radix(words.next().filter(|w| *w == key).and(words.next())?, 16).ok();
+        Some(Self { fd, events: hex("events:")? as u32, data: hex("data:")? })
+    }
+}
+
+fn watches(
+    holders: &[Holder<'_>],
+    groups: &[Group],
+    set: &Group,
+    files: &Files,
+) -> std::result::Result<Vec<Watch>, No> {
+    let first = set.first();
+    let info = first.info()?;
+    let mut all = Vec::new();
+    let mut numbers: Vec<i32> = Vec::new();
+    for line in info.lines().filter_map(Line::parse) {
+        // The kernel lists entries in the order in which kcmp counts those with the same number.
+        let skip = numbers.iter().filter(|n| **n == line.fd).count() as u32;
+        numbers.push(line.fd);
+        let (seen, adder) = match find(groups, set, line.fd, skip)? {
+            Found::There(seen) => (seen, seen.pid),
+            Found::Elsewhere(seen) => (seen, 0),
+            Found::Gone => continue,
+        };
+        // Refused already, or opened since the others were looked at: then the job runs, and this is no capture.
+        let row =
+            files.tables.iter().find(|t| t.pids[0] == seen.pid).and_then(|t| t.rows.iter().find(|d| d.fd == seen.fd));
+        let Some(description) = row.map(|d| d.description) else { continue };
+        let kind = &files.descriptions[description as usize];
+        // A signalfd tells of the signals of whoever adds it, and what is opened late has a number nowhere else.
+        let by_number = matches!(kind, Description::Signalfd(_)) || kind.is_late();
+        let pid = if by_number { adder } else { first.pid };
+        if pid == 0 {
+            let why = format!("is an epoll set that watches {}, once fd {}", kind.kind(), line.fd);
+            return Err(No::new(why, "have the job remove it from the set before it closes the descriptor"));
+        }
+        let spent = line.events & ONE_SHOT != 0 && line.events & !PRIVATE == 0;
+        let spent = if spent { Some(trigger(holders, seen, kind, line.fd)?) } else { None };
+        all.push(Watch { fd: line.fd, description, events: line.events, data: line.data, pid, spent });
+    }
+    Ok(all)
+}
+
+enum Found<'a> {
+    /// Under its number, in a process that has the set too.
+    There(&'a Seen),
+    /// Under another.
+    Elsewhere(&'a Seen),
+    /// It has been removed from the set meanwhile.
+    Gone,
+}
+
+fn find<'a>(groups: &'a [Group], set: &Group, fd: i32, skip: u32) -> std::result::Result<Found<'a>, No> {
+    let seen = set.first();
+    let here = |pid: i32, candidate: i32| match is_watched(pid, candidate, seen.pid, seen.fd, fd, skip) {
+        Ok(is) => Ok(is),
+        Err(Errno::EBADF | Errno::ESRCH) => Ok(false),
+        Err(e) => Err(e),
+    };
+    let gone = |e: Errno| match e {
+        Errno::ENOENT => Ok(Found::Gone),
+        e => Err(No::new(format!("is an epoll set that cannot be examined ({e})"), "run cr as root")),
+    };
+    for holder in &set.members {
+        match here(holder.pid, fd) {
+            Ok(false) => {}
+            Ok(true) => {
+                let all = groups.iter().flat_map(|g| &g.members);
+                let found = all.into_iter().find(|s| s.pid == holder.pid && s.fd == fd);
+                return Ok(found.map_or(Found::Gone, Found::There));
+            }
+            Err(e) => return gone(e),
+        }
+    }
+    for group in groups {
+        match here(group.first().pid, group.first().fd) {
+            Ok(false) => {}
+            Ok(true) => return Ok(Found::Elsewhere(group.first())),
+            Err(e) => return gone(e),
+        }
+    }
+    let others = procfs::processes().filter(|pid| groups.iter().all(|g| g.members.iter().all(|s| s.pid != *pid)));
+    let other = others.into_iter().find(|pid| {
+        procfs::descriptors(*pid).is_ok_and(|fds| fds.iter().any(|fd| matches!(here(*pid, *fd), Ok(true))))
+    });
+    let who = other.map_or("no process of the job".to_owned(), |pid| format!("only {}", procfs::who(pid)));
+    let why = format!("is an epoll set that watches a file, once fd {fd}, which {who} has open any more");
+    Err(No::new(why, "have the job remove it from the set (EPOLL_CTL_DEL) before it closes the descriptor"))
+}
+
+/// How a file is brought to report, or why it cannot be.
+fn trigger(
+    holders: &[Holder<'_>],
+    seen: &Seen,
+    description: &Description,
+    number: i32,
+) -> std::result::Result<Trigger, No> {
+    match description {
+        Description::Timerfd(_) => return Ok(Trigger::Expiry),
+        // Whether these are ready depends on the restore, or on who asks.
+        Description::Signalfd(_) | Description::Epoll(_) | Description::Stdio(_) | Description::Terminal(_) => {}
+        late if late.is_late() => {}
+        other => {
+            let ready = survey::fetch(holders, seen.pid, seen.fd).is_ok_and(|fd| {
+                let mut polled = [PollFd::new(fd.as_fd(), PollFlags::all())];
+                poll(&mut polled, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+            });
+            if ready {
+                return Ok(Trigger::Nothing);
+            }
+            if matches!(other, Description::Pipe(end) if readable(end.flags)) {
+                return Ok(Trigger::Byte);
+            }
+        }
+    }
+    let what = description.kind();
+    let why = format!("is an epoll set in which a one-shot watch of fd {number} ({what}) waits to be armed again");
+    Err(No::new(why, "wait until the job has armed it again (EPOLL_CTL_MOD)"))
 }
 
 impl Epoll {
-    /// The calls by which a process that has it as `fd` adds the entries. `has` says which description the process has under
-    /// a number, `cloexec` whether `exec` closes that, `ours` where we have a description; the bytes of the calls will lie
-    /// at `at`.
-    pub(super) fn add_calls(
-        &self,
-        fd: i32,
-        has: impl Fn(i32) -> Option<u32>,
-        cloexec: impl Fn(i32) -> bool,
-        ours: impl Fn(u32) -> i32,
-        at: u64,
-    ) -> Vec<(Vec<Call>, Vec<u8>)> {
-        let mut batches = Vec::new();
-        for entry in &self.entries {
-            let mut event = entry.events.to_le_bytes().to_vec();
-            event.extend_from_slice(&entry.data.to_le_bytes());
-            let number = entry.number as u64;
-            let add = Call::new(libc::SYS_epoll_ctl, &[fd as u64, libc::EPOLL_CTL_ADD as u64, number, at]);
-            let calls = match has(entry.number) {
-                Some(description) if description == entry.description => vec![add],
-                taken => {
-                    let (mut calls, mut pulled, aside) = (Vec::new(), 0, 0);
-                    // What has the number now is put aside; where nothing has, the number is kept from being chosen.
-                    calls.push(match taken {
-                        Some(_) => Call::new(libc::SYS_fcntl, &[number, libc::F_DUPFD as u64, 0]),
-                        None => Call::new(libc::SYS_dup3, &[fd as u64, number, libc::O_CLOEXEC as u64]),
-                    });
-                    super::late::pull(ours(entry.description), &mut calls, &mut pulled);
-                    calls.push(Call::new(libc::SYS_dup3, &[0, number, libc::O_CLOEXEC as u64]).first_from(pulled));
-                    calls.push(add);
-                    if taken.is_some() {
-                        let flags = if cloexec(entry.number) { libc::O_CLOEXEC as u64 } else { 0 };
-                        calls.push(Call::new(libc::SYS_dup3, &[0, number, flags]).first_from(aside));
-                        calls.push(Call::new(libc::SYS_close, &[0]).first_from(aside));
-                    } else {
-                        calls.push(Call::new(libc::SYS_close, &[number]));
-                    }
-                    super::late::drop_pulled(&mut calls, pulled);
-                    calls
-                }
-            };
-            batches.push((calls, event));
+    /// Makes it, empty.
+    pub(super) fn open(&self) -> Result<OwnedFd> {
+        let failed = |e: nix::Error| Error::system("making an epoll set of the job", e);
+        let fd = events::epoll(libc::EPOLL_CLOEXEC).map_err(failed)?;
+        if self.busy_poll != 0 {
+            events::set_busy_poll(fd.as_fd(), self.busy_poll).map_err(failed)?;
         }
-        batches
+        set_flags(fd.as_fd(), self.flags).map_err(failed)?;
+        Ok(fd)
+    }
+}
+
+impl Watch {
+    /// `struct epoll_event` with which it is added.
+    pub(super) fn event(&self) -> [u8; 12] {
+        // Whatever it may be ready for, where it is to report at once.
+        const ANYTHING: u32 = 0x7df;
+        let events = if self.spent.is_some() { self.events | ANYTHING } else { self.events };
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&events.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.data.to_le_bytes());
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_fdinfo_is_parsed() {
+        let line = Line::parse("tfd:       12 events: c000001d data: ffffffffffffffff  pos:0 ino:61af sdev:7").unwrap();
+        assert_eq!((line.fd, line.events, line.data), (12, 0xc000_001d, u64::MAX));
+        assert!(Line::parse("pos:\t0").is_none());
     }
 }

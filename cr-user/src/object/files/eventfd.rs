@@ -1,45 +1,51 @@
-//! Event counters (`eventfd`).
+//! Event counters (`eventfd(2)`): a count, and whether a read takes all of it or one.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::survey::Seen;
+use super::{No, set_flags};
 use crate::error::{Error, Result};
-use crate::sys::anon;
+use crate::sys::events;
 
 /// An event counter.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Eventfd {
-    /// What it has counted.
+    /// Its count.
     pub count: u64,
-    /// Each read takes one (`EFD_SEMAPHORE`) rather than all.
+    /// Whether a read takes one off it (`EFD_SEMAPHORE`) rather than all.
     pub semaphore: bool,
-    /// Status flags (`O_*`).
+    /// Access mode and status flags (`O_*`).
     pub flags: i32,
 }
 
-/// The record, from what `fdinfo` says.
-pub(super) fn describe(seen: &Seen, info: &str) -> Eventfd {
-    let value = |key: &str| info.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
-    Eventfd {
-        count: u64::from_str_radix(value("eventfd-count:"), 16).unwrap_or(0),
-        semaphore: value("eventfd-semaphore:") == "1",
-        flags: seen.flags,
+/// The record, from the descriptor's `fdinfo`: the count stays.
+pub(super) fn describe(seen: &Seen) -> std::result::Result<Eventfd, No> {
+    let info = seen.info()?;
+    let count = info.get("eventfd-count:").and_then(|n| u64::from_str_radix(n, 16).ok());
+    let semaphore = info.get("eventfd-semaphore:").map(|n| n != "0");
+    let (Some(count), Some(semaphore)) = (count, semaphore) else {
+        let why = "is an eventfd, and this kernel does not say whether it is a semaphore".to_owned();
+        return Err(No::new(why, "use Linux 6.5 or later, or have the job close it"));
+    };
+    if count == u64::MAX {
+        let why = "is an eventfd that the kernel has counted beyond its limit".to_owned();
+        return Err(No::new(why, "wait until the job has read it"));
     }
+    Ok(Eventfd { count, semaphore, flags: seen.flags })
 }
 
 impl Eventfd {
-    /// A new one with the same count.
+    /// Makes it, with its count.
     pub(super) fn open(&self) -> Result<OwnedFd> {
-        let failed = |e| Error::system("making an event counter", e);
-        let flags = libc::EFD_CLOEXEC
-            | if self.semaphore { libc::EFD_SEMAPHORE } else { 0 }
-            | if self.flags & libc::O_NONBLOCK != 0 { libc::EFD_NONBLOCK } else { 0 };
-        // The call takes 32 bits; the rest is written.
-        let first = self.count.min(u32::MAX.into()) as u32;
-        let fd = anon::eventfd(first, flags).map_err(failed)?;
-        if self.count > u64::from(first) {
-            nix::unistd::write(fd.as_fd(), &(self.count - u64::from(first)).to_ne_bytes()).map_err(failed)?;
+        let failed = |e: std::io::Error| Error::system("making an eventfd of the job", e);
+        let semaphore = if self.semaphore { libc::EFD_SEMAPHORE } else { 0 };
+        let mut counter = File::from(events::eventfd(0, semaphore | libc::EFD_CLOEXEC).map_err(|e| failed(e.into()))?);
+        if self.count > 0 {
+            counter.write_all(&self.count.to_ne_bytes()).map_err(failed)?;
         }
-        Ok(fd)
+        set_flags(counter.as_fd(), self.flags).map_err(|e| failed(e.into()))?;
+        Ok(counter.into())
     }
 }

@@ -1,111 +1,154 @@
-//! What can only be done once all processes are there and have their tables: by a process itself, under its own numbers.
+//! What is made only when the job's processes exist: files in `/proc` that belong to them, pidfds of them, their namespaces;
+//! and what a process must set by itself: epoll sets and timers. Sockets come first of all, since they need processes to make
+//! them, and everything else may lie in their queues or watch them.
+//!
+//! In the place of a descriptor that is made late, a process first gets a pidfd of cr. When all processes exist, cr opens
+//! the real one, and each process fetches it from cr by way of that pidfd: so several processes can share one.
 
-use super::locks::Lock;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::batch::{Batch, Batches};
+use super::epoll::{Epoll, Trigger};
 use super::open::Opened;
 use super::unix::{self, Crew};
-use super::{Description, Files};
+use super::{Description, Files, timerfd};
 use crate::error::{Error, Result};
 use crate::remote::Call;
+use crate::sys::fd::pidfd_open;
 
-/// Calls of a process.
-#[derive(Debug)]
-pub struct Batch {
-    /// The calls.
-    pub calls: Vec<Call>,
-    /// The bytes that they read at the address that was given.
-    pub bytes: Vec<u8>,
-    /// The lock that they take.
-    lock: Option<Lock>,
-}
+/// Milliseconds in which a watch that is made to report surely does.
+const PATIENCE: u64 = 10_000;
 
-impl Batch {
-    fn new((calls, bytes): (Vec<Call>, Vec<u8>)) -> Self {
-        Self { calls, bytes, lock: None }
-    }
-
-    /// Whether all calls that were made succeeded.
-    ///
-    /// # Errors
-    /// Why the first that did not has failed.
-    pub fn judge(&self, files: &Files) -> Result<()> {
-        let failed = self.calls.iter().find_map(|c| c.outcome().err().map(|e| (c, e)));
-        match (failed, self.lock) {
-            (None, _) => Ok(()),
-            (Some((_, e)), Some(lock)) => Err(lock.failed(files, e)),
-            (Some((call, e)), None) => {
-                let what = format!("setting up its descriptors (system call {} with {:x?})", call.number, call.args);
-                Err(Error::system(what, e))
-            }
+/// Calls for process `pid` that fill the epoll sets and set the timers for which it is responsible, with the descriptors that
+/// it inherited from us; to be made before those are put into place. What the calls read lies at `at`.
+pub fn early_calls(files: &Files, pid: i32, opened: &Opened, at: u64) -> Vec<Batch> {
+    let mut out = Batches::new(at);
+    for (index, description) in files.descriptions.iter().enumerate() {
+        if let Description::Epoll(set) = description {
+            fill(set, index, files, pid, opened, &mut out);
         }
-    }
-}
-
-/// Opens what could not be opened before there were the processes, with their help where the kernel notes who did it.
-///
-/// # Errors
-/// When one cannot be opened.
-pub fn open_late(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<()> {
-    for (description, fd) in files.descriptions.iter().zip(&mut opened.fds) {
-        if let Description::Pidfd(pidfd) = description {
-            *fd = pidfd.open()?;
-        }
-    }
-    unix::make(files, opened, crew)
-}
-
-/// What process `pid` does for its descriptors, batch by batch, the bytes of each at `at`.
-pub fn late_calls(files: &Files, opened: &Opened, pid: i32, at: u64) -> Vec<Batch> {
-    let Some(table) = files.table_of(pid).filter(|t| t.pids[0] == pid) else { return Vec::new() };
-    let number_of = |wanted: usize| table.rows.iter().find(|d| d.description as usize == wanted).map(|d| d.fd);
-    let own_lock = |l: &&Lock| table.pids.contains(&l.holder.0);
-    let has = |number: i32| table.rows.iter().find(|d| d.fd == number).map(|d| d.description);
-    let cloexec = |number: i32| table.rows.iter().any(|d| d.fd == number && d.cloexec);
-    let ours = |description: u32| opened.number(description as usize);
-    let locks = files.locks.iter().filter(own_lock).filter_map(|l| Some((*l, l.own_call(at)?)));
-    let mut batches: Vec<Batch> =
-        locks.map(|(lock, (call, bytes))| Batch { calls: vec![call], bytes, lock: Some(lock) }).collect();
-    for row in table.rows.iter().filter(|d| files.descriptions[d.description as usize].is_late()) {
-        let (mut calls, mut pulled) = (Vec::new(), 0);
-        let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
-        pull(ours(row.description), &mut calls, &mut pulled);
-        calls.push(Call::new(libc::SYS_dup3, &[0, row.fd as u64, flags as u64]).first_from(pulled));
-        drop_pulled(&mut calls, pulled);
-        batches.push(Batch::new((calls, Vec::new())));
     }
     for (index, description) in files.descriptions.iter().enumerate() {
-        // Once for each description: by the first process that has it.
-        if files.holders(index).first().is_none_or(|(first, _)| *first != pid) {
-            continue;
-        }
-        let Some(fd) = number_of(index) else { continue };
         match description {
-            Description::Timerfd(timer) => batches.push(Batch::new(timer.set_calls(fd, at))),
-            Description::Epoll(epoll) => {
-                batches.extend(epoll.add_calls(fd, has, cloexec, ours, at).into_iter().map(Batch::new));
+            Description::Timerfd(timer) if files.responsible(index) == pid => timer.set(opened.number(index), &mut out),
+            _ => {}
+        }
+    }
+    out.finish()
+}
+
+/// One-shot watches that have reported come first: only while they are alone is it sure that it is their report which is taken.
+fn fill(set: &Epoll, index: usize, files: &Files, pid: i32, opened: &Opened, out: &mut Batches) {
+    let set_fd = opened.number(index);
+    let watches = || set.watches.iter().filter(|w| w.pid == pid && !files.is_late(w.description));
+    for watch in watches().filter(|w| w.spent.is_some()).chain(watches().filter(|w| w.spent.is_none())) {
+        let watched = opened.number(watch.description as usize);
+        out.call(Call::new(libc::SYS_dup3, &[watched as u64, watch.fd as u64, 0]));
+        match watch.spent {
+            Some(Trigger::Expiry) => timerfd::expire(watched, out),
+            Some(Trigger::Byte) => {
+                let byte = out.put(&[0]);
+                out.call(Call::new(libc::SYS_write, &[opened.writer(watch.description) as u64, byte, 1]));
+            }
+            Some(Trigger::Nothing) | None => {}
+        }
+        let event = out.put(&watch.event());
+        out.call(add(set_fd, watch.fd, event));
+        if watch.spent.is_some() {
+            let report = out.put(&[0; 12]);
+            out.call(Call::new(libc::SYS_epoll_pwait, &[set_fd as u64, report, 1, PATIENCE, 0, 8]));
+        }
+        match (watch.spent, &files.descriptions[watch.description as usize]) {
+            (Some(Trigger::Expiry), Description::Timerfd(timer)) => timer.set(watched, out),
+            (Some(Trigger::Byte), _) => {
+                let byte = out.put(&[0]);
+                out.call(Call::new(libc::SYS_read, &[watched as u64, byte, 1]));
             }
             _ => {}
         }
     }
-    for settings in &files.settings {
-        let first = files.holders(settings.description as usize).first().copied();
-        let Some((_, fd)) = first.filter(|(first, _)| *first == pid) else { continue };
-        let flags = files.descriptions[settings.description as usize].status_flags();
-        batches.push(Batch::new(settings.calls(files, fd, flags, at)));
+}
+
+fn add(set: i32, fd: i32, event: u64) -> Call {
+    Call::new(libc::SYS_epoll_ctl, &[set as u64, libc::EPOLL_CTL_ADD as u64, fd as u64, event])
+}
+
+/// What takes the place of a descriptor that is opened late: a pidfd of ours.
+pub(super) fn placeholder() -> Result<OwnedFd> {
+    pidfd_open(std::process::id() as i32).map_err(|e| Error::system("opening a pidfd of cr itself", e))
+}
+
+/// Descriptors of ours for what is opened late. They must stay open until every process has fetched its own.
+#[derive(Debug)]
+pub struct Late {
+    /// With the index of the description.
+    fds: Vec<(usize, OwnedFd)>,
+}
+
+/// Makes the sockets of the job, and gives them to its processes under the numbers that everything else was inherited with.
+/// What else is opened late and lies in a message must be opened before: it is given back.
+///
+/// # Errors
+/// When one cannot be made.
+pub fn make_sockets(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<Late> {
+    let mut late = Late { fds: Vec::new() };
+    let queued = unix::queued(files);
+    late.open(files, |index| queued.contains(&index))?;
+    unix::make(files, opened, &late, crew)?;
+    Ok(late)
+}
+
+impl Late {
+    /// Opens the rest of what is opened late. All processes of the job must exist, each with its address space.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open_rest(&mut self, files: &Files) -> Result<()> {
+        self.open(files, |_| true)
     }
-    batches
-}
 
-/// Adds calls that fetch our descriptor `ours`; the result of call `pulled` is then what was fetched. The kernel chooses the
-/// lowest free number: one that is wanted for something must not be free.
-pub(super) fn pull(ours: i32, calls: &mut Vec<Call>, pulled: &mut usize) {
-    let from = calls.len();
-    calls.push(Call::new(libc::SYS_pidfd_open, &[u64::from(std::process::id()), 0]));
-    calls.push(Call::new(libc::SYS_pidfd_getfd, &[0, ours as u64, 0]).first_from(from));
-    *pulled = from + 1;
-}
+    fn open(&mut self, files: &Files, wanted: impl Fn(usize) -> bool) -> Result<()> {
+        for (index, description) in files.descriptions.iter().enumerate() {
+            if !wanted(index) || self.number(index).is_some() {
+                continue;
+            }
+            match description {
+                Description::Pidfd(r) if r.is_late() => self.fds.push((index, r.open()?)),
+                Description::Proc(r) if r.is_late() => self.fds.push((index, r.open()?)),
+                Description::Namespace(r) => self.fds.push((index, r.open()?)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 
-/// Adds calls that close what [`pull`] needed and fetched.
-pub(super) fn drop_pulled(calls: &mut Vec<Call>, pulled: usize) {
-    calls.push(Call::new(libc::SYS_close, &[0]).first_from(pulled));
-    calls.push(Call::new(libc::SYS_close, &[0]).first_from(pulled - 1));
+    /// The number of ours for a description that is opened late, and is open already.
+    pub(super) fn number(&self, description: usize) -> Option<i32> {
+        self.fds.iter().find(|(index, _)| *index == description).map(|(_, fd)| fd.as_raw_fd())
+    }
+
+    /// Calls for process `pid` that put what is opened late into its table, which is otherwise as recorded, and into its epoll
+    /// sets. What they read lies at `at`.
+    pub fn calls(&self, files: &Files, pid: i32, at: u64) -> Vec<Batch> {
+        let mut out = Batches::new(at);
+        let Some(table) = files.table_of(pid) else { return Vec::new() };
+        for row in &table.rows {
+            let Some((_, ours)) = self.fds.iter().find(|(index, _)| *index == row.description as usize) else {
+                continue;
+            };
+            let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
+            let got = out.call(Call::new(libc::SYS_pidfd_getfd, &[row.fd as u64, ours.as_raw_fd() as u64, 0]));
+            out.call(Call::new(libc::SYS_dup3, &[0, row.fd as u64, flags as u64]).first_from(got));
+            out.call(Call::new(libc::SYS_close, &[]).first_from(got));
+        }
+        for (index, description) in files.descriptions.iter().enumerate() {
+            let Description::Epoll(set) = description else { continue };
+            let Some(row) = table.rows.iter().find(|r| r.description as usize == index) else { continue };
+            for watch in set.watches.iter().filter(|w| w.pid == pid && files.is_late(w.description)) {
+                let event = out.put(&watch.event());
+                out.call(add(row.fd, watch.fd, event));
+            }
+        }
+        out.finish()
+    }
 }

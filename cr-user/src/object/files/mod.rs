@@ -8,24 +8,32 @@
 //! | [`deleted`] file, [`memfd`] | a new object with the same bytes, which are in the image |
 //! | [`directory`], [`device`] without state | opened by name |
 //! | [`pipe`] within the job | a new pipe with the same data |
-//! | [`eventfd`], [`timerfd`], [`signalfd`], [`epoll`] | new ones in the same state |
-//! | [`pidfd`] of a process of the job | opened again, once there is the process |
 //! | [`unix`] socket within the job | a new one with the same connection and queue |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
+//! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
+//! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
+//! | [`inotify`] watches | new ones of what is at their paths |
+//! | [`pidfd`] and [`namespace`] of a process of the job, [`procfile`] of `/proc` | opened again, when the process exists |
 //! | everything else | refused by name |
 
+mod batch;
 mod capture;
 pub mod deleted;
 pub mod device;
 pub mod directory;
 pub mod epoll;
 pub mod eventfd;
+pub mod inotify;
 mod late;
 pub mod locks;
 pub mod memfd;
+pub mod namespace;
 mod open;
+mod outside;
+mod own;
 pub mod pidfd;
 pub mod pipe;
+pub mod procfile;
 pub mod regular;
 pub mod rollback;
 pub mod settings;
@@ -50,16 +58,19 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::sys::fd::fcntl;
 
+pub use batch::Batch;
 pub use capture::{ContentSource, capture, refusals};
-pub use late::{Batch, late_calls, open_late};
+pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
+pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 3, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 4, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -128,16 +139,22 @@ pub enum Description {
     Terminal(terminal::Terminal),
     /// An event counter.
     Eventfd(eventfd::Eventfd),
-    /// A timer.
+    /// A timer that is read from.
     Timerfd(timerfd::Timerfd),
-    /// A descriptor that gives signals.
+    /// Signals that are read.
     Signalfd(signalfd::Signalfd),
-    /// A set of watched descriptors.
+    /// An epoll set.
     Epoll(epoll::Epoll),
-    /// A descriptor of a process of the job.
+    /// Watches of files.
+    Inotify(inotify::Inotify),
+    /// A pidfd.
     Pidfd(pidfd::Pidfd),
     /// A Unix-domain socket.
     Unix(Box<unix::Unix>),
+    /// A namespace.
+    Namespace(namespace::Namespace),
+    /// A file of `/proc`.
+    Proc(procfile::ProcFile),
 }
 
 impl Description {
@@ -155,9 +172,12 @@ impl Description {
             Self::Eventfd(_) => "eventfd",
             Self::Timerfd(_) => "timerfd",
             Self::Signalfd(_) => "signalfd",
-            Self::Epoll(_) => "epoll",
+            Self::Epoll(_) => "epoll set",
+            Self::Inotify(_) => "inotify watches",
             Self::Pidfd(_) => "pidfd",
             Self::Unix(_) => "Unix socket",
+            Self::Namespace(_) => "namespace",
+            Self::Proc(_) => "file of /proc",
         }
     }
 
@@ -169,6 +189,7 @@ impl Description {
             Self::Memfd(r) => Some(r.name.as_path()),
             Self::Directory(r) => Some(r.path.as_path()),
             Self::Device(r) => Some(r.path()),
+            Self::Proc(r) => Some(r.path.as_path()),
             _ => None,
         }
     }
@@ -180,13 +201,19 @@ impl Description {
             Self::Deleted(r) => Some(r.position),
             Self::Memfd(r) => Some(r.position),
             Self::Directory(r) => Some(r.position),
+            Self::Proc(r) => Some(r.position),
             _ => None,
         }
     }
 
-    /// Whether it can only be opened when all processes are there.
-    pub fn is_late(&self) -> bool {
-        matches!(self, Self::Pidfd(_) | Self::Unix(_))
+    /// Whether it is opened only when the job's processes exist.
+    fn is_late(&self) -> bool {
+        match self {
+            Self::Pidfd(r) => r.is_late(),
+            Self::Proc(r) => r.is_late(),
+            Self::Namespace(_) => true,
+            _ => false,
+        }
     }
 
     /// Its status flags (`O_*`) that `F_SETFL` can set.
@@ -205,8 +232,11 @@ impl Description {
             Self::Timerfd(r) => r.flags,
             Self::Signalfd(r) => r.flags,
             Self::Epoll(r) => r.flags,
+            Self::Inotify(r) => r.flags,
             Self::Pidfd(r) => r.flags,
             Self::Unix(r) => r.flags,
+            Self::Namespace(r) => r.flags,
+            Self::Proc(r) => r.flags,
         };
         flags & SETTABLE
     }
@@ -238,9 +268,29 @@ impl Files {
         self.tables.iter().find(|t| t.pids.contains(&pid))
     }
 
-    /// Every number that a descriptor has in any process.
+    /// Every number that a descriptor has in any process, or had when an epoll set began to watch it.
     pub fn numbers(&self) -> impl Iterator<Item = i32> {
-        self.tables.iter().flat_map(|t| &t.rows).map(|d| d.fd)
+        let rows = self.tables.iter().flat_map(|t| &t.rows).map(|d| d.fd);
+        rows.chain(self.watches().map(|w| w.fd))
+    }
+
+    /// What epoll sets watch.
+    fn watches(&self) -> impl Iterator<Item = &epoll::Watch> {
+        let sets = self.descriptions.iter().filter_map(|d| match d {
+            Description::Epoll(set) => Some(&set.watches),
+            _ => None,
+        });
+        sets.flatten()
+    }
+
+    /// The process that does what must be done once for a description.
+    fn responsible(&self, description: usize) -> i32 {
+        let first = self.tables.first().map_or(0, |t| t.pids[0]);
+        self.holders(description).first().map_or(first, |(pid, _)| *pid)
+    }
+
+    fn is_late(&self, description: u32) -> bool {
+        self.descriptions[description as usize].is_late()
     }
 
     /// Whether every index leads somewhere.
@@ -249,14 +299,12 @@ impl Files {
         let table = self.tables.iter().all(|t| !t.pids.is_empty() && t.rows.iter().all(row));
         let pipes = self.descriptions.iter().all(|d| match d {
             Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
-            Description::Epoll(epoll) => {
-                epoll.entries.iter().all(|e| (e.description as usize) < self.descriptions.len())
-            }
             _ => true,
         });
+        let watch = |w: &epoll::Watch| w.fd >= 0 && (w.description as usize) < self.descriptions.len();
         let locks = self.locks.iter().all(|l| (l.description as usize) < self.descriptions.len());
         let settings = self.settings.iter().all(|s| (s.description as usize) < self.descriptions.len());
-        if table && pipes && locks && settings {
+        if table && pipes && locks && settings && self.watches().all(watch) {
             return Ok(());
         }
         let why = "it refers to descriptions or pipes that it does not have".to_owned();
@@ -300,7 +348,10 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
             Description::Directory(r) => r.check()?,
             Description::Device(r) => r.check()?,
             Description::Terminal(r) => drop(r.open()?),
-            // What the others need is made by the restore.
+            Description::Timerfd(r) => r.check()?,
+            Description::Inotify(r) => r.check()?,
+            Description::Proc(r) => r.check()?,
+            // What these need is made by the restore.
             _ => {}
         }
     }
@@ -321,6 +372,23 @@ impl No {
     fn new(why: String, todo: &'static str) -> Self {
         Self { why, todo }
     }
+}
+
+impl No {
+    /// The refusal of one descriptor.
+    fn at(&self, seen: &survey::Seen) -> Refusal {
+        let place = format!("fd {}", seen.fd);
+        Refusal { pid: seen.pid, place, why: self.why.clone(), todo: self.todo.to_owned() }
+    }
+}
+
+/// Gives a description that was made without status flags those that it had (`F_SETFL`).
+fn set_flags(fd: BorrowedFd<'_>, flags: i32) -> nix::Result<()> {
+    const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME;
+    if flags & SETTABLE != 0 || fcntl(fd, libc::F_GETFL, 0)? & SETTABLE != 0 {
+        fcntl(fd, libc::F_SETFL, (flags & SETTABLE).into())?;
+    }
+    Ok(())
 }
 
 fn not_here(what: String, why: String, todo: &str) -> Error {

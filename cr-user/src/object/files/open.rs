@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::{Description, Files, Table, open_again};
+use super::epoll::Trigger;
+use super::{Description, Files, Table, late, open_again, own_link};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -14,20 +15,39 @@ use crate::sys::fd::dup_above;
 pub struct Opened {
     /// By index of the description.
     pub fds: Vec<OwnedFd>,
-    /// Numbers under which processes inherit them. What comes late is not what they inherit, but keeps its place.
-    inherited: Vec<i32>,
     spaces: HashMap<u64, File>,
+    /// Ends to write to of pipes by whose description an epoll set watches the other end, where that has to be made ready.
+    writers: HashMap<u32, OwnedFd>,
 }
 
 impl Opened {
+    /// The number of a description, by index, here and in a new process.
+    pub(super) fn number(&self, description: usize) -> i32 {
+        self.fds[description].as_raw_fd()
+    }
+
+    /// The number of the end to write to of a pipe that must be made ready.
+    pub(super) fn writer(&self, description: u32) -> i32 {
+        self.writers.get(&description).map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// To be called when the job is complete, just before it is let go: what restoring it has left behind where the job
+    /// watches files is taken away.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn settle(&self, files: &Files) -> Result<()> {
+        for (description, fd) in files.descriptions.iter().zip(&self.fds) {
+            if let Description::Inotify(r) = description {
+                r.settle(fd)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The object, open for reading and writing, whose bytes are in a content space: the process's memory may map it too.
     pub fn by_space(&self, space: u64) -> Option<BorrowedFd<'_>> {
         self.spaces.get(&space).map(AsFd::as_fd)
-    }
-
-    /// Our number for a description.
-    pub fn number(&self, description: usize) -> i32 {
-        self.fds[description].as_raw_fd()
     }
 
     /// Every content space whose object was made, with the object.
@@ -67,6 +87,8 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for description in &files.descriptions {
         let fd = match description {
+            Description::Unix(_) => late::placeholder()?,
+            one if one.is_late() => late::placeholder()?,
             Description::Regular(r) => r.open()?,
             Description::Deleted(r) => {
                 let creator = if r.is_creator() { creators.remove(&r.space) } else { None };
@@ -81,11 +103,11 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             Description::Eventfd(r) => r.open()?,
             Description::Timerfd(r) => r.open()?,
             Description::Signalfd(r) => r.open()?,
-            Description::Epoll(_) => super::epoll::open()?,
-            // It keeps the number free from others until there are the processes.
-            Description::Pidfd(_) | Description::Unix(_) => open_again("/dev/null".as_ref(), libc::O_RDONLY)
-                .map_err(|e| Error::system("opening /dev/null", e))?
-                .into(),
+            Description::Epoll(r) => r.open()?,
+            Description::Inotify(r) => r.open()?,
+            Description::Pidfd(r) => r.open()?,
+            Description::Namespace(r) => r.open()?,
+            Description::Proc(r) => r.open()?,
         };
         fds.push(place(&fd, base, &taken)?);
     }
@@ -96,11 +118,17 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             _ => {}
         }
     }
+    let mut writers = HashMap::new();
+    for watch in files.watches().filter(|w| w.spent == Some(Trigger::Byte)) {
+        let reader = own_link(fds[watch.description as usize].as_raw_fd());
+        let writer = open_again(reader.as_ref(), libc::O_WRONLY | libc::O_NONBLOCK)
+            .map_err(|e| Error::system("opening a pipe of the job", e))?;
+        writers.insert(watch.description, place(&writer, base, &taken)?);
+    }
     for lock in &files.locks {
         lock.take(files, fds[lock.description as usize].as_fd())?;
     }
-    let inherited = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    Ok(Opened { fds, inherited, spaces })
+    Ok(Opened { fds, spaces, writers })
 }
 
 /// The calls that turn the inherited descriptors into a table of the record: everything goes to its number, and every
@@ -110,7 +138,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
 pub fn calls(table: &Table, opened: &Opened, keep: &[i32]) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     for row in &table.rows {
-        let from = opened.inherited[row.description as usize];
+        let from = opened.number(row.description as usize);
         let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
         calls.push(Call::new(libc::SYS_dup3, &[from as u64, row.fd as u64, flags as u64]));
     }

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::survey::{self, Group, readable, writable};
 use super::{Holder, No, not_here, open_again, own_link, stdio, unix};
 use crate::error::{Error, Refusal, Result};
+use crate::procfs;
 use crate::sys::fd::{self, fcntl};
 
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
@@ -134,7 +135,7 @@ impl Pipes {
             return Vec::new();
         }
         let mut refusals = Vec::new();
-        for other in processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other))) {
+        for other in procfs::processes().filter(|other| !survey::is_of_job(*other, holders)) {
             for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
                 let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
                     continue;
@@ -213,11 +214,6 @@ fn other_end_closed(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(fd, PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).is_ok()
         && polled[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
-}
-
-/// Every process, ours included: `cr` may itself hold an end of a pipe of the job.
-fn processes() -> impl Iterator<Item = i32> {
-    fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// The number in `pipe:[812]`.

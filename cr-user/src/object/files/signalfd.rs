@@ -1,30 +1,37 @@
-//! Signals as a file (`signalfd`): only the set of signals is its own. What waits to be read is queued at the process.
+//! Descriptors that signals are read from (`signalfd(2)`): a set of signals. The signals themselves are pending in the process
+//! that reads, and are restored with it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::survey::Seen;
+use super::{No, set_flags};
 use crate::error::{Error, Result};
-use crate::sys::anon;
+use crate::sys::events;
 
-/// A descriptor that gives signals.
+/// A descriptor that signals are read from.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Signalfd {
-    /// The signals, bit `n - 1` for signal `n`.
+    /// The signals, signal 1 as the lowest bit.
     pub mask: u64,
-    /// Status flags (`O_*`).
+    /// Access mode and status flags (`O_*`).
     pub flags: i32,
 }
 
-/// The record, from what `fdinfo` says.
-pub(super) fn describe(seen: &Seen, info: &str) -> Signalfd {
-    let mask = info.lines().find_map(|l| l.strip_prefix("sigmask:")).map_or("", str::trim);
-    Signalfd { mask: u64::from_str_radix(mask, 16).unwrap_or(0), flags: seen.flags }
+/// The record.
+pub(super) fn describe(seen: &Seen) -> std::result::Result<Signalfd, No> {
+    let info = seen.info()?;
+    let mask = info.get("sigmask:").and_then(|m| u64::from_str_radix(m, 16).ok());
+    let mask =
+        mask.ok_or_else(|| No::new("is a signalfd whose signals the kernel does not tell".to_owned(), "try again"))?;
+    Ok(Signalfd { mask, flags: seen.flags })
 }
 
 impl Signalfd {
-    /// A new one for the same signals.
+    /// Makes it.
     pub(super) fn open(&self) -> Result<OwnedFd> {
-        let flags = libc::SFD_CLOEXEC | if self.flags & libc::O_NONBLOCK != 0 { libc::SFD_NONBLOCK } else { 0 };
-        anon::signalfd(self.mask, flags).map_err(|e| Error::system("making a descriptor for signals", e))
+        let failed = |e: nix::Error| Error::system("making a signalfd of the job", e);
+        let fd = events::signalfd(self.mask, libc::SFD_CLOEXEC).map_err(failed)?;
+        set_flags(fd.as_fd(), self.flags).map_err(failed)?;
+        Ok(fd)
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::statfs;
 
-use super::Holder;
+use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::fd::{compare_descriptions, pidfd_getfd, pidfd_open};
@@ -65,6 +65,12 @@ impl Seen {
         Self { pid, fd, cloexec: false, link, meta, filesystem: 0, flags: 0, position: 0, locks }
     }
 
+    /// What the kernel says of it besides.
+    pub(super) fn info(&self) -> std::result::Result<Info, No> {
+        let text = fs::read_to_string(format!("/proc/{}/fdinfo/{}", self.pid, self.fd));
+        text.map(Info).map_err(|e| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner"))
+    }
+
     /// Whether it can be read through.
     pub(super) fn readable(&self) -> bool {
         readable(self.flags)
@@ -78,6 +84,22 @@ impl Seen {
     /// Descriptors with different keys are different descriptions.
     fn key(&self) -> (u64, u64, i32, i64) {
         (self.meta.dev(), self.meta.ino(), self.flags, self.position)
+    }
+}
+
+/// The lines of `/proc/PID/fdinfo/FD`.
+#[derive(Debug)]
+pub(super) struct Info(String);
+
+impl Info {
+    /// What stands behind `key`, which ends in a colon.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.lines().find_map(|l| l.strip_prefix(key)).map(str::trim)
+    }
+
+    /// All of them.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.lines()
     }
 }
 
@@ -142,6 +164,26 @@ pub(super) fn fetch(holders: &[Holder<'_>], pid: i32, fd: i32) -> nix::Result<Ow
     }
     let holder = holders.iter().find(|h| h.pid == pid).ok_or(Errno::ESRCH)?;
     pidfd_getfd(holder.pidfd, fd)
+}
+
+/// Whether a process is one of the job's, or descends from one: it may have been born a moment ago.
+pub(super) fn is_of_job(mut pid: i32, holders: &[Holder<'_>]) -> bool {
+    let parent_of = |pid: i32| procfs::stat(pid).ok().and_then(|s| s.get(1)?.parse::<i32>().ok());
+    let own = std::process::id() as i32;
+    // Where the job is our child, its orphans are too, and nobody else is.
+    let adopted = holders.first().is_some_and(|root| parent_of(root.pid) == Some(own));
+    loop {
+        if holders.iter().any(|h| h.pid == pid || h.sharers.contains(&pid)) {
+            return true;
+        }
+        match parent_of(pid) {
+            // It has just ended.
+            None => return true,
+            Some(parent) if adopted && parent == own => return true,
+            Some(parent) if parent <= 1 => return false,
+            Some(parent) => pid = parent,
+        }
+    }
 }
 
 fn look_at(pid: i32) -> io::Result<Vec<Seen>> {

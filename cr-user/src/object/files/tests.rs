@@ -495,11 +495,36 @@ fn what_cannot_be_restored_is_refused_by_name() {
     let path = dir.path().join("file");
     fs::write(&path, "").unwrap();
     let cases: &[(&str, &str)] = &[
-        ("fd = libc.inotify_init1(0)", "is an inotify watch"),
+        (
+            "fd = libc.inotify_init1(0); libc.inotify_add_watch(fd, os.path.dirname(sys.argv[1]).encode(), 0x100)
+open(sys.argv[1] + '.new', 'w')",
+            "bytes of events that the job has not read yet",
+        ),
+        (
+            "n = sys.argv[1] + '.gone'; f = open(n, 'w'); fd = libc.inotify_init1(0); libc.inotify_add_watch(fd, n.encode(), 2)
+os.unlink(n)",
+            "whose path cannot be found",
+        ),
+        ("fd = libc.fanotify_init(0, 0)", "is a fanotify watch"),
+        ("fd = os.pidfd_open(os.getppid())", "which is not of the job"),
+        ("fd = os.open('/proc/1/status', 0)", "is a file of /proc that belongs to pid 1"),
+        ("fd = os.open('/proc/self/comm', os.O_RDWR)", "is a file of /proc that is open for writing"),
+        ("fd = os.open('/proc/self/fdinfo/0', 0)", "of a single thread or descriptor"),
+        (
+            "e = select.epoll(); fd = e.fileno(); s = libc.signalfd(-1, ctypes.create_string_buffer(b'\\0\\2' + bytes(6)), 0)
+signal.pthread_sigmask(signal.SIG_BLOCK, [10]); os.kill(os.getpid(), 10); e.register(s, 1 << 30 | 1); e.poll()",
+            "a one-shot watch of fd",
+        ),
+        (
+            "e = select.epoll(); fd = e.fileno(); r, w = os.pipe(); e.register(r, 1)
+p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.close(r); os.close(w)",
+            "is an epoll set that watches a file, once fd",
+        ),
         ("fd = libc.syscall(323, 1)", "is a userfaultfd"),
-        ("fd = os.pidfd_open(os.getppid())", "is a pidfd"),
-        ("fd = os.open('/proc/self/ns/net', 0)", "is a namespace"),
-        ("fd = os.open('/proc/self/maps', 0)", "is a file of /proc"),
+        (
+            "n = os.open('/proc/self/ns/uts', 0); libc.unshare(0x04000000); fd = os.open('/proc/self/ns/uts', 0); libc.setns(n, 0)",
+            "is a namespace that no process of the job is in",
+        ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
         ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),
@@ -531,11 +556,6 @@ p = subprocess.Popen(['sleep', '1000'], stdin=a, stdout=subprocess.DEVNULL)",
             "p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL); fd = p.stdin.fileno()",
             "whose other end is outside the job",
         ),
-        (
-            "fd, w = os.pipe(); os.set_inheritable(w, True)
-p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, close_fds=False)",
-            "has open too",
-        ),
     ];
     for (setup, expected) in cases {
         fs::write(&path, "").unwrap();
@@ -547,6 +567,70 @@ p = subprocess.Popen(['sleep', '1000'], stdin=subprocess.DEVNULL, stdout=subproc
         assert!(mine.is_some_and(|r| r.contains(expected) && r.contains("; ")), "{setup}: {found:?}");
         writeln!(guest.to.take().unwrap()).unwrap();
         guest.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_two_processes_share_is_found_in_either() {
+    // The parent's epoll set watches a pipe that only the child has open now, and a signalfd that both have.
+    let mut guest = Guest::new(
+        "e = select.epoll(); r, w = os.pipe(); c = libc.eventfd(5, 0); s = libc.signalfd(-1, ctypes.create_string_buffer(8), 0)
+e.register(r, 1); e.register(s, 1 | 1 << 31)
+go, gone = os.pipe()
+child = os.fork()
+if child == 0:
+    for fd in 0, 1, e.fileno(), gone: os.close(fd)
+    os.read(go, 1); os._exit(0)
+os.close(r); os.close(go); p = os.pidfd_open(child); m = os.open(f'/proc/{child}/maps', 0)
+wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
+    );
+    writeln!(guest.to.as_mut().unwrap()).unwrap();
+    let numbers: Vec<i32> = guest.line().split(' ').map(|n| n.parse().unwrap()).collect();
+    assert_eq!(guest.line(), "ready");
+    let [child, set, pipe, signals, pidfd, maps, counter] = numbers[..] else { panic!("{numbers:?}") };
+    let parent = guest.pid();
+    let child_fd = pidfd_open(child).unwrap();
+    let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new() }];
+    assert_eq!(refusals(&both).unwrap(), []);
+    let (files, _) = capture(&both, &mut |_, _| 0).unwrap();
+    let of = |pid, fd| {
+        let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
+        (row.description, &files.descriptions[row.description as usize])
+    };
+    let Description::Epoll(record) = of(parent, set).1 else { panic!("{:?}", of(parent, set)) };
+    let mut watched: Vec<_> = record.watches.iter().map(|w| (w.fd, w.description, w.pid, w.events)).collect();
+    watched.sort_unstable();
+    let expected = [(pipe, of(child, pipe).0, parent, 0x19), (signals, of(child, signals).0, parent, 1 << 31 | 0x19)];
+    assert_eq!(watched, expected);
+    assert!(matches!(of(parent, pidfd).1, Description::Pidfd(r) if r.pid == Some(child)));
+    assert!(matches!(of(parent, maps).1, Description::Proc(r) if r.pid == Some(child)));
+    assert_eq!(of(parent, counter).0, of(child, counter).0);
+
+    check(&files, FilePolicy::Rollback).unwrap();
+    let opened = open(&files, 30, &mut no_content).unwrap();
+    let calls = |pid| -> Vec<(i64, u64)> {
+        let batches = early_calls(&files, pid, &opened, 0x1000);
+        batches.iter().flat_map(|b| &b.calls).map(|c| (c.number, c.args[1 + usize::from(c.args[1] == 1)])).collect()
+    };
+    let mut numbers: Vec<i32> = calls(parent)
+        .chunks(2)
+        .map(|pair| {
+            assert_eq!((pair[0].0, pair[1].0), (libc::SYS_dup3, libc::SYS_epoll_ctl));
+            assert_eq!(pair[0].1, pair[1].1);
+            pair[0].1 as i32
+        })
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [pipe, signals]);
+    assert_eq!(calls(child), []);
+
+    // Without the child, which the parent's set needs; and without the parent, which is no descendant of its child.
+    for (alone, fd, why) in [
+        (&both[..1], set, format!("which only pid {child} (")),
+        (&both[1..], counter, format!("an eventfd that pid {parent} (")),
+    ] {
+        let found = refusals(alone).unwrap();
+        assert!(found.iter().any(|r| r.place == format!("fd {fd}") && r.why.contains(&why)), "{found:?}");
     }
 }
 

@@ -1,112 +1,184 @@
-//! Timers as files (`timerfd`). One that was set to a point in time keeps it, by the job's clock; any other goes on with the
-//! time that was left. Expirations that nobody has read yet stay.
+//! Timers that are read from (`timerfd_create(2)`). A relative timer goes on with the time that it had left; an absolute one
+//! keeps its point in time, by the clock that the job sees, and expires at once where that has passed.
 //!
-//! It is set by a process of the job itself, whose clocks may differ from ours (see [`clocks`](crate::object::clocks)).
+//! cr makes the timer; the job's own process sets it, just before it goes on: absolute times are those of its time namespace.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
-use super::survey::Seen;
+use super::batch::Batches;
+use super::survey::{self, Group, Info, Seen};
+use super::{Holder, No, not_here, set_flags};
 use crate::error::{Error, Result};
+use crate::procfs;
 use crate::remote::Call;
-use crate::sys::anon;
+use crate::sys::events;
 
-const SECOND: i128 = 1_000_000_000;
+/// What `/proc/PID/fd` shows of one.
+pub(super) const LINK: &str = "anon_inode:[timerfd]";
+const SECOND: u64 = 1_000_000_000;
+/// A relative timer that has ticks to give besides is never set to less than this, so that it does not expire before those are
+/// put back.
+const LEAST: u64 = 1_000_000;
+const ABSOLUTE: u32 = libc::TFD_TIMER_ABSTIME as u32;
+const CANCEL_ON_SET: u32 = libc::TFD_TIMER_CANCEL_ON_SET as u32;
+/// `TFD_IOC_SET_TICKS` of `linux/timerfd.h`: `_IOW('T', 0, __u64)`.
+const SET_TICKS: u64 = 0x4008_5400;
 
-/// A timer.
+/// A timer. Times are in nanoseconds.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Timerfd {
-    /// Its clock (`CLOCK_*`).
+    /// Its clock.
     pub clock: i32,
-    /// `TFD_TIMER_*`.
-    pub set_flags: i32,
-    /// Expirations that were not read.
-    pub ticks: u64,
-    /// Nanoseconds between expirations; 0 for one expiration.
-    pub interval: u64,
-    /// Nanoseconds until the next expiration; 0 when it is not armed.
-    pub left: u64,
-    /// What its clock showed the job then, in nanoseconds.
-    pub now: i64,
-    /// Status flags (`O_*`).
+    /// Access mode and status flags (`O_*`).
     pub flags: i32,
+    /// How it was set: `TFD_TIMER_*`.
+    pub how: u32,
+    /// How often it expired since it was read or set.
+    pub ticks: u64,
+    /// The time until it expires; 0 when it does not.
+    pub left: u64,
+    /// When that is by the job's clock, for one that was set to a point in time; else 0.
+    pub end: u64,
+    /// The time between its ticks; 0 when it expires once.
+    pub interval: u64,
 }
 
-/// The record, from what `fdinfo` says. `offsets`: what the job's time namespace adds to `CLOCK_MONOTONIC` and
-/// `CLOCK_BOOTTIME`, compared with ours.
-pub(super) fn describe(seen: &Seen, info: &str, offsets: [i64; 2]) -> Timerfd {
-    let value = |key: &str| info.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
-    // `(seconds, nanoseconds)`
-    let time = |key: &str| {
-        let text = value(key).trim_matches(['(', ')']);
-        let mut parts = text.split(',').filter_map(|p| p.trim().parse::<u64>().ok());
-        parts.next().unwrap_or(0) * SECOND as u64 + parts.next().unwrap_or(0)
-    };
-    let clock = value("clockid:").parse().unwrap_or(0);
-    let ours = clock_gettime(ClockId::from_raw(clock)).map_or(0, |t| t.tv_sec() * SECOND as i64 + t.tv_nsec());
-    let offset = match clock {
-        libc::CLOCK_MONOTONIC => offsets[0],
-        libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => offsets[1],
-        _ => 0,
-    };
-    Timerfd {
-        clock,
-        set_flags: i32::from_str_radix(value("settime flags:"), 8).unwrap_or(0),
-        ticks: value("ticks:").parse().unwrap_or(0),
-        interval: time("it_interval:"),
-        left: time("it_value:"),
-        now: ours + offset,
-        flags: seen.flags,
+/// Has the kernel count the ticks of periodic timers that have expired: it only does so when somebody asks, and until then
+/// does not tell when the next one is due. For the job nothing changes by it.
+///
+/// # Errors
+/// When a descriptor cannot be fetched.
+pub(super) fn count_ticks(holders: &[Holder<'_>], groups: &[Group]) -> Result<()> {
+    for seen in groups.iter().map(Group::first).filter(|s| s.link.as_os_str() == LINK) {
+        let Ok(now) = seen.info().and_then(|info| Reading::of(&info)) else { continue };
+        if now.interval > 0 && now.left == 0 && now.ticks > 0 {
+            let failed = |e: Errno| Error::system(format!("asking timerfd {} of pid {}", seen.fd, seen.pid), e);
+            let theirs = survey::fetch(holders, seen.pid, seen.fd).map_err(failed)?;
+            events::count_ticks(theirs.as_fd()).map_err(failed)?;
+        }
     }
+    Ok(())
+}
+
+/// One look at `fdinfo`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Reading {
+    clock: i32,
+    how: u32,
+    ticks: u64,
+    left: u64,
+    interval: u64,
+}
+
+impl Reading {
+    fn of(info: &Info) -> std::result::Result<Self, No> {
+        let number = |key: &str, radix: u32| info.get(key).and_then(|v| u64::from_str_radix(v, radix).ok());
+        // `(seconds, nanoseconds)`
+        let time = |key: &str| {
+            let (seconds, nanoseconds) = info.get(key)?.strip_prefix('(')?.strip_suffix(')')?.split_once(", ")?;
+            Some(seconds.parse::<u64>().ok()? * SECOND + nanoseconds.parse::<u64>().ok()?)
+        };
+        let all = || {
+            Some(Self {
+                clock: number("clockid:", 10)? as i32,
+                how: number("settime flags:", 8)? as u32,
+                ticks: number("ticks:", 10)?,
+                left: time("it_value:")?,
+                interval: time("it_interval:")?,
+            })
+        };
+        all().ok_or_else(|| No::new("is a timerfd whose state the kernel does not tell".to_owned(), "try again"))
+    }
+
+    /// The kernel takes time and ticks one after the other: two looks with the same ticks make one that is consistent.
+    fn consistent(seen: &Seen) -> std::result::Result<Self, No> {
+        const TRIES: usize = 20;
+        let mut last = Self::of(&seen.info()?)?;
+        for _ in 0..TRIES {
+            let now = Self::of(&seen.info()?)?;
+            if (now.ticks, now.left == 0) == (last.ticks, last.left == 0) {
+                return Ok(now);
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+}
+
+/// The record.
+pub(super) fn describe(seen: &Seen) -> std::result::Result<Timerfd, No> {
+    let Reading { clock, how, ticks, left, interval } = Reading::consistent(seen)?;
+    // One that can only have been told that the clock was set: it has ticks, and is still to expire for the first time.
+    if how & CANCEL_ON_SET != 0 && ticks > 0 && left > 0 {
+        let why = "is a timerfd that may have been told that the clock was set (TFD_TIMER_CANCEL_ON_SET)".to_owned();
+        return Err(No::new(why, "wait until the job has read it"));
+    }
+    let end = if how & ABSOLUTE != 0 && left > 0 { now(clock, seen.pid)? + left } else { 0 };
+    Ok(Timerfd { clock, flags: seen.flags, how, ticks, left, end, interval })
+}
+
+/// What the job's clock shows now. Offsets in its time namespace are those that its children have.
+fn now(clock: i32, pid: i32) -> std::result::Result<u64, No> {
+    let (id, offset) = match clock {
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM => (ClockId::CLOCK_REALTIME, None),
+        libc::CLOCK_MONOTONIC => (ClockId::CLOCK_MONOTONIC, Some(0)),
+        _ => (ClockId::CLOCK_BOOTTIME, Some(1)),
+    };
+    let time = clock_gettime(id)
+        .map_err(|e| No::new(format!("is a timerfd of clock {clock}, which cannot be read ({e})"), "try again"))?;
+    let ours = time.tv_sec() as u64 * SECOND + time.tv_nsec() as u64;
+    let offsets = |of: &str| offset.map_or(0, |which: usize| procfs::clock_offsets(of)[which]);
+    Ok(ours.saturating_add_signed(offsets(&pid.to_string()) - offsets("self")))
 }
 
 impl Timerfd {
-    /// A new one for the same clock, not set yet.
-    pub(super) fn open(&self) -> Result<OwnedFd> {
-        let flags = libc::TFD_CLOEXEC | if self.flags & libc::O_NONBLOCK != 0 { libc::TFD_NONBLOCK } else { 0 };
-        anon::timerfd(self.clock, flags).map_err(|e| Error::system("making a timer of the job", e))
+    /// Whether it can be made.
+    pub(super) fn check(&self) -> Result<()> {
+        self.open().map(drop)
     }
 
-    /// The calls by which a process that has it as `fd` sets it. Their bytes will lie at `at`.
-    pub(super) fn set_calls(&self, fd: i32, at: u64) -> (Vec<Call>, Vec<u8>) {
-        /// `_IOW('T', 0, __u64)` of `linux/timerfd.h`.
-        const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
-        let (mut calls, mut bytes) = (Vec::new(), Vec::new());
-        if self.left != 0 {
-            let absolute = self.set_flags & libc::TFD_TIMER_ABSTIME != 0;
-            let end = i128::from(self.now) + i128::from(self.left);
-            let first = if absolute { end.max(1) } else { self.left.into() };
-            let interval = i128::from(self.interval);
-            for part in [interval / SECOND, interval % SECOND, first / SECOND, first % SECOND] {
-                bytes.extend_from_slice(&(part as u64).to_le_bytes());
+    /// Makes it; it is set by [`Self::set`].
+    pub(super) fn open(&self) -> Result<OwnedFd> {
+        let fd = events::timerfd(self.clock, libc::TFD_CLOEXEC).map_err(|e| {
+            let why = format!("no such timer can be made ({e})");
+            not_here(format!("a timerfd of clock {}", self.clock), why, "run cr as root, on a kernel with that clock")
+        })?;
+        set_flags(fd.as_fd(), self.flags).map_err(|e| Error::system("making a timerfd of the job", e))?;
+        Ok(fd)
+    }
+
+    /// Calls with which the process that has it as `fd` sets it.
+    pub(super) fn set(&self, fd: i32, out: &mut Batches) {
+        let (mut value, mut ticks) = (self.left, self.ticks);
+        if self.how & ABSOLUTE != 0 && self.left > 0 {
+            value = self.end;
+            if self.interval > 0 {
+                // Set to when the first of its ticks was due, it counts them all by itself, with those that pass until it is read.
+                value = value.saturating_sub(ticks.saturating_mul(self.interval)).max(1);
+                ticks = 0;
             }
-            calls.push(Call::new(libc::SYS_timerfd_settime, &[fd as u64, self.set_flags as u64, at, 0]));
+        } else if self.left > 0 && ticks > 0 {
+            value = value.max(LEAST);
         }
-        if self.ticks != 0 {
-            let here = at + bytes.len() as u64;
-            bytes.extend_from_slice(&self.ticks.to_le_bytes());
-            calls.push(Call::new(libc::SYS_ioctl, &[fd as u64, TFD_IOC_SET_TICKS, here]));
+        set_time(fd, self.how, self.interval, value, out);
+        if ticks > 0 {
+            let at = out.put(&ticks.to_le_bytes());
+            out.call(Call::new(libc::SYS_ioctl, &[fd as u64, SET_TICKS, at]));
         }
-        (calls, bytes)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Calls that have the timer that is `fd` expire at once.
+pub(super) fn expire(fd: i32, out: &mut Batches) {
+    set_time(fd, ABSOLUTE, 0, 1, out);
+}
 
-    #[test]
-    fn a_point_in_time_stays_and_a_duration_goes_on() {
-        let mut timer =
-            Timerfd { clock: 1, set_flags: 1, ticks: 0, interval: 0, left: 1_500_000_000, now: 10, flags: 0 };
-        let (calls, bytes) = timer.set_calls(7, 0x1000);
-        assert_eq!((calls.len(), calls[0].args[..3].to_vec()), (1, vec![7, 1, 0x1000]));
-        assert_eq!(bytes[16..32], [1u64.to_le_bytes(), 500_000_010u64.to_le_bytes()].concat());
-        timer.set_flags = 0;
-        timer.ticks = 3;
-        let (calls, bytes) = timer.set_calls(7, 0x1000);
-        assert_eq!(bytes[16..40], [1u64.to_le_bytes(), 500_000_000u64.to_le_bytes(), 3u64.to_le_bytes()].concat());
-        assert_eq!(calls[1].args[2], 0x1000 + 32);
-    }
+fn set_time(fd: i32, how: u32, interval: u64, value: u64, out: &mut Batches) {
+    let words = [interval / SECOND, interval % SECOND, value / SECOND, value % SECOND];
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let at = out.put(&bytes);
+    out.call(Call::new(libc::SYS_timerfd_settime, &[fd as u64, how.into(), at, 0]));
 }

@@ -1,6 +1,5 @@
 //! Kinds of files that cannot be restored yet, by name, and what to do about each.
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -9,8 +8,7 @@ use super::survey::Seen;
 
 /// Kinds without a name in any directory: how `/proc/PID/fd` shows them, what they are, what to do.
 const ANONYMOUS: &[(&str, &str, &str)] = &[
-    ("inotify", "an inotify watch", CLOSE),
-    ("fanotify", "a fanotify watch", CLOSE),
+    ("fanotify", "a fanotify watch, whose events hold open files and questions that only the job can answer", CLOSE),
     ("userfaultfd", "a userfaultfd", "have the job close it; cr needs the facility itself to see what is written"),
     ("io_uring", "an io_uring", "have the job end it before the checkpoint, or use ordinary reads and writes"),
     ("perf_event", "a performance counter", "stop the profiler, or have the job close it"),
@@ -25,7 +23,6 @@ const ANONYMOUS: &[(&str, &str, &str)] = &[
 
 /// File systems whose files are not files: the magic number of `statfs(2)` (`linux/magic.h`), what they are, what to do.
 const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
-    (0x9fa0, "a file of /proc", CLOSE),
     (0x6265_6572, "a file of /sys", CLOSE),
     (0x6367_7270, "a file of cgroups", CLOSE),
     (0x0027_e0eb, "a file of cgroups", CLOSE),
@@ -34,11 +31,13 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
     (0x6265_6570, "a file of configfs", CLOSE),
     (0x7363_6673, "a file of securityfs", CLOSE),
     (0xcafe_4a11, "a file of the BPF file system", CLOSE),
-    (0x6e73_6673, "a namespace", CLOSE),
     (0x1980_0202, "a POSIX message queue", CLOSE),
     (0x5345_434d, "secret memory (memfd_secret)", "have the job close it, or use memfd_create"),
     (0x444d_4142, "a buffer of a device", "close the device before the checkpoint"),
 ];
+
+/// Kinds without a name that are restored.
+const RESTORED: [&str; 6] = ["[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]", "[pidfd]", "inotify"];
 
 const CLOSE: &str = "have the job close it before the checkpoint";
 
@@ -46,7 +45,10 @@ const CLOSE: &str = "have the job close it before the checkpoint";
 pub(super) fn refuse(seen: &Seen) -> Option<No> {
     let link = seen.link.display();
     if let Some(name) = seen.link.as_os_str().as_bytes().strip_prefix(b"anon_inode:") {
-        return Some(anonymous(seen, &String::from_utf8_lossy(name)));
+        let name = String::from_utf8_lossy(name);
+        if !RESTORED.contains(&&*name) {
+            return Some(anonymous(seen, &name));
+        }
     }
     let kind = seen.meta.file_type();
     if let Some((_, what, todo)) = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == seen.filesystem) {
@@ -90,17 +92,11 @@ fn anonymous(seen: &Seen, name: &str) -> No {
         return No::new(format!("is an anonymous file that cr does not know ({name})"), CLOSE);
     };
     if *kind == "io_uring" {
-        let buffers = info(seen, "UserBufs:").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+        let buffers = seen.info().ok().and_then(|i| i.get("UserBufs:")?.parse::<u32>().ok()).unwrap_or(0);
         if buffers > 0 {
             let why = format!("is an io_uring with {buffers} registered buffers; their pages change without a fault");
             return No::new(why, todo);
         }
     }
     No::new(format!("is {what}"), todo)
-}
-
-/// What stands behind `key` in the descriptor's `fdinfo`.
-fn info(seen: &Seen, key: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{}/fdinfo/{}", seen.pid, seen.fd)).ok()?;
-    text.lines().find_map(|l| l.strip_prefix(key)).map(|v| v.trim().to_owned())
 }

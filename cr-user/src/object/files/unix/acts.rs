@@ -5,7 +5,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::unistd::{getegid, geteuid, getgroups};
 
-use super::super::late::{drop_pulled, pull};
 use super::{Crew, Peer};
 use crate::error::{Error, Result};
 use crate::remote::Call;
@@ -89,4 +88,18 @@ fn act_as(crew: &mut dyn Crew, who: &Peer, mut calls: Vec<Call>, mut bytes: Vec<
     }
     let after = [set_user(uid), set_group(gid), ours, secure(bits)];
     crew.run(who.pid, before.into_iter().chain(calls).chain(after).collect(), &bytes, what).map(drop)
+}
+
+/// Adds calls that fetch our descriptor `ours`; the result of call `pulled` is then what was fetched.
+fn pull(ours: i32, calls: &mut Vec<Call>, pulled: &mut usize) {
+    let from = calls.len();
+    calls.push(Call::new(libc::SYS_pidfd_open, &[u64::from(std::process::id()), 0]));
+    calls.push(Call::new(libc::SYS_pidfd_getfd, &[0, ours as u64, 0]).first_from(from));
+    *pulled = from + 1;
+}
+
+/// Adds calls that close what [`pull`] needed and fetched.
+fn drop_pulled(calls: &mut Vec<Call>, pulled: usize) {
+    calls.push(Call::new(libc::SYS_close, &[0]).first_from(pulled));
+    calls.push(Call::new(libc::SYS_close, &[0]).first_from(pulled - 1));
 }

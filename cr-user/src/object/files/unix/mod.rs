@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::remote::Call;
 
 pub(super) use outside::has_other_owner;
-pub use restore::make;
+pub(super) use restore::make;
 
 /// A socket.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -147,6 +147,12 @@ fn all(files: &Files) -> impl Iterator<Item = (usize, &Unix)> {
         Description::Unix(unix) => Some((index, &**unix)),
         _ => None,
     })
+}
+
+/// Every description that lies in a message.
+pub(super) fn queued(files: &Files) -> HashSet<usize> {
+    let messages = all(files).flat_map(|(_, s)| &s.queue);
+    messages.flat_map(|m| &m.rights).map(|right| *right as usize).collect()
 }
 
 /// Whether everything that the sockets refer to is in the record, and their names can be had. Nothing is changed.

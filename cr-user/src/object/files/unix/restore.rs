@@ -1,26 +1,29 @@
 //! Making the sockets again, with their connections, what is queued in them, and what was closed at the other end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use super::super::Files;
+use super::super::late::Late;
 use super::super::open::Opened;
+use super::super::{Description, Files};
 use super::name::{Bound, Name};
 use super::queue::Message;
 use super::{Crew, State, Unix, acts, options};
 use crate::error::{Error, Result};
+use crate::remote::Call;
 use crate::sys::fd::fcntl;
 use crate::sys::socket::{self, Ucred};
 
 /// Clients that may wait while connections are made.
 const MANY: u32 = 4096;
 
-/// Makes every socket of the record, in the place that [`Opened`] has for it. The processes of the job must be there.
+/// Makes every socket of the record, in the place that [`Opened`] has for it, here and in the processes of the job, which must
+/// be there.
 ///
 /// # Errors
 /// When a name is taken, or the kernel refuses something.
-pub fn make(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<()> {
+pub fn make(files: &Files, opened: &mut Opened, late: &Late, crew: &mut dyn Crew) -> Result<()> {
     let mut order: Vec<&Unix> = super::all(files).map(|(_, s)| s).collect();
     order.sort_by_key(|s| s.inode);
     let sockets = order.iter().map(|s| (s.inode, *s)).collect();
@@ -36,7 +39,10 @@ pub fn make(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<(
     maker.make_all()?;
     let index: HashMap<u64, usize> = super::all(files).map(|(index, s)| (s.inode, index)).collect();
     let fds: HashMap<usize, i32> = maker.made.iter().map(|(inode, fd)| (index[inode], fd.as_raw_fd())).collect();
-    let number = |right: u32| fds.get(&(right as usize)).copied().unwrap_or_else(|| opened.number(right as usize));
+    let number = |right: u32| {
+        let right = right as usize;
+        fds.get(&right).copied().or_else(|| late.number(right)).unwrap_or_else(|| opened.number(right))
+    };
     maker.send_streams(&number)?;
     maker.send_datagrams(&number)?;
     maker.connect_waiting()?;
@@ -44,9 +50,31 @@ pub fn make(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<(
     for socket in &maker.order {
         socket.finish(&maker.made[&socket.inode])?;
     }
-    for (inode, fd) in std::mem::take(&mut maker.made) {
-        let fd = Rc::try_unwrap(fd).or_else(|shared| shared.try_clone());
-        opened.fds[index[&inode]] = fd.map_err(|e| Error::system("keeping a socket of the job", e))?;
+    for (inode, fd) in &maker.made {
+        nix::unistd::dup3(fd, &mut opened.fds[index[inode]], nix::fcntl::OFlag::empty())
+            .map_err(|e| Error::system("keeping a socket of the job", e))?;
+    }
+    give(files, opened, maker.crew)
+}
+
+/// Each process has a pidfd of ours where its sockets belong: it fetches them with that.
+fn give(files: &Files, opened: &Opened, crew: &mut dyn Crew) -> Result<()> {
+    for table in &files.tables {
+        let pid = table.pids[0];
+        let rows = table.rows.iter().map(|row| row.description);
+        let watched = files.watches().filter(|w| w.pid == pid).map(|w| w.description);
+        let all: BTreeSet<usize> = rows.chain(watched).map(|d| d as usize).collect();
+        let mut calls = Vec::new();
+        for index in all.into_iter().filter(|index| matches!(files.descriptions[*index], Description::Unix(_))) {
+            let number = opened.number(index) as u64;
+            let got = calls.len();
+            calls.push(Call::new(libc::SYS_pidfd_getfd, &[number, number, 0]));
+            calls.push(Call::new(libc::SYS_dup3, &[0, number, 0]).first_from(got));
+            calls.push(Call::new(libc::SYS_close, &[]).first_from(got));
+        }
+        if !calls.is_empty() {
+            crew.run(pid, calls, &[], "giving it its sockets")?;
+        }
     }
     Ok(())
 }

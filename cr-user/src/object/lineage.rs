@@ -4,7 +4,11 @@
 //! session than its parent now was made before the parent left that session, and is made before it again. Where the leader of
 //! a session, or of a process group, has ended long ago, a helper takes its number, makes what is missing, and ends.
 
-use crate::error::{Error, Result};
+use std::io;
+
+use crate::error::{Error, Refusal};
+use crate::family::Relative;
+use crate::procfs;
 
 /// What is known of a process of the job, dead or alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,21 +36,29 @@ pub struct Node {
     pub before: Vec<Node>,
     /// Children to be made afterwards.
     pub after: Vec<Node>,
-    /// Of a helper: processes that it makes for its own parent.
+    /// Processes that it makes for its own parent, in its own session.
     pub siblings: Vec<Node>,
 }
 
 /// The processes of a job as a forest: those whose parent is not of the job are made by us. The root comes first.
 ///
 /// # Errors
-/// [`Error::NotHere`] for a process that cannot get into its session again.
-pub fn forest(all: &[Ancestry]) -> Result<Vec<Node>> {
+/// The first process that cannot get into its session again.
+pub fn forest(all: &[Ancestry]) -> Result<Vec<Node>, Lost> {
     let is_member = |pid: i32| all.iter().any(|a| a.pid == pid);
-    let ours: Vec<&Ancestry> = all.iter().filter(|a| !is_member(a.ppid)).collect();
+    let (ours, orphans): (Vec<&Ancestry>, Vec<&Ancestry>) =
+        all.iter().filter(|a| !is_member(a.ppid)).partition(|a| a.sid == a.pid || !is_member(a.sid));
+    let builder = Builder { all };
     // Whatever we make is born into our session, which is that of number 0.
-    let (mut before, after) = Builder { all }.children(&ours, 0, 0)?;
-    before.extend(after);
-    Ok(before)
+    let (mut forest, after) = builder.children(&ours, 0, 0)?;
+    forest.extend(after);
+    // An orphan in the session of one whom we make is made by that one, as our child.
+    for orphan in orphans {
+        let leader = forest.iter_mut().find(|n| n.pid == orphan.sid && n.leads);
+        let leader = leader.ok_or(Lost { pid: orphan.pid, session: orphan.sid })?;
+        leader.siblings.push(builder.node(orphan, orphan.sid)?);
+    }
+    Ok(forest)
 }
 
 /// Process groups whose leader has ended: its number, and one that is in the group.
@@ -66,14 +78,14 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn node(&self, of: &Ancestry, birth: i32) -> Result<Node> {
+    fn node(&self, of: &Ancestry, birth: i32) -> Result<Node, Lost> {
         let children: Vec<&Ancestry> = self.all.iter().filter(|a| a.ppid == of.pid).collect();
         let (before, after) = self.children(&children, birth, of.sid)?;
         Ok(Node { pid: of.pid, helper: false, leads: of.sid == of.pid, before, after, siblings: Vec::new() })
     }
 
     /// The children of a process that was born into session `birth` and is in session `sid`.
-    fn children(&self, children: &[&Ancestry], birth: i32, sid: i32) -> Result<(Vec<Node>, Vec<Node>)> {
+    fn children(&self, children: &[&Ancestry], birth: i32, sid: i32) -> Result<(Vec<Node>, Vec<Node>), Lost> {
         let (mut before, mut after) = (Vec::new(), Vec::new());
         let mut strays: Vec<(i32, Vec<&Ancestry>)> = Vec::new();
         for child in children {
@@ -89,9 +101,9 @@ impl Builder<'_> {
         }
         for (session, members) in strays {
             if session == 0 || self.all.iter().any(|a| a.pid == session) {
-                return Err(lost(members[0], session));
+                return Err(Lost { pid: members[0].pid, session });
             }
-            let siblings = members.into_iter().map(|m| self.node(m, session)).collect::<Result<_>>()?;
+            let siblings = members.into_iter().map(|m| self.node(m, session)).collect::<Result<_, Lost>>()?;
             let (before, leads) = (Vec::new(), true);
             after.push(Node { pid: session, helper: true, leads, before, after: Vec::new(), siblings });
         }
@@ -108,11 +120,70 @@ impl Builder<'_> {
     }
 }
 
-fn lost(who: &Ancestry, session: i32) -> Error {
-    Error::NotHere {
-        what: format!("pid {}", who.pid),
-        why: format!("it was in session {session}, into which neither its parent nor anybody else can bring it"),
-        todo: "end that process before the checkpoint".to_owned(),
+/// A process that cannot get into its session again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The process.
+    pub pid: i32,
+    /// The session.
+    pub session: i32,
+}
+
+impl Lost {
+    fn why(self) -> String {
+        format!(
+            "is in session {}, into which neither its parent nor that session's leader could bring it again",
+            self.session
+        )
+    }
+
+    /// For whoever restores.
+    pub fn into_error(self) -> Error {
+        let todo = "restore an older checkpoint with --id".to_owned();
+        Error::NotHere { what: format!("pid {}", self.pid), why: format!("it {}", self.why()), todo }
+    }
+
+    /// For whoever takes a checkpoint.
+    pub fn into_refusal(self) -> Refusal {
+        let todo = "end that process before the checkpoint".to_owned();
+        Refusal { pid: self.pid, place: "the process".to_owned(), why: self.why(), todo }
+    }
+}
+
+/// The ancestry of processes as it is now. Sessions and groups that the job, of which the first one is the root, was started
+/// in get the number 0.
+///
+/// # Errors
+/// When the root is gone. Others that end meanwhile are left out.
+pub fn of_now(relatives: &[Relative]) -> io::Result<Vec<Ancestry>> {
+    let mut all = Vec::new();
+    for (nth, relative) in relatives.iter().enumerate() {
+        let stat = match procfs::stat(relative.pid) {
+            Ok(stat) => stat,
+            Err(e) if nth == 0 => return Err(e),
+            Err(_) => continue,
+        };
+        let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<i32>().ok()).unwrap_or(0);
+        all.push(Ancestry { pid: relative.pid, ppid: relative.ppid, pgid: field(5), sid: field(6) });
+    }
+    mark_outside(&mut all);
+    Ok(all)
+}
+
+/// Gives sessions and groups that the job was started in, and is restarted in whatever they are then, the number 0.
+pub fn mark_outside(all: &mut [Ancestry]) {
+    let members: Vec<i32> = all.iter().map(|a| a.pid).collect();
+    let root = all.first().map_or((0, 0), |a| (a.sid, a.pgid));
+    let is_outside = |leader: i32, of_root: i32| {
+        !members.contains(&leader) && (leader == of_root || std::fs::exists(format!("/proc/{leader}")).unwrap_or(true))
+    };
+    for who in all {
+        if is_outside(who.sid, root.0) {
+            who.sid = 0;
+        }
+        if is_outside(who.pgid, root.1) {
+            who.pgid = 0;
+        }
     }
 }
 
@@ -156,7 +227,13 @@ mod tests {
     fn who_cannot_come_into_a_session_is_named() {
         // 12 is in the session that its sister leads, and was not made by her.
         let error = forest(&[of(10, 1, 0, 0), of(11, 10, 11, 11), of(12, 10, 11, 11)]).unwrap_err();
-        assert!(error.to_string().contains("pid 12: it was in session 11"), "{error}");
+        assert_eq!(error, Lost { pid: 12, session: 11 });
+    }
+
+    #[test]
+    fn an_orphan_is_made_by_the_leader_of_its_session() {
+        let forest = forest(&[of(10, 1, 10, 10), of(12, 1, 12, 10)]).unwrap();
+        assert_eq!((pids(&forest), pids(&forest[0].siblings)), (vec![10], vec![12]));
     }
 
     #[test]
