@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -73,13 +74,15 @@ static void expect_error(int fd, int wanted, const char *what) {
     CHECK(n <= 0 && error == wanted, "%s: recv gave %zd, %s; wanted %s", what, n, strerror(error), strerror(wanted));
 }
 
-static void expect_peer(int fd, pid_t pid, const char *what) {
+static void expect_peer_ids(int fd, pid_t pid, uid_t uid, gid_t gid, const char *what) {
     struct ucred peer;
     socklen_t length = sizeof peer;
     MUST(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length));
-    CHECK(peer.pid == pid && peer.uid == geteuid() && peer.gid == getegid(), "%s: SO_PEERCRED is pid %d uid %d gid %d, not pid %d",
-          what, peer.pid, peer.uid, peer.gid, pid);
+    CHECK(peer.pid == pid && peer.uid == uid && peer.gid == gid, "%s: SO_PEERCRED is pid %d uid %d gid %d, not %d %d %d", what,
+          peer.pid, peer.uid, peer.gid, pid, uid, gid);
 }
+
+static void expect_peer(int fd, pid_t pid, const char *what) { expect_peer_ids(fd, pid, geteuid(), getegid(), what); }
 
 static void set(int fd, int name, int value) { MUST(setsockopt(fd, SOL_SOCKET, name, &value, sizeof value)); }
 
@@ -148,10 +151,11 @@ int main(int argc, char **argv) {
     MUST(chdir(guest_dir));
     signal(SIGPIPE, SIG_IGN);
     pid_t me = getpid();
-    char abstract[64], closed_abstract[64], mail[64], letters[64];
+    char abstract[64], closed_abstract[64], mail[64], letters[64], users[64];
     snprintf(abstract, sizeof abstract, "@cr-unix-%d", me);
     snprintf(closed_abstract, sizeof closed_abstract, "@cr-unix-closed-%d", me);
     snprintf(mail, sizeof mail, "@cr-unix-mail-%d", me);
+    snprintf(users, sizeof users, "@cr-unix-user-%d", me);
     snprintf(letters, sizeof letters, "@cr-unix-letters-%d", me);
     char path[PATH_MAX], gone[PATH_MAX];
     guest_path(path, "listener");
@@ -207,6 +211,30 @@ int main(int argc, char **argv) {
     pid_t author = MUST(fork());
     if (author == 0) _exit(send(told[0], "theirs", 6, 0) == 6 ? 0 : 1);
     CHECK(waitpid(author, NULL, 0) == author, "waitpid");
+
+    /* A pair made under another user's rights, and a listener; a pair whose maker has ended. */
+    uid_t user = geteuid() == 0 ? 1234 : geteuid();
+    gid_t group = geteuid() == 0 ? 5678 : getegid();
+    int foreign[2], legacy[2], as_user, to_user, of_user;
+    if (user != geteuid()) MUST(setegid(group)), MUST(seteuid(user));
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, foreign));
+    as_user = bound(SOCK_STREAM, users);
+    MUST(listen(as_user, 1));
+    MUST(seteuid(getuid())), MUST(setegid(getgid()));
+    to_user = connected(SOCK_STREAM, users);
+    of_user = MUST(accept(as_user, NULL, NULL));
+    MUST(prctl(PR_SET_DUMPABLE, 1));
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, legacy));
+    pid_t maker = MUST(fork());
+    if (maker == 0) {
+        int made[2];
+        MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, made));
+        send_with(legacy[0], "made", made, 2);
+        _exit(0);
+    }
+    int inherited[2];
+    CHECK(waitpid(maker, NULL, 0) == maker, "waitpid");
+    receive_with(legacy[1], 200, "made", inherited, 2, 0, "what is left of a process");
 
     /* Shut down, and closed. */
     int half[2], orphan[2], reset[2];
@@ -301,6 +329,14 @@ int main(int argc, char **argv) {
 
     receive_with(told[1], 200, "mine", rights, 0, me, "a told sender");
     receive_with(told[1], 200, "theirs", rights, 0, author, "a told sender that has ended");
+
+    expect_peer_ids(foreign[0], me, user, group, "a pair made as another user");
+    expect_peer_ids(foreign[1], me, user, group, "a pair made as another user");
+    expect_peer_ids(to_user, me, user, group, "a client of another user's listener");
+    expect_peer(of_user, me, "the server of a client");
+    expect_peer(inherited[0], maker, "a pair whose maker has ended");
+    CHECK(send(inherited[0], "on", 2, 0) == 2, "send: %s", strerror(errno));
+    expect(inherited[1], "on", "a pair whose maker has ended");
 
     expect(half[1], "last words", "a half-closed pair");
     expect_error(half[1], 0, "a half-closed pair");
