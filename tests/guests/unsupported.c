@@ -120,11 +120,11 @@ static void make_fifo(void) {
     at_fd(open(path, O_RDWR));
 }
 
-static void make_sysv_shm(void) {
-    int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
+static void make_sysv_huge(void) {
+    int id = shmget(IPC_PRIVATE, 2 << 20, IPC_CREAT | SHM_HUGETLB | 0600);
     void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
-    if (id >= 0) shmctl(id, IPC_RMID, NULL);
     at_address(at);
+    if (id >= 0) shmctl(id, IPC_RMID, NULL);
 }
 
 /* The memory of a device: here the ring buffer of a performance counter. */
@@ -176,7 +176,7 @@ static const struct unsupported {
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
     {"fifo", make_fifo},
-    {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
+    {"sysv-huge", make_sysv_huge},   {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };
 

@@ -22,7 +22,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["proc"]),
     ("fifo", &["fifo", "named pipe"]),
-    ("sysv-shm", &["system v", "sysv", "shm"]),
+    ("sysv-huge", &["huge"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),
     ("outside-pipe", &["pipe"]),
