@@ -23,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -167,6 +168,13 @@ static void make_fifo(void) {
     at_fd(open(path, O_RDWR));
 }
 
+static void make_sysv_huge(void) {
+    int id = shmget(IPC_PRIVATE, 2 << 20, IPC_CREAT | SHM_HUGETLB | 0600);
+    void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
+    at_address(at);
+    if (id >= 0) shmctl(id, IPC_RMID, NULL);
+}
+
 /* The memory of a device: here the ring buffer of a performance counter. */
 static void make_device_mapping(void) {
     struct perf_event_attr attributes = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attributes, .config = PERF_COUNT_SW_TASK_CLOCK};
@@ -218,7 +226,7 @@ static const struct unsupported {
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
     {"fifo", make_fifo},
-    {"device-mapping", make_device_mapping},
+    {"sysv-huge", make_sysv_huge},   {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };
 

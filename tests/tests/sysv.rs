@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cr_tests::{Job, JobOptions, Pace, guest, run, wait_until};
+use cr_tests::{Job, Pace, cr, guest, run, wait_until};
 
 /// The objects of a namespace are everybody's: one job at a time. What a killed guest leaves is removed.
 struct Namespace {
@@ -131,12 +131,11 @@ impl Drop for Somebody {
 #[test]
 fn what_somebody_else_uses_too_is_refused() {
     let _namespace = alone();
-    let job = Job::start_with("sysv", &JobOptions::default());
+    let job = Job::start("sysv", &[]);
     for (option, object) in [("--hold", "say.shm.keyed"), ("--use", "say.msg.quiet")] {
         let id = job.read_link(object).expect("the guest says its ids");
         let somebody = Somebody::begin(&job, &[option, &id]);
-        for refused in [run(&mut job.checkpoint_command()), run(cr_tests::cr().args(["check", &job.pid().to_string()]))]
-        {
+        for refused in [run(&mut job.checkpoint_command()), run(cr().args(["check", &job.pid().to_string()]))] {
             assert!(refused.code == Some(120) && refused.said().contains(&somebody.pid()), "{object}: {refused}");
             assert!(refused.said().contains(&id), "{object}: {refused}");
         }
@@ -170,6 +169,20 @@ fn what_somebody_else_has_now_is_named() {
         remove('m', &taken.to_string_lossy());
     }
     job.restore();
+    job.advance(5);
+    job.finish();
+}
+
+/// What is undone in semaphores is only seen by eBPF programs: without them it is not known, and that is said.
+#[test]
+fn semaphores_without_ebpf_are_refused() {
+    let _namespace = alone();
+    let mut job = Job::start("sysv", &[]);
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-bpf,-sys_admin,-perfmon"]).arg(cr().get_program());
+    command.arg("checkpoint").arg(job.pid().to_string()).arg("--store").arg(job.store());
+    let refused = run(&mut command);
+    assert!(refused.code == Some(120) && refused.said().contains("SEM_UNDO"), "{refused}");
     job.advance(5);
     job.finish();
 }

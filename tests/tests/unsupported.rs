@@ -25,6 +25,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("pty", &["terminal", "pty", "ptmx"]),
     ("proc-file", &["not of the job"]),
     ("fifo", &["fifo", "named pipe"]),
+    ("sysv-huge", &["huge"]),
     ("device-mapping", &["perf", "device"]),
     ("secret-mapping", &["secret"]),
     ("outside-pipe", &["pipe"]),

@@ -294,8 +294,9 @@ fn is_living_user(pid: i32, at: i64) -> bool {
     /// Times in seconds are cut off, and clocks are set.
     const SLACK: i64 = 3;
     let me = std::process::id() as i32;
-    let ended = |state: &String| matches!(state.as_str(), "Z" | "X");
-    if pid <= 0 || pid == me || procfs::stat(pid).map_or(true, |s| s.first().is_none_or(ended)) {
+    // The number may also be that of a thread, which uses nothing under its own number.
+    let lives = |s: Status| s.get("Tgid") == pid.to_string() && !s.get("State").starts_with(['Z', 'X']);
+    if pid <= 0 || pid == me || !Status::read(pid, pid).is_ok_and(lives) {
         return false;
     }
     Since::of(&Users { root: pid, ..Users::default() }).began <= at + SLACK
