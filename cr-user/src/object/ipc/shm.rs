@@ -54,7 +54,9 @@ pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
         let foreign = [maker, last].iter().any(|p| !users.pids.contains(p) && is_living_user(*p, row.last_use()));
         Some(Usage { last: by_job.into_iter().chain([maker]).collect(), stranger, foreign })
     };
-    let (found, mut refusals) = super::find(Kind::Segment, users, usage_of)?;
+    let (mut found, mut refusals) = super::find(Kind::Segment, users, usage_of)?;
+    // One that is removed and not attached by the job lives for somebody else.
+    found.retain(|f| !f.object.probably || f.row.mode & REMOVED == 0 || users.attached.contains_key(&f.row.id));
     for found in found.iter().filter(|f| f.row.mode & REMOVED != 0 && !users.attached.contains_key(&f.row.id)) {
         let why = "is removed, and goes when the process outside of the job that has it attached ends".to_owned();
         refusals.push(refusal(users, Kind::Segment, found.row.id, why, "wait until it is gone"));
