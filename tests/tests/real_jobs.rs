@@ -10,7 +10,7 @@ use std::time::Duration;
 use cr_tests::{Finished, Job, cr, guest, install, run, run_for, skip, work_through_a_chain};
 
 /// How long a job shall work undisturbed.
-const WORK: Duration = Duration::from_secs(6);
+const WORK: Duration = Duration::from_secs(10);
 /// They are measured by the clock: one job at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
