@@ -44,6 +44,7 @@ macro_rules! for_each_kernel_field {
             TASK_PDEATH_SIGNAL, "task_struct", "pdeath_signal", false;
             TASK_EXIT_SIGNAL, "task_struct", "exit_signal", false;
             TASK_PERSONALITY, "task_struct", "personality", false;
+            TASK_UNDO_LIST, "task_struct", "sysvsem.undo_list", true;
             PID_LEVEL, "pid", "level", false;
             PID_NUMBERS, "pid", "numbers", false;
             UPID_SIZE, "upid", "", false;

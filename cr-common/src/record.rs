@@ -56,6 +56,8 @@ pub struct TaskRecord {
     pub real_timer_expires_ns: u64,
     /// `ITIMER_REAL`: its interval in nanoseconds.
     pub real_timer_interval_ns: u64,
+    /// The kernel's address of what is undone in System V semaphores when the task ends; 0 for nothing.
+    pub undo_list: u64,
     /// `struct restart_block`, bytewise: where an interrupted system call keeps what `restart_syscall` will need.
     pub restart_block: [u8; RESTART_BLOCK_LEN],
     /// Alternate signal stack: flags.
@@ -113,5 +115,5 @@ pub struct VmaRecord {
 }
 
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 10) + RESTART_BLOCK_LEN + 8 * 4);
+const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11) + RESTART_BLOCK_LEN + 8 * 4);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

@@ -111,6 +111,7 @@ fn fill(record: &mut TaskRecord, task: u64) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
 
+    record.undo_list = read(task, &offset::TASK_UNDO_LIST);
     let signal: u64 = read(task, &offset::TASK_SIGNAL);
     record.oom_score_adj = i32::from(read::<i16>(signal, &offset::SIGNAL_OOM_SCORE_ADJ));
     record.real_timer_armed = u32::from(read::<u8>(signal, &offset::SIGNAL_REAL_TIMER_STATE) & ENQUEUED);

@@ -7,13 +7,14 @@
 mod aio;
 mod arena;
 mod collect;
+mod ipc;
 mod member;
 mod precopy;
 mod sink;
 mod survey;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
@@ -24,7 +25,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::spaces::Spaces;
-use crate::object::{cgroups, files, lineage, memory, process, seccomp, threads};
+use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
@@ -103,6 +104,8 @@ pub struct Job {
     watch: Option<Watch>,
     watch_tried: bool,
     spaces: Spaces,
+    /// System V objects that are the job's.
+    ipc: BTreeSet<(object::ipc::Kind, i32)>,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -150,6 +153,7 @@ impl Job {
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
+            ipc: BTreeSet::new(),
             parent: None,
             content: HashMap::new(),
             doubt: false,
@@ -245,6 +249,8 @@ impl Job {
             }
         }
         all.extend(files::refusals(&self.holders())?);
+        let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
+        all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)
     }
 
@@ -330,6 +336,8 @@ impl Job {
             let pages = chain.content_pages(space).map(|(first, pages)| first..first + pages).collect();
             self.content.insert(space, pages);
         }
+        let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
+        self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
         self.parent = Some(chain.newest().as_parent());
     }
 
@@ -472,7 +480,8 @@ impl Job {
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
         let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid);
-        let wanted = self.watch.is_none() && !self.watch_tried && self.members.iter().any(asks);
+        let any = ipc::has_semaphores() || self.members.iter().any(asks);
+        let wanted = self.watch.is_none() && !self.watch_tried && any;
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })

@@ -277,6 +277,7 @@ fn object(kind: &ObjectKind) -> (&'static str, String) {
         ObjectKind::Memfd(name) => ("memfd", name.clone()),
         ObjectKind::Deleted(path) => ("deleted", path.clone()),
         ObjectKind::Written(stamp) => ("shared file", stamp.path.clone()),
+        ObjectKind::SystemV(id) => ("system v", format!("number {id}")),
     }
 }
 

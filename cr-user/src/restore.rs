@@ -7,7 +7,9 @@
 
 mod aio;
 mod body;
+mod crew;
 mod inherit;
+mod ipc;
 mod memory;
 mod saved;
 mod soul;
@@ -39,6 +41,7 @@ use crate::track::Oracle;
 use crate::track::oracle;
 
 use body::Body;
+use crew::Hands;
 use memory::Prepared;
 use saved::{Living, Saved};
 
@@ -99,6 +102,8 @@ pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Rest
 struct Built {
     /// Its processes, the root first.
     bodies: Vec<Body>,
+    /// System V objects that were made for it.
+    made: ipc::Made,
     /// What watches each address space.
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
@@ -114,7 +119,7 @@ impl Built {
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
-    let opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
+    let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
@@ -123,8 +128,14 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
     let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    let mut made = ipc::Made::default();
+    ipc::attach(&mut bodies, saved, chain, &mut made)?;
     steps.end("processes and memory");
     fault::point("restore.memory")?;
+    // Before anybody has other directories or rights: what sockets note of their makers is given with the calls.
+    let mut hands = Hands::new(&mut bodies);
+    let mut late = files::make_sockets(&saved.files, &mut opened, &mut hands)?;
+    hands.dismiss()?;
 
     let mut oracles = HashMap::new();
     for body in &mut bodies {
@@ -139,7 +150,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     }
     steps.end("tracking");
     fault::point("restore.tracking")?;
-    let late = files::open_late(&saved.files)?;
+    late.open_rest(&saved.files)?;
     let owns_table = |pid: i32| saved.files.table_of(pid).filter(|t| t.pids[0] == pid);
     for body in &mut bodies {
         let Some(table) = owns_table(body.pid()) else { continue };
@@ -163,11 +174,13 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
             own.judge(&saved.files)?;
         }
     }
+    ipc::restore(&mut bodies, saved, &mut made)?;
     give_life(&mut bodies, saved)?;
 
     let mut spaces = Spaces::default();
     chain.space_ids().into_iter().for_each(|space| spaces.reserve(space));
     prepared.adopt(&mut spaces)?;
+    ipc::adopt(saved, &mut spaces);
     for (space, file) in opened.spaces() {
         let stat = nix::sys::stat::fstat(file).map_err(|e| Error::system("examining a restored file", e))?;
         spaces.adopt(stat.st_dev, stat.st_ino, space);
@@ -176,7 +189,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, oracles, spaces, cuts })
+    Ok(Built { bodies, made, oracles, spaces, cuts })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -376,32 +389,32 @@ impl<'a> Birth<'a> {
 }
 
 /// Executables and directories of the processes, held open for them.
-struct Places<'a> {
+struct Places {
     by_path: HashMap<String, OwnedFd>,
-    saved: &'a Saved,
-    opened: &'a files::Opened,
+    /// Working directories that were removed, by process.
+    removed: HashMap<i32, i32>,
 }
 
-impl<'a> Places<'a> {
-    fn hold(saved: &'a Saved, opened: &'a files::Opened, base: i32) -> Result<Self> {
-        let mut by_path = HashMap::new();
+impl Places {
+    fn hold(saved: &Saved, opened: &files::Opened, base: i32) -> Result<Self> {
+        let (mut by_path, mut removed) = (HashMap::new(), HashMap::new());
         for process in saved.living.iter().map(|l| &l.process) {
-            let removed = opened.working_directory(&saved.files, process.pid).is_some();
-            let cwd = Some(&process.cwd).filter(|_| !removed);
+            let lost = opened.working_directory(&saved.files, process.pid);
+            removed.extend(lost.map(|fd| (process.pid, fd)));
+            let cwd = Some(&process.cwd).filter(|_| lost.is_none());
             for path in [&process.exe.path, &process.root].into_iter().chain(cwd) {
                 if !by_path.contains_key(path) {
                     by_path.insert(path.clone(), hold(path, base)?);
                 }
             }
         }
-        Ok(Self { by_path, saved, opened })
+        Ok(Self { by_path, removed })
     }
 
     fn of(&self, living: &Living) -> process::Inherited {
         let number = |path: &String| self.by_path[path].as_raw_fd();
         let process = &living.process;
-        let removed = self.opened.working_directory(&self.saved.files, process.pid);
-        let cwd = removed.unwrap_or_else(|| number(&process.cwd));
+        let cwd = self.removed.get(&process.pid).copied().unwrap_or_else(|| number(&process.cwd));
         process::Inherited { exe: number(&process.exe.path), cwd, root: number(&process.root) }
     }
 }
@@ -424,9 +437,10 @@ impl Restored {
     pub fn run(self) -> Result<Job> {
         let pid = self.job_pid();
         fault::point("restore.run")?;
-        let Built { bodies, oracles, spaces, .. } = self.job;
+        let Built { bodies, made, oracles, spaces, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
         bodies.into_iter().try_for_each(Body::release)?;
+        made.keep();
         Ok(job)
     }
 }

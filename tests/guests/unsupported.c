@@ -79,16 +79,29 @@ static void make_tcp_listener(void) {
     at_fd(fd);
 }
 static void make_netlink(void) { at_fd(socket(AF_NETLINK, SOCK_RAW, 0)); }
-static void make_socketpair(void) {
-    int ends[2];
-    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
-    at_fd(ends[0]);
-}
 static void make_io_uring(void) {
     struct io_uring_params parameters = {0};
     at_fd((int)syscall(SYS_io_uring_setup, 4, &parameters));
 }
 static void make_userfaultfd(void) { at_fd((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
+
+/* The other end is with a process outside of the job: an orphan. */
+static void make_outside_socket(void) {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    pid_t guest = getpid(), between = MUST(fork());
+    if (between == 0) {
+        if (fork() == 0) {
+            setsid();
+            close(ends[0]);
+            while (kill(guest, 0) == 0) guest_sleep_ms_eintr(20);
+        }
+        _exit(0);
+    }
+    MUST(waitpid(between, NULL, 0));
+    MUST(close(ends[1]));
+    at_fd(ends[0]);
+}
 
 /* A range whose faults a process outside of the job answers: an orphan, which has the descriptor. */
 static void make_userfaultfd_range(void) {
@@ -175,11 +188,11 @@ static void make_namespace(void) {
     close(own);
 }
 
-static void make_sysv_shm(void) {
-    int id = shmget(IPC_PRIVATE, 4 * PAGE, IPC_CREAT | 0600);
+static void make_sysv_huge(void) {
+    int id = shmget(IPC_PRIVATE, 2 << 20, IPC_CREAT | SHM_HUGETLB | 0600);
     void *at = id < 0 ? MAP_FAILED : shmat(id, NULL, 0);
-    if (id >= 0) shmctl(id, IPC_RMID, NULL);
     at_address(at);
+    if (id >= 0) shmctl(id, IPC_RMID, NULL);
 }
 
 /* The memory of a device: here the ring buffer of a performance counter. */
@@ -225,7 +238,7 @@ static const struct unsupported {
     {"inotify-gone", make_inotify_gone}, {"fanotify", make_fanotify},
     {"namespace", make_namespace},
     {"udp-socket", make_udp},        {"tcp-listener", make_tcp_listener},
-    {"netlink", make_netlink},       {"socketpair", make_socketpair},
+    {"netlink", make_netlink},       {"outside-socket", make_outside_socket},
     {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},
     {"userfaultfd-range", make_userfaultfd_range},
     {"perf", make_perf},             {"bpf", make_bpf},
@@ -234,7 +247,7 @@ static const struct unsupported {
     {"owner", make_owner},
     {"device", make_device},         {"tun", make_tun},
     {"pty", make_pty},               {"proc-file", make_proc_file},
-    {"sysv-shm", make_sysv_shm},     {"device-mapping", make_device_mapping},
+    {"sysv-huge", make_sysv_huge},   {"device-mapping", make_device_mapping},
     {"secret-mapping", make_secret_mapping}, {"outside-pipe", make_outside_pipe},
 };
 

@@ -40,10 +40,10 @@ fn cpython() {
         command.arg(&script).arg(steps.to_string());
         command
     };
-    // As many steps as take about four seconds here.
+    // As many steps as take about eight seconds here.
     let probe = run(&mut line(100_000));
     probe.expect(0);
-    let steps = (100_000.0 * 4.0 / probe.took.as_secs_f64()).clamp(200_000.0, 5_000_000.0) as u32;
+    let steps = (100_000.0 * 8.0 / probe.took.as_secs_f64()).clamp(400_000.0, 10_000_000.0) as u32;
     let alone = run(&mut line(steps));
     alone.expect(0);
     let mut job = Job::start_foreign("python3", &mut line(steps));

@@ -1,4 +1,4 @@
-//! Owners, signals and O_ASYNC of descriptors. See `tests/guests/owners.c`.
+//! Owners, signals and `O_ASYNC` of descriptors. See `tests/guests/owners.c`.
 
 use cr_tests::{Pace, chain_and_back, full_and_back};
 

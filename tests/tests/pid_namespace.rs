@@ -43,14 +43,17 @@ fn beside_the_job_itself_and_signals_reach_it() {
     job.checkpoint();
     let mut controller = restore(&job);
     let outside = Pid::from_raw(controller.id().cast_signed());
+    // Of any of its threads.
     let child_of = |pid: &str| {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().next().map(str::to_owned)
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).next()
     };
     let inside = || child_of(&child_of(&outside.to_string())?);
-    // While it is built it is traced.
+    // While it is built it is traced, and before that it is a copy of cr.
     let runs = |pid: String| {
-        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") S ") || stat.contains(") R "))
+        let is_guest = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("writer"));
+        is_guest && fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| s.contains("TracerPid:\t0\n"))
     };
     wait_until("the job runs inside", || inside().is_some_and(runs));
     kill(outside, Signal::SIGTERM).expect("to send a signal to cr");

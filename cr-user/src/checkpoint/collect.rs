@@ -1,6 +1,7 @@
 //! The state of a stopped job that is not memory, as records.
 
 use crate::checkpoint::aio;
+use crate::checkpoint::ipc;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::{Job, gone, refuse};
@@ -11,6 +12,7 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
+use crate::object::ipc::{self as objects, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
@@ -44,6 +46,7 @@ pub struct State {
     cgroups: Cgroups,
     clocks: Vec<Clocks>,
     zombies: Vec<Zombie>,
+    ipc: Ipc,
     files: Files,
     file_contents: Vec<Source>,
     vmas: Vec<(i32, Vec<Vma>)>,
@@ -72,6 +75,10 @@ impl State {
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
         state.find_lineage()?;
+        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
+        let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
+        job.ipc = ipc.ids();
+        state.ipc = ipc;
         // The spaces are put aside: who holds the descriptors is told by the job as well.
         let mut spaces = std::mem::take(&mut job.spaces);
         let captured = files::capture(&job.holders(), &mut |dev, ino| spaces.of_file(dev, ino));
@@ -80,6 +87,7 @@ impl State {
         state.files = files;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
+        state.file_contents.extend(segments);
         Ok(state)
     }
 
@@ -178,6 +186,7 @@ impl State {
         put(image, files::KIND, &self.files)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
+        put(image, objects::KIND, &self.ipc)?;
         put(image, seccomp::KIND, &self.seccomp)?;
         put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)

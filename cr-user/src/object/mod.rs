@@ -5,6 +5,7 @@ pub mod cgroups;
 pub mod clocks;
 pub mod credentials;
 pub mod files;
+pub mod ipc;
 pub mod lineage;
 pub mod memory;
 pub mod process;
@@ -32,5 +33,6 @@ pub const KINDS: &[RecordKind] = &[
     cgroups::KIND,
     files::KIND,
     clocks::KIND,
+    ipc::KIND,
     zombies::KIND,
 ];

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 /// First number of a content space that is not an address space (those are numbered by pid).
 const FIRST_OBJECT: u64 = 1 << 32;
 
+/// Stands for a device where segments are numbered.
+const SEGMENTS: u64 = u64::MAX;
+
 /// Content spaces by the file that they belong to. A number stays with its object for the whole chain.
 #[derive(Clone, Debug, Default)]
 pub struct Spaces {
@@ -31,6 +34,17 @@ impl Spaces {
             *next += 1;
             space
         })
+    }
+
+    /// The space of a System V shared memory segment; a new one where it has none yet. As a file it has its id for an inode,
+    /// which may well be that of another file of the same device.
+    pub fn of_segment(&mut self, id: i32) -> u64 {
+        self.of_file(SEGMENTS, id as u64)
+    }
+
+    /// Says that the segment is the one that an older image calls `space`.
+    pub fn adopt_segment(&mut self, id: i32, space: u64) {
+        self.adopt(SEGMENTS, id as u64, space);
     }
 
     /// Says that the file is the one that an older image calls `space`.

@@ -53,6 +53,8 @@ impl Prepared {
                     let number = prepared.hold(&file, base)?;
                     prepared.fds.files.insert(stamp.path.clone(), number);
                 }
+                // These are attached when all processes are there.
+                Backing::Object(Object { kind: ObjectKind::SystemV(_), .. }) => {}
                 Backing::Object(Object { space, kind, size }) if seen.insert(*space) => {
                     if let Some(number) = existing(*space) {
                         prepared.fds.objects.insert(*space, number);
@@ -212,6 +214,7 @@ fn make_object(kind: &ObjectKind, size: u64) -> Result<File> {
         }
         ObjectKind::Deleted(path) => nameless(Path::new(path)).map_err(failed)?,
         ObjectKind::Written(stamp) => return open(&stamp.path, OpenOptions::new().read(true).write(true)),
+        ObjectKind::SystemV(_) => return Err(failed(nix::errno::Errno::EINVAL.into())),
     };
     file.set_len(size).map_err(failed)?;
     Ok(file)
@@ -246,7 +249,10 @@ pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
 }
 
 /// Brings a part of a file back to what it was at the checkpoint; what is the same already is not written.
-fn put_back_file(chain: &Chain, space: u64, file: &File, range: std::ops::Range<u64>) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn put_back_file(chain: &Chain, space: u64, file: &File, range: std::ops::Range<u64>) -> Result<()> {
     const ZEROES: [u8; image::PAGE_SIZE] = [0; image::PAGE_SIZE];
     let failed = |e| Error::system("putting a mapped file back", e);
     let mut now = [0; image::PAGE_SIZE];

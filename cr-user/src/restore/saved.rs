@@ -5,6 +5,7 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
+use crate::object::ipc::{self, Ipc};
 use crate::object::lineage::{self, Ancestry, Node};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
@@ -29,6 +30,8 @@ pub struct Saved {
     pub files: Files,
     /// Seccomp of all threads.
     pub seccomp: Seccomp,
+    /// System V objects.
+    pub ipc: Ipc,
     /// Control groups of all processes.
     pub cgroups: Cgroups,
     /// In which order the processes are made.
@@ -112,6 +115,7 @@ impl Saved {
             living,
             zombies,
             files: get(image, files::KIND)?,
+            ipc: get(image, ipc::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
             cgroups: get(image, cgroups::KIND)?,
             forest,
@@ -146,6 +150,7 @@ impl Saved {
     pub fn has_stored_files(&self) -> bool {
         self.mappings().any(|m| matches!(m.backing, Backing::Object(_)))
             || self.files.descriptions.iter().any(|d| d.space().is_some())
+            || !self.ipc.is_empty()
     }
 
     /// Holds everything that the job needs against what is here. Changes nothing.
@@ -159,6 +164,7 @@ impl Saved {
         }
         self.seccomp.check()?;
         self.cgroups.check()?;
+        self.ipc.check()?;
         self.zombies.iter().try_for_each(|z| process::pid_is_free(z.pid))?;
         memory::mapping::check(self.mappings())?;
         files::check(&self.files, policy)

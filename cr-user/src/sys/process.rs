@@ -140,3 +140,12 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> nix::Result<Option<i32>> {
     unsafe { check(libc::c_long::from(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info)))? };
     Ok((info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit_code))
 }
+
+/// Our securebits (`capabilities(7)`).
+///
+/// # Errors
+/// None that is known.
+pub fn secure_bits() -> nix::Result<u64> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }.into()).map(|bits| bits as u64)
+}

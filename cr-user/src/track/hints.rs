@@ -27,6 +27,7 @@ use self::{
 };
 use super::aio::{self, AioContext, AioLayout};
 use super::iters::{self, RestartLayout, TaskHidden, VmaRecord};
+use super::undo::{self, UndoLayout, UndoList};
 use crate::sys::bpf::{IterTarget, iter_open};
 
 mod error;
@@ -102,6 +103,7 @@ pub struct Hints {
     logs: Option<EbpfLogger<&'static dyn log::Log>>,
     restart: RestartLayout,
     aio: Option<AioLayout>,
+    undo: Option<UndoLayout>,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
@@ -139,7 +141,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio, undo } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -149,6 +151,7 @@ impl Hints {
             logs,
             restart,
             aio,
+            undo,
             cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
@@ -256,6 +259,22 @@ impl Hints {
         let contexts = aio::contexts(leader.mm, layout, &offsets, |addresses| self.peek(addresses));
         self.cpu_offsets = offsets;
         contexts
+    }
+
+    /// What will be undone in System V semaphores when the threads of a process end (`pid` as this process sees it), which
+    /// must be stopped; `sizes` tells of each set how many semaphores it has. Empty lists are left out.
+    pub fn semaphore_undo(&mut self, pid: i32, sizes: &StdHashMap<i32, usize>) -> Result<Vec<UndoList>, HintsError> {
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct sem_undo is not known".into() };
+        let layout = self.undo.ok_or_else(unknown)?;
+        let mut names: Vec<u64> = self.tasks(pid)?.iter().map(|task| task.record.undo_list).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut lists = Vec::new();
+        for name in names.into_iter().filter(|name| *name != 0) {
+            lists.push(undo::list(name, layout, sizes, |addresses| self.peek(addresses))?);
+        }
+        lists.retain(|list| list.sets.iter().any(|(_, all)| all.iter().any(|adjustment| *adjustment != 0)));
+        Ok(lists)
     }
 
     /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.

@@ -11,7 +11,7 @@ use super::survey::{self, Group, Seen};
 use super::{
     Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, fifo, inotify,
     locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, regular, settings, signalfd, stdio,
-    terminal, timerfd, unsupported,
+    terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
@@ -35,11 +35,13 @@ pub struct ContentSource {
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
 pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     let groups = survey::look(holders)?;
-    let mut look = Look::new(holders, &groups);
+    let mut look = Look::new(holders, &groups, None)?;
+    look.pipes.may_be_queued = look.sockets.is_some();
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
     look.refusals.extend(look.fifos.shared_with_others(holders));
     look.refusals.extend(mqueue::shared_with_others(holders, &groups, &look.files.queues));
+    look.refusals.extend(look.sockets_of_others());
     look.refusals.extend(outside::shared(holders, &groups));
     let still_there = |r: &Refusal| {
         let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
@@ -61,14 +63,17 @@ pub fn capture(
     holders: &[Holder<'_>],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
 ) -> Result<(Files, Vec<ContentSource>)> {
-    let groups = survey::look(holders)?;
+    let mut groups = survey::look(holders)?;
+    let queues = unix::capture::look_into_queues(holders, &mut groups)?;
     timerfd::count_ticks(holders, &groups)?;
-    let mut look = Look::new(holders, &groups);
+    let mut look = Look::new(holders, &groups, Some(queues))?;
     look.at_all(space_of);
+    look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
     if !look.refusals.is_empty() {
         return Err(Error::Refused(look.refusals));
     }
+    look.resolve_rights();
     look.files.pipes = look.pipes.capture(holders)?;
     look.files.fifos = look.fifos.capture(holders)?;
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
@@ -81,6 +86,9 @@ struct Look<'a> {
     groups: &'a [Group],
     pipes: pipe::Pipes,
     fifos: fifo::Fifos,
+    sockets: unix::capture::Sockets,
+    /// The description of each group.
+    described: Vec<u32>,
     /// Epoll sets: their descriptions by index, and their descriptors.
     sets: Vec<(usize, &'a Group)>,
     files: Files,
@@ -97,14 +105,24 @@ enum Kind {
 }
 
 impl<'a> Look<'a> {
-    fn new(holders: &'a [Holder<'a>], groups: &'a [Group]) -> Self {
+    fn new(holders: &'a [Holder<'a>], groups: &'a [Group], queues: Option<unix::capture::Queues>) -> Result<Self> {
         let table = |h: &Holder<'_>| Table {
             pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
             rows: Vec::new(),
         };
         let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
-        let (pipes, fifos, sets) = (pipe::Pipes::of(groups), fifo::Fifos::default(), Vec::new());
-        Self { holders, groups, pipes, fifos, sets, files, sources: Vec::new(), refusals: Vec::new() }
+        Ok(Self {
+            holders,
+            groups,
+            pipes: pipe::Pipes::of(groups),
+            fifos: fifo::Fifos::default(),
+            sockets: unix::capture::Sockets::of(groups, queues)?,
+            described: Vec::new(),
+            sets: Vec::new(),
+            files,
+            sources: Vec::new(),
+            refusals: Vec::new(),
+        })
     }
 
     fn at_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
@@ -116,9 +134,13 @@ impl<'a> Look<'a> {
 
     fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
         for group in self.groups {
+            // Of several, the first stands for the group.
+            self.described.push(self.files.descriptions.len() as u32);
             match self.kind(group, space_of) {
                 Ok(Kind::One(description)) => {
-                    if matches!(description, Description::Epoll(_)) {
+                    if let Err(no) = self.check_in_flight(group, &description) {
+                        self.refuse(group, &no);
+                    } else if matches!(description, Description::Epoll(_)) {
                         self.sets.push((self.files.descriptions.len(), group));
                     }
                     self.add(description, &group.members);
@@ -128,10 +150,15 @@ impl<'a> Look<'a> {
                         self.add(Description::Stdio(record), members);
                     }
                 }
-                Err(no) => self.refusals.extend(group.members.iter().map(|seen| no.at(seen))),
+                Err(no) => self.refuse(group, &no),
             }
         }
         self.refusals.extend(epoll::link(self.holders, self.groups, &self.sets, &mut self.files));
+    }
+
+    fn refuse(&mut self, group: &Group, no: &No) {
+        let at = |seen: &Seen| self.sockets.refuse_queued(seen, no).unwrap_or_else(|| no.at(seen));
+        self.refusals.extend(group.members.iter().map(at));
     }
 
     fn add<'s>(&mut self, description: Description, members: impl IntoIterator<Item = &'s Seen>) {
@@ -139,8 +166,10 @@ impl<'a> Look<'a> {
         self.files.descriptions.push(description);
         for seen in members {
             let row = Descriptor { fd: seen.fd, cloexec: seen.cloexec, description: index };
-            let table = self.files.tables.iter_mut().find(|t| t.pids[0] == seen.pid);
-            table.expect("there is one for each process looked at").rows.push(row);
+            // What only a message has is ours, and in no table.
+            if let Some(table) = self.files.tables.iter_mut().find(|t| t.pids[0] == seen.pid) {
+                table.rows.push(row);
+            }
         }
     }
 
@@ -183,7 +212,12 @@ impl<'a> Look<'a> {
         } else if kind.is_fifo() {
             Description::Fifo(self.fifos.describe(self.holders, group, self.groups)?)
         } else if kind.is_socket() {
-            let number = self.standard_socket(seen).ok_or_else(|| unsupported::socket(seen))?;
+            let standard = self.standard_socket(seen);
+            let number = match self.sockets.describe(self.holders, group, standard)? {
+                Some(unix::capture::Found::Own(socket)) => return Ok(Kind::One(Description::Unix(socket))),
+                Some(unix::capture::Found::Standard(number)) => number,
+                None => standard.ok_or_else(|| unsupported::socket(seen))?,
+            };
             stdio::no_unread_input(self.get(seen)?.as_fd(), "a socket")?;
             return Ok(Kind::Standard(number));
         } else if let Some(device) = device::describe(seen) {
@@ -199,6 +233,34 @@ impl<'a> Look<'a> {
             return Err(unsupported::device(seen));
         };
         Ok(Kind::One(description))
+    }
+
+    /// Whether what only a message has can be made without a process that has it.
+    fn check_in_flight(&self, group: &Group, description: &Description) -> std::result::Result<(), No> {
+        let seen = group.first();
+        if self.files.tables.iter().any(|t| t.pids[0] == seen.pid) {
+            return Ok(());
+        }
+        unix::capture::refuse_in_flight(seen, description, self.get(seen)?.as_fd())
+    }
+
+    /// Messages know descriptors by group; from here on by description.
+    fn resolve_rights(&mut self) {
+        for description in &mut self.files.descriptions {
+            if let Description::Unix(socket) = description {
+                let rights = socket.queue.iter_mut().flat_map(|m| &mut m.rights);
+                rights.for_each(|right| *right = self.described[*right as usize]);
+            }
+        }
+    }
+
+    /// Sockets that are restored and that others have too.
+    fn sockets_of_others(&self) -> Vec<Refusal> {
+        let restored = |pid: i32, fd: i32| {
+            let index = self.files.description_of(pid, fd);
+            index.is_some_and(|i| matches!(self.files.descriptions[i as usize], Description::Unix(_)))
+        };
+        self.sockets.shared_with_others(self.holders, restored)
     }
 
     fn find_locks(&mut self) {

@@ -1,5 +1,6 @@
 //! What is made only when the job's processes exist: files in `/proc` that belong to them, pidfds of them, their namespaces;
-//! and what a process must set by itself: epoll sets and timers.
+//! and what a process must set by itself: epoll sets and timers. Sockets come first of all, since they need processes to make
+//! them, and everything else may lie in their queues or watch them.
 //!
 //! In the place of a descriptor that is made late, a process first gets a pidfd of cr. When all processes exist, cr opens
 //! the real one, and each process fetches it from cr by way of that pidfd: so several processes can share one.
@@ -9,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::batch::{Batch, Batches};
 use super::epoll::{Epoll, Trigger};
 use super::open::Opened;
+use super::unix::{self, Crew};
 use super::{Description, Files, timerfd};
 use crate::error::{Error, Result};
 use crate::remote::Call;
@@ -83,24 +85,48 @@ pub struct Late {
     fds: Vec<(usize, OwnedFd)>,
 }
 
-/// Opens what is opened late. All processes of the job must exist, each with its address space.
+/// Makes the sockets of the job, and gives them to its processes under the numbers that everything else was inherited with.
+/// What else is opened late and lies in a message must be opened before: it is given back.
 ///
 /// # Errors
-/// When one cannot be opened.
-pub fn open_late(files: &Files) -> Result<Late> {
-    let mut fds = Vec::new();
-    for (index, description) in files.descriptions.iter().enumerate() {
-        match description {
-            Description::Pidfd(r) if r.is_late() => fds.push((index, r.open()?)),
-            Description::Proc(r) if r.is_late() => fds.push((index, r.open()?)),
-            Description::Namespace(r) => fds.push((index, r.open()?)),
-            _ => {}
-        }
-    }
-    Ok(Late { fds })
+/// When one cannot be made.
+pub fn make_sockets(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<Late> {
+    let mut late = Late { fds: Vec::new() };
+    let queued = unix::queued(files);
+    late.open(files, |index| queued.contains(&index))?;
+    unix::make(files, opened, &late, crew)?;
+    Ok(late)
 }
 
 impl Late {
+    /// Opens the rest of what is opened late. All processes of the job must exist, each with its address space.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open_rest(&mut self, files: &Files) -> Result<()> {
+        self.open(files, |_| true)
+    }
+
+    fn open(&mut self, files: &Files, wanted: impl Fn(usize) -> bool) -> Result<()> {
+        for (index, description) in files.descriptions.iter().enumerate() {
+            if !wanted(index) || self.number(index).is_some() {
+                continue;
+            }
+            match description {
+                Description::Pidfd(r) if r.is_late() => self.fds.push((index, r.open()?)),
+                Description::Proc(r) if r.is_late() => self.fds.push((index, r.open()?)),
+                Description::Namespace(r) => self.fds.push((index, r.open()?)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of ours for a description that is opened late, and is open already.
+    pub(super) fn number(&self, description: usize) -> Option<i32> {
+        self.fds.iter().find(|(index, _)| *index == description).map(|(_, fd)| fd.as_raw_fd())
+    }
+
     /// Calls for process `pid` that put what is opened late into its table, which is otherwise as recorded, and into its epoll
     /// sets. What they read lies at `at`.
     pub fn calls(&self, files: &Files, pid: i32, at: u64) -> Vec<Batch> {

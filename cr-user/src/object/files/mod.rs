@@ -11,6 +11,7 @@
 //! | [`pipe`] within the job | a new pipe with the same data |
 //! | [`fifo`] whose ends are all in the job | opened by name, with the same data |
 //! | [`mqueue`] that is empty | opened by name, or a new one |
+//! | [`unix`] socket within the job | a new one with the same connection and queue |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
 //! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
@@ -51,6 +52,7 @@ pub mod terminal;
 #[cfg(test)]
 mod tests;
 pub mod timerfd;
+pub mod unix;
 mod unsupported;
 
 use std::fmt;
@@ -70,13 +72,13 @@ use crate::sys::fd::fcntl;
 
 pub use batch::Batch;
 pub use capture::{ContentSource, capture, refusals};
-pub use late::{Late, early_calls, open_late};
+pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 2, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 4, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -169,6 +171,8 @@ pub enum Description {
     Inotify(inotify::Inotify),
     /// A pidfd.
     Pidfd(pidfd::Pidfd),
+    /// A Unix-domain socket.
+    Unix(Box<unix::Unix>),
     /// A namespace.
     Namespace(namespace::Namespace),
     /// A file of `/proc`.
@@ -196,6 +200,7 @@ impl Description {
             Self::Epoll(_) => "epoll set",
             Self::Inotify(_) => "inotify watches",
             Self::Pidfd(_) => "pidfd",
+            Self::Unix(_) => "Unix socket",
             Self::Namespace(_) => "namespace",
             Self::Proc(_) => "file of /proc",
         }
@@ -258,6 +263,7 @@ impl Description {
             Self::Epoll(r) => r.flags,
             Self::Inotify(r) => r.flags,
             Self::Pidfd(r) => r.flags,
+            Self::Unix(r) => r.flags,
             Self::Namespace(r) => r.flags,
             Self::Proc(r) => r.flags,
         };
@@ -388,6 +394,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     }
     files.fifos.iter().try_for_each(fifo::Fifo::check)?;
     files.queues.iter().try_for_each(mqueue::Queue::check)?;
+    unix::check(files)?;
     Ok(plan)
 }
 
@@ -406,8 +413,11 @@ impl No {
 impl No {
     /// The refusal of one descriptor.
     fn at(&self, seen: &survey::Seen) -> Refusal {
-        let place = format!("fd {}", seen.fd);
-        Refusal { pid: seen.pid, place, why: self.why.clone(), todo: self.todo.to_owned() }
+        self.at_number(seen.pid, seen.fd)
+    }
+
+    fn at_number(&self, pid: i32, fd: i32) -> Refusal {
+        Refusal { pid, place: format!("fd {fd}"), why: self.why.clone(), todo: self.todo.to_owned() }
     }
 }
 

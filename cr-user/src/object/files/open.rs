@@ -105,6 +105,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description {
+            Description::Unix(_) => late::placeholder()?,
             one if one.is_late() => late::placeholder()?,
             Description::Regular(r) => r.open()?,
             Description::Deleted(r) => {
@@ -174,7 +175,7 @@ fn open_fifos(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
 pub fn calls(table: &Table, opened: &Opened, keep: &[i32]) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     for row in &table.rows {
-        let from = opened.fds[row.description as usize].as_raw_fd();
+        let from = opened.number(row.description as usize);
         let flags = if row.cloexec { libc::O_CLOEXEC } else { 0 };
         calls.push(Call::new(libc::SYS_dup3, &[from as u64, row.fd as u64, flags as u64]));
     }

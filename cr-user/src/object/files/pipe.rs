@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::survey::{self, Group, readable, writable};
-use super::{Holder, No, not_here, open_again, own_link, stdio};
+use super::{Holder, No, not_here, open_again, own_link, stdio, unix};
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
 use crate::sys::fd::{self, fcntl};
@@ -59,6 +59,8 @@ pub(super) struct Pipes {
     seen: HashMap<u64, Ends>,
     /// Inode of each pipe that is restored, by index.
     own: Vec<u64>,
+    /// The job runs and has sockets, in whose queues the other end of a pipe may be: they are looked into later.
+    pub(super) may_be_queued: bool,
 }
 
 /// The descriptors of one pipe, by what they can do: process and number of each.
@@ -94,6 +96,8 @@ impl Pipes {
         let ino = seen.meta.ino();
         let ends = &self.seen[&ino];
         if ends.readers.is_empty() || ends.writers.is_empty() {
+            // Before we have it ourselves.
+            let queued = self.may_be_queued && !unix::has_other_owner(&seen.link, holders);
             let ours = survey::fetch(holders, seen.pid, seen.fd)
                 .map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
             let alive = !other_end_closed(ours.as_fd());
@@ -108,7 +112,7 @@ impl Pipes {
                 }
                 // Nobody reads what the job writes, but on restore somebody may.
                 (Some(number), false) => return Ok(Found::Standard(number)),
-                _ if alive => {
+                _ if alive && !queued => {
                     let why = format!("is a pipe ({}) whose other end is outside the job", seen.link.display());
                     return Err(No::new(
                         why,

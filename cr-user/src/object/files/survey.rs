@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use nix::sys::statfs;
 use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::fd::{compare_descriptions, pidfd_getfd};
+use crate::sys::fd::{compare_descriptions, pidfd_getfd, pidfd_open};
 
 /// One descriptor, as `/proc` shows it.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn of(pid: i32, fd: i32) -> io::Result<Self> {
+    pub(super) fn of(pid: i32, fd: i32) -> io::Result<Self> {
         let path = format!("/proc/{pid}/fd/{fd}");
         let link = fs::read_link(&path)?;
         let meta = fs::metadata(&path)?;
@@ -157,8 +157,11 @@ pub(super) fn look(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
     Ok(groups.into_iter().map(|(_, group)| group).collect())
 }
 
-/// A duplicate of a descriptor of the job.
+/// A duplicate of a descriptor of the job, or of one of ours that stands for what only a queue has.
 pub(super) fn fetch(holders: &[Holder<'_>], pid: i32, fd: i32) -> nix::Result<OwnedFd> {
+    if pid == std::process::id() as i32 {
+        return pidfd_getfd(pidfd_open(pid)?.as_fd(), fd);
+    }
     let holder = holders.iter().find(|h| h.pid == pid).ok_or(Errno::ESRCH)?;
     pidfd_getfd(holder.pidfd, fd)
 }

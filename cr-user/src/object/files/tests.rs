@@ -526,7 +526,16 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
         ("fd = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)", "is the master of a pseudo-terminal"),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),
-        ("s = socket.socketpair(); fd = s[0].fileno(); os.close(s[1].detach())", "is a socket"),
+        (
+            "a, b = socket.socketpair(); fd = a.fileno()
+p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",
+            "(sleep), outside of the job",
+        ),
+        (
+            "a, b = socket.socketpair(); fd = a.fileno(); os.set_inheritable(b.fileno(), True)
+p = subprocess.Popen(['sleep', '1000'], stdin=a, stdout=subprocess.DEVNULL)",
+            "is a Unix socket that pid",
+        ),
         ("fd = os.open(f'/proc/self/fd/{libc.eventfd(0, 0)}', os.O_PATH)", "is an O_PATH descriptor of"),
         (
             "n = sys.argv[1] + '.fifo'; os.mkfifo(n); r = os.open(n, 2); fd = os.open(n, 1); os.write(fd, b'x'); os.close(r)",
@@ -659,7 +668,7 @@ fn another_name_of_a_file_is_found_where_it_is_near() {
     fs::write(at("a/b/c/file"), "x").unwrap();
     fs::hard_link(at("a/b/c/file"), at("far")).unwrap();
     let meta = fs::metadata(at("far")).unwrap();
-    let other_name = || super::links::other_name(&at("a/b/c/gone"), meta.dev(), meta.ino());
+    let other_name = || links::other_name(&at("a/b/c/gone"), meta.dev(), meta.ino());
     assert_eq!(other_name(), Some(at("a/b/c/file")));
     fs::rename(at("a/b/c/file"), at("a/b/d/other")).unwrap();
     assert_eq!(other_name(), Some(at("a/b/d/other")));

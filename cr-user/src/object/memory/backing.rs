@@ -48,6 +48,8 @@ pub enum ObjectKind {
     Deleted(String),
     /// A file that the job writes through the mapping: put back as it was at the checkpoint.
     Written(FileStamp),
+    /// A System V shared memory segment: its id.
+    SystemV(i32),
 }
 
 /// By what a file is known again.
@@ -172,8 +174,7 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         return Err(refuse(format!("maps {kind} {}", vma.name), "unmap it before the checkpoint"));
     }
     if vma.name.starts_with("/SYSV") {
-        let why = format!("is System V shared memory ({})", vma.name);
-        return Err(refuse(why, "detach it (shmdt), or use POSIX shared memory"));
+        return attachment(vma, &link, &meta, spaces).map_err(|why| refuse(why, "detach it (shmdt)"));
     }
     let kind = match object_kind(vma, &meta) {
         Ok(Some(kind)) => kind,
@@ -192,6 +193,23 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         _ => vma.offset.min(meta.size())..(vma.offset + vma.len()).min(meta.size()),
     };
     Ok((Backing::Object(Object { space, kind, size: meta.size() }), Some(Source { space, file, range })))
+}
+
+/// An attached segment: the kernel gives its id for the inode.
+fn attachment(
+    vma: &Vma,
+    link: &str,
+    meta: &fs::Metadata,
+    spaces: &mut Spaces,
+) -> std::result::Result<(Backing, Option<Source>), String> {
+    if !vma.shared {
+        return Err(format!("is a private mapping of System V shared memory ({})", vma.name));
+    }
+    let file = fs::File::open(link).map_err(|e| format!("is System V shared memory that cannot be read ({e})"))?;
+    let id = vma.inode as i32;
+    let space = spaces.of_segment(id);
+    let object = Object { space, kind: ObjectKind::SystemV(id), size: meta.size() };
+    Ok((Backing::Object(object), Some(Source { space, file, range: 0..meta.size() })))
 }
 
 /// What kind of stored object the mapped file is; `None` when it stays a file.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::advice;
-use crate::object::memory::backing::{self, Backing, Source};
+use crate::object::memory::backing::{self, Backing, Object, ObjectKind, Source};
 use crate::object::spaces::Spaces;
 use crate::procfs::Vma;
 use crate::remote::Call;
@@ -167,7 +167,7 @@ pub fn make(mapping: &Mapping, fds: &BackingFds) -> Result<Option<Call>> {
     };
     let (mut flags, fd) = match &mapping.backing {
         Backing::Kernel(_) => return Ok(None),
-        Backing::Aio(_) => {
+        Backing::Aio(_) | Backing::Object(Object { kind: ObjectKind::SystemV(_), .. }) => {
             // Its place is kept free for it.
             let flags = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             let none = libc::PROT_NONE as u64;

@@ -13,6 +13,7 @@ use crate::track::{
     aio::AioLayout,
     btf::{Btf, BtfError},
     iters::RestartLayout,
+    undo::UndoLayout,
 };
 
 /// Programs on tracepoints, by the tracepoint's name, which is the program's too.
@@ -31,6 +32,7 @@ pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) restart: RestartLayout,
     pub(super) aio: Option<AioLayout>,
+    pub(super) undo: Option<UndoLayout>,
 }
 
 /// Loads the programs; those on tracepoints only with `follow`.
@@ -42,7 +44,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     let offsets = offsets(&kernel)?;
     let restart = RestartLayout::of(&kernel)?;
     // Kernels are built without, too.
-    let aio = AioLayout::of(&kernel).ok();
+    let (aio, undo) = (AioLayout::of(&kernel).ok(), UndoLayout::of(&kernel).ok());
     let attach_types = aya::Btf::from_sys_fs()
         .map_err(|error| HintsError::Refused { program: "(all)".into(), why: error.to_string() })?;
 
@@ -73,7 +75,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
             log::info!("{}", program_error(name, error));
         }
     }
-    Ok(Loaded { ebpf, restart, aio })
+    Ok(Loaded { ebpf, restart, aio, undo })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>

@@ -1,0 +1,158 @@
+//! What the kernel shows of Unix sockets to those who ask (`sock_diag(7)`, `linux/unix_diag.h`): of all that there are in our
+//! network namespace, in one answer.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use crate::sys::socket::{socket, trim_name};
+
+/// `TCP_LISTEN` of `net/tcp_states.h`, which these sockets use too.
+const LISTEN: u8 = 10;
+
+/// A socket, as it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// `SOCK_*`.
+    pub(super) kind: i32,
+    /// Whether it listens.
+    pub(super) listening: bool,
+    /// Its inode; 0 for a connection that was not accepted yet.
+    pub(super) inode: u64,
+    /// Its name, empty if it has none.
+    pub(super) name: Vec<u8>,
+    /// Device and inode (its lower half) of the file that is its name.
+    pub(super) file: Option<(u32, u32)>,
+    /// The inode of the other end: 0 if that was closed or has none yet, none if there never was one.
+    pub(super) peer: Option<u64>,
+    /// The clients that wait to be accepted, in their order; 0 for those that were closed meanwhile.
+    pub(super) waiting: Vec<u64>,
+    /// Unread bytes; of a listener: clients that wait.
+    pub(super) unread: u32,
+    /// Of a listener: how many clients may wait.
+    pub(super) backlog: u32,
+    /// `RCV_SHUTDOWN` (1) and `SEND_SHUTDOWN` (2) of `net/sock.h`.
+    pub(super) shutdown: u8,
+}
+
+/// All Unix sockets of our network namespace.
+#[derive(Debug, Default)]
+pub(super) struct All {
+    /// By inode.
+    pub(super) sockets: HashMap<u64, Shown>,
+    /// Ends of connections that were not accepted yet.
+    pub(super) unaccepted: Vec<Shown>,
+}
+
+impl All {
+    /// Asks the kernel.
+    pub(super) fn ask() -> io::Result<Self> {
+        // An answer that others changed while it was given may have holes.
+        let mut last = Self::default();
+        for _ in 0..10 {
+            let (all, torn) = dump()?;
+            last = all;
+            if !torn {
+                break;
+            }
+        }
+        Ok(last)
+    }
+
+    /// Whether some socket has the file as its name.
+    pub(super) fn has_file(&self, dev: u64, ino: u64) -> bool {
+        let file = Some(short_file(dev, ino));
+        self.sockets.values().any(|s| s.file == file)
+    }
+
+    /// The socket that has an abstract name.
+    pub(super) fn named(&self, name: &[u8]) -> Option<&Shown> {
+        self.sockets.values().find(|s| s.name == name)
+    }
+}
+
+/// Device and inode as [`Shown::file`] has them: the kernel's own number of the device, and half of the inode.
+pub(super) fn short_file(dev: u64, ino: u64) -> (u32, u32) {
+    (libc::major(dev) << 20 | libc::minor(dev), ino as u32)
+}
+
+fn dump() -> io::Result<(All, bool)> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const REQUEST_DUMP: u16 = 0x301;
+    const DUMP_INTR: u16 = 0x10;
+    const DONE: u16 = 3;
+    const ERROR: u16 = 2;
+    // Name, file, peer, clients that wait, lengths of queues.
+    const SHOW: u32 = 0x1f;
+    let netlink = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
+    let mut request = Vec::with_capacity(40);
+    request.extend_from_slice(&40u32.to_ne_bytes());
+    request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend_from_slice(&0u32.to_ne_bytes());
+    request.extend_from_slice(&SHOW.to_ne_bytes());
+    request.extend_from_slice(&[0xff; 8]);
+    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+    let (mut all, mut torn) = (All::default(), false);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..n];
+        while rest.len() >= 16 {
+            let (len, kind, flags) = (u32_at(rest, 0) as usize, u16_at(rest, 4), u16_at(rest, 6));
+            if len < 16 || len > rest.len() {
+                return Err(io::Error::other("the answer about sockets is cut short"));
+            }
+            torn |= flags & DUMP_INTR != 0;
+            match kind {
+                DONE => return Ok((all, torn)),
+                ERROR => return Err(io::Error::from_raw_os_error(-(u32_at(rest, 16) as i32))),
+                SOCK_DIAG_BY_FAMILY if len >= 32 => {
+                    let shown = parse(&rest[16..len]);
+                    if shown.inode == 0 {
+                        all.unaccepted.push(shown);
+                    } else {
+                        all.sockets.insert(shown.inode, shown);
+                    }
+                }
+                _ => {}
+            }
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// One `struct unix_diag_msg` and its attributes.
+fn parse(message: &[u8]) -> Shown {
+    let listening = message[2] == LISTEN;
+    let mut shown = Shown { kind: message[1].into(), listening, inode: u32_at(message, 4).into(), ..Shown::default() };
+    let mut rest = &message[16..];
+    while rest.len() >= 4 {
+        let (len, kind) = (u16_at(rest, 0) as usize, u16_at(rest, 2));
+        let Some(value) = rest.get(4..len) else { break };
+        match (kind, value.len()) {
+            (0, _) => shown.name = trim_name(value).to_vec(),
+            (1, 8..) => shown.file = Some((u32_at(value, 4), u32_at(value, 0))),
+            (2, 4..) => shown.peer = Some(u32_at(value, 0).into()),
+            (3, _) => shown.waiting = value.chunks_exact(4).map(|c| u32_at(c, 0).into()).collect(),
+            (4, 8..) => (shown.unread, shown.backlog) = (u32_at(value, 0), u32_at(value, 4)),
+            (6, 1..) => shown.shutdown = value[0],
+            _ => {}
+        }
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    shown
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).map_or(0, |b| u16::from_ne_bytes(b.try_into().expect("two bytes")))
+}
