@@ -428,8 +428,10 @@ wait()",
         .collect();
     assert_eq!(links("self", &ours), before);
     let base = opened.by_space(100).unwrap();
-    let seals = fcntl(base, FcntlArg::F_GET_SEALS).unwrap();
-    assert_eq!(seals, libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL);
+    let seals = || fcntl(base, FcntlArg::F_GET_SEALS).unwrap();
+    assert_eq!(seals(), libc::F_SEAL_SHRINK, "the last seal comes when the job is complete");
+    opened.settle(&files).unwrap();
+    assert_eq!(seals(), libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL);
     assert_eq!(fcntl(opened.by_space(101).unwrap(), FcntlArg::F_GET_SEALS).unwrap(), libc::F_SEAL_SEAL);
     let mut bytes = [0; 10];
     File::from(base.try_clone_to_owned().unwrap()).read_exact_at(&mut bytes, 0).unwrap();
