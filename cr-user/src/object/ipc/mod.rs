@@ -201,8 +201,7 @@ fn find(kind: Kind, users: &Users, usage_of: impl Fn(&Row) -> Option<Usage>) -> 
         // One that was removed meanwhile is none.
         let Some(usage) = usage_of(&row) else { continue };
         let (claim, stranger) = users.claim(kind, &row, &usage, &since);
-        // What is only probably the job's may as well be that of another job of the same user: it is left alone.
-        if claim != Claim::Own {
+        if claim == Claim::None {
             continue;
         }
         if let Some(pid) = stranger {
