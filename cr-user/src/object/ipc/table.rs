@@ -153,14 +153,8 @@ impl Wanted<'_> {
             return Err(Error::NotHere { what: self.name(), why, todo: "end that process".to_owned() });
         }
         if object.probably && !by_the_job {
-            // It may be that of another job of the same user: what it holds now is not overwritten.
-            if !same(row) {
-                log::warn!(
-                    "{} has changed since the checkpoint, and is left as it is: it may be another job's",
-                    self.name()
-                );
-            }
-            return Ok(Plan::Leave);
+            let why = "it has changed, and whether the job or somebody else did that cannot be told".to_owned();
+            return if same(row) { Ok(Plan::Leave) } else { Err(self.not_here(why, row.id)) };
         }
         Ok(Plan::Reset)
     }
