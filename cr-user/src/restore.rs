@@ -168,6 +168,8 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
             body.put(&batch.bytes)?;
             body.run(0, batch.calls, "giving it descriptors of the job's processes")?;
         }
+    }
+    for body in &mut bodies {
         for mut own in files::own_calls(&saved.files, body.pid(), body.data()) {
             body.put(&own.bytes)?;
             body.try_run(0, &mut own.calls)?;

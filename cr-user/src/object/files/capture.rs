@@ -266,7 +266,8 @@ impl<'a> Look<'a> {
     fn find_locks(&mut self) {
         for seen in self.groups.iter().flat_map(|g| &g.members).filter(|s| !s.locks.is_empty()) {
             let Some(description) = self.files.description_of(seen.pid, seen.fd) else { continue };
-            match locks::describe(seen, description) {
+            let sharers = self.files.table_of(seen.pid).map_or(&[][..], |t| &t.pids);
+            match locks::describe(seen, sharers, description) {
                 Ok(found) => {
                     for lock in found {
                         if !self.files.locks.iter().any(|known| known.is_same(&lock)) {

@@ -31,7 +31,8 @@ pub struct Lock {
     pub len: u64,
     /// Index of the description.
     pub description: u32,
-    /// The process and the number through which it can be taken.
+    /// The process that takes it again and the number through which it does. Of a POSIX lock it is the one that took it: that
+    /// is who `F_GETLK` names, of all that share a table.
     pub holder: (i32, i32),
 }
 
@@ -48,18 +49,18 @@ pub enum LockKind {
     Lease,
 }
 
-/// The locks that `fdinfo` shows at a descriptor. Lines are like `1: POSIX  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
-pub(super) fn describe(seen: &Seen, description: u32) -> std::result::Result<Vec<Lock>, No> {
-    seen.locks.iter().map(|line| parse(seen, line, description)).collect()
+/// The locks that `fdinfo` shows at a descriptor of a table that the processes `sharers` have. Lines are like `1: POSIX  ADVISORY  WRITE 812 fe:00:1234 0 EOF`.
+pub(super) fn describe(seen: &Seen, sharers: &[i32], description: u32) -> std::result::Result<Vec<Lock>, No> {
+    seen.locks.iter().map(|line| parse(seen, line, sharers, description)).collect()
 }
 
-fn parse(seen: &Seen, line: &str, description: u32) -> std::result::Result<Lock, No> {
+fn parse(seen: &Seen, line: &str, sharers: &[i32], description: u32) -> std::result::Result<Lock, No> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let strange = || {
         let why = format!("holds a lock on {} that cr does not know ({line})", seen.link.display());
         No::new(why, "have the job release it before the checkpoint")
     };
-    let [_, kind, state, access, _, _, start, end] = words[..] else { return Err(strange()) };
+    let [_, kind, state, access, taker, _, start, end] = words[..] else { return Err(strange()) };
     let kind = match (kind, state) {
         ("FLOCK", _) => LockKind::Flock,
         ("POSIX", _) => LockKind::Posix,
@@ -73,7 +74,9 @@ fn parse(seen: &Seen, line: &str, description: u32) -> std::result::Result<Lock,
     };
     let start = start.parse::<u64>().map_err(|_| strange())?;
     let len = if end == "EOF" { 0 } else { end.parse::<u64>().map_err(|_| strange())? - start + 1 };
-    Ok(Lock { kind, exclusive: access == "WRITE", start, len, description, holder: (seen.pid, seen.fd) })
+    let taker = taker.parse().ok().filter(|t| kind == LockKind::Posix && sharers.contains(t));
+    let pid = taker.unwrap_or(seen.pid);
+    Ok(Lock { kind, exclusive: access == "WRITE", start, len, description, holder: (pid, seen.fd) })
 }
 
 impl Lock {
@@ -162,12 +165,14 @@ mod tests {
     fn lines_of_fdinfo_are_understood() {
         let meta = fs::metadata("/").unwrap();
         let seen = |line: &str| Seen { locks: vec![line.to_owned()], ..Seen::for_test(9, 4, meta.clone()) };
-        let lock = |line: &str| describe(&seen(line), 2).map(|l| l[0]).map_err(|no| no.why);
+        let lock = |line: &str| describe(&seen(line), &[9, 812], 2).map(|l| l[0]).map_err(|no| no.why);
         let found = lock("1: POSIX  ADVISORY  WRITE 812 fe:00:1234 100 199").unwrap();
         assert_eq!((found.kind, found.exclusive, found.start, found.len), (LockKind::Posix, true, 100, 100));
-        assert_eq!(found.holder, (9, 4));
+        assert_eq!(found.holder, (812, 4));
+        assert_eq!(lock("1: POSIX  ADVISORY  WRITE 813 fe:00:1234 0 0").unwrap().holder, (9, 4));
         let found = lock("1: FLOCK  ADVISORY  READ 812 fe:00:1234 0 EOF").unwrap();
         assert_eq!((found.kind, found.exclusive, found.start, found.len), (LockKind::Flock, false, 0, 0));
+        assert_eq!(found.holder, (9, 4));
         assert!(lock("1: LEASE  BREAKING  READ 812 fe:00:1234 0 EOF").unwrap_err().contains("breaking"));
         assert!(lock("1: NEWLCK ADVISORY  READ 812 fe:00:1234 0 EOF").unwrap_err().contains("does not know"));
     }

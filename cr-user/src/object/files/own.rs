@@ -34,11 +34,9 @@ impl Own {
     }
 }
 
-/// What process `pid`, the first that has its table, does for its descriptors; the bytes of each at `at`.
+/// What process `pid` does for its descriptors; the bytes of each at `at`.
 pub fn own_calls(files: &Files, pid: i32, at: u64) -> Vec<Own> {
-    let Some(table) = files.table_of(pid) else { return Vec::new() };
-    let locks = files.locks.iter().filter(|l| table.pids.contains(&l.holder.0));
-    let locks = locks.filter_map(|lock| {
+    let locks = files.locks.iter().filter(|l| l.holder.0 == pid).filter_map(|lock| {
         let (call, bytes) = lock.own_call(at)?;
         Some(Own { calls: vec![call], bytes, lock: Some(*lock) })
     });
