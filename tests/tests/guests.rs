@@ -27,6 +27,9 @@ fn that_step_by_themselves() {
     for name in ["memory", "threads", "signals", "timers", "sleeps", "files", "events", "writer"] {
         alone(name, &[]);
     }
+    for name in ["locks", "owners", "fifos", "names", "queues"] {
+        alone(name, &[]);
+    }
     alone("epolls", &["--stopped"]);
     alone("process", &[]);
     alone("process", &["--user", "--no-new-privs"]);
