@@ -1,35 +1,22 @@
 //! System V shared memory, semaphores and message queues. See `tests/guests/sysv.c`.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::{Child, Command};
 
 use cr_tests::{Job, Pace, cr, guest, run, wait_until};
+use nix::sched::{CloneFlags, unshare};
 
-/// The objects of a namespace are everybody's: one job at a time. What a killed guest leaves is removed.
-struct Namespace {
-    _alone: MutexGuard<'static, ()>,
-    before: Vec<(char, String)>,
-}
-
-fn alone() -> Namespace {
-    static ALONE: Mutex<()> = Mutex::new(());
-    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    Namespace { _alone: alone, before: objects() }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        for (letter, id) in objects().into_iter().filter(|o| !self.before.contains(o)) {
-            remove(letter, &id);
-        }
-    }
+/// The objects of a namespace are everybody's. Whatever this thread starts from here on has one of its own, which goes with what
+/// a killed guest leaves: no other test, and nobody else on this machine, is in the way or harmed.
+fn fresh_namespace() {
+    unshare(CloneFlags::CLONE_NEWIPC).expect("an ipc namespace");
 }
 
 /// Every object here, by the letter of ipcrm(1) and its id.
 fn objects() -> Vec<(char, String)> {
     let list = |(kind, letter): (&str, char)| {
-        let text = std::fs::read_to_string(format!("/proc/sysvipc/{kind}")).unwrap_or_default();
+        let path = format!("/proc/sysvipc/{kind}");
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         let ids = text.lines().skip(1).filter_map(|l| Some((letter, l.split_whitespace().nth(1)?.to_owned())));
         ids.collect::<Vec<_>>()
     };
@@ -37,32 +24,61 @@ fn objects() -> Vec<(char, String)> {
 }
 
 fn remove(letter: char, id: &str) {
-    let _ = Command::new("ipcrm").arg(format!("-{letter}")).arg(id).stderr(Stdio::null()).status();
+    let removed = Command::new("ipcrm").arg(format!("-{letter}")).arg(id).status().expect("ipcrm(1)");
+    assert!(removed.success(), "ipcrm -{letter} {id}");
 }
 
-fn expect_nothing_left(namespace: &Namespace) {
-    let left: Vec<_> = objects().into_iter().filter(|o| !namespace.before.contains(o)).collect();
+fn remove_all() {
+    for (letter, id) in objects() {
+        remove(letter, &id);
+    }
+}
+
+#[track_caller]
+fn expect_nothing_left() {
+    let left = objects();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 
 #[test]
 fn full() {
-    let namespace = alone();
+    fresh_namespace();
     cr_tests::full_and_back("sysv", &[], Pace::default());
-    expect_nothing_left(&namespace);
+    expect_nothing_left();
 }
 
 #[test]
 fn chain() {
-    let namespace = alone();
+    fresh_namespace();
     cr_tests::chain_and_back("sysv", &[], Pace::default());
-    expect_nothing_left(&namespace);
+    expect_nothing_left();
 }
 
-/// As on another machine, or after a reboot.
+/// As after a reboot, or on another machine: the namespace is another one too.
+#[test]
+fn a_namespace_without_objects_gets_them() {
+    fresh_namespace();
+    let mut job = Job::start("sysv", &[]);
+    job.checkpoint();
+    job.kill();
+    for _ in 0..2 {
+        fresh_namespace();
+        job.restore();
+        job.advance(5);
+        job.kill();
+        // What this restore has made is taken for the job's, though no checkpoint was taken here.
+        job.restore();
+        job.advance(5);
+        job.kill();
+    }
+    job.restore();
+    job.finish();
+    expect_nothing_left();
+}
+
 #[test]
 fn objects_that_are_gone_are_made_again() {
-    let namespace = alone();
+    fresh_namespace();
     let mut job = Job::start_resident("sysv", &[]);
     job.checkpoint();
     for _ in 0..2 {
@@ -70,26 +86,25 @@ fn objects_that_are_gone_are_made_again() {
         job.checkpoint();
         job.advance(5);
         job.kill();
-        objects().iter().filter(|o| !namespace.before.contains(o)).for_each(|(letter, id)| remove(*letter, id));
+        remove_all();
         job.restore();
         job.advance(10);
     }
     job.finish();
-    expect_nothing_left(&namespace);
+    expect_nothing_left();
 }
 
 /// A restore that fails at the last moment removes what it has made.
 #[test]
 fn a_failed_restore_leaves_no_objects() {
-    let namespace = alone();
+    fresh_namespace();
     let mut job = Job::start("sysv", &[]);
     job.checkpoint();
     job.kill();
-    let gone = objects();
-    gone.iter().filter(|o| !namespace.before.contains(o)).for_each(|(letter, id)| remove(*letter, id));
+    remove_all();
     let failed = run(job.cr("restore").args(["--detach"]).env("CR_FAULT", "restore.threads:error"));
     assert!(failed.code != Some(0), "{failed}");
-    expect_nothing_left(&namespace);
+    expect_nothing_left();
     job.restore();
     job.advance(5);
     job.finish();
@@ -130,7 +145,7 @@ impl Drop for Somebody {
 
 #[test]
 fn what_somebody_else_uses_too_is_refused() {
-    let _namespace = alone();
+    fresh_namespace();
     let job = Job::start("sysv", &[]);
     for (option, object) in [("--hold", "say.shm.keyed"), ("--use", "say.msg.quiet")] {
         let id = job.read_link(object).expect("the guest says its ids");
@@ -148,7 +163,7 @@ fn what_somebody_else_uses_too_is_refused() {
 
 #[test]
 fn what_somebody_else_has_now_is_named() {
-    let _namespace = alone();
+    fresh_namespace();
     let mut job = Job::start("sysv", &[]);
     job.checkpoint();
     job.kill();
@@ -176,7 +191,7 @@ fn what_somebody_else_has_now_is_named() {
 /// What is undone in semaphores is only seen by eBPF programs: without them it is not known, and that is said.
 #[test]
 fn semaphores_without_ebpf_are_refused() {
-    let _namespace = alone();
+    fresh_namespace();
     let mut job = Job::start("sysv", &[]);
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set", "-bpf,-sys_admin,-perfmon"]).arg(cr().get_program());

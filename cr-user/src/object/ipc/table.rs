@@ -153,8 +153,13 @@ impl Wanted<'_> {
             return Err(Error::NotHere { what: self.name(), why, todo: "end that process".to_owned() });
         }
         if object.probably && !by_the_job {
+            if same(row) {
+                return Ok(Plan::Leave);
+            }
             let why = "it has changed, and whether the job or somebody else did that cannot be told".to_owned();
-            return if same(row) { Ok(Plan::Leave) } else { Err(self.not_here(why, row.id)) };
+            let remove = format!("remove it if it is the job's (ipcrm -{} {})", kind.words().1, row.id);
+            let todo = format!("{remove}; if it is another job's that was checkpointed, restore that one first");
+            return Err(Error::NotHere { what: self.name(), why, todo });
         }
         Ok(Plan::Reset)
     }

@@ -136,7 +136,8 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
         let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
         return Err(refuse(why, "unregister it, or checkpoint the job without it"));
     }
-    if vma.inode == 0 {
+    // The first segment of a namespace has the id 0, and so this inode.
+    if vma.inode == 0 && !vma.name.starts_with("/SYSV") {
         let own =
             vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
         return if own {
