@@ -266,7 +266,12 @@ impl Job {
         all.extend(seccomp::refusals(pid)?);
         let vmas = self.mappings_now(member)?;
         let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone());
-        all.extend(refused);
+        if !refused.is_empty() {
+            // What was unmapped since is no hindrance.
+            let now = procfs::maps(pid).map_err(|_| gone(pid, "the preflight"))?;
+            let is_there = |place: &str| now.iter().any(|v| format!("{:#x}", v.start) == place);
+            all.extend(refused.into_iter().filter(|r| is_there(&r.place)));
+        }
         Ok(all)
     }
 

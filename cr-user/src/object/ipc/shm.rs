@@ -67,8 +67,11 @@ pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
 /// A process that has a segment attached, and is none of `except`.
 fn attached(id: i32, except: &[i32]) -> Option<i32> {
     let pids = fs::read_dir("/proc").ok()?.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let has =
-        |pid: &i32| procfs::maps(*pid).is_ok_and(|vmas| vmas.iter().any(|v| is_attachment(v) && v.inode as i32 == id));
+    // Others have segments with the same ids.
+    let namespace = |pid: i32| procfs::link(pid, "ns/ipc").ok();
+    let ours = namespace(std::process::id() as i32);
+    let is_it = |vma: &Vma| is_attachment(vma) && vma.inode as i32 == id;
+    let has = |pid: &i32| namespace(*pid) == ours && procfs::maps(*pid).is_ok_and(|vmas| vmas.iter().any(is_it));
     pids.filter(|pid| !except.contains(pid)).find(has)
 }
 
