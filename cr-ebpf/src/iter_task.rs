@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use cr_common::{KernelField, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
 
-use crate::kernel::{offset, read, seen_tgid, seen_tid};
+use crate::{
+    follow,
+    kernel::{offset, read, seen_tgid, seen_tid},
+};
 
 /// `struct bpf_iter_meta`, as far as it is read.
 #[repr(C)]
@@ -46,6 +49,27 @@ pub unsafe extern "C" fn iter_task(ctx: *const Context) -> i32 {
     if task.is_null() {
         return 0;
     }
+    tell(meta, task)
+}
+
+/// The same of all tasks that there are, as far as they are of followed processes: a whole job in one pass.
+///
+/// # Safety
+///
+/// The kernel calls it with its own context.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn iter_job(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel's context; the verifier checks the two loads.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if task.is_null() || follow::process(read(task as u64, &offset::TASK_TGID)).is_none() {
+        return 0;
+    }
+    tell(meta, task)
+}
+
+#[inline(always)]
+fn tell(meta: *const Meta, task: *const u8) -> i32 {
     let (Some(record), Some(actions)) = (TASK_RECORD.get_ptr_mut(0), ACTIONS.get_ptr_mut(0)) else {
         return 0;
     };
@@ -118,7 +142,15 @@ fn fill(record: &mut TaskRecord, task: u64) {
     record.real_timer_expires_ns = read(signal, &offset::SIGNAL_REAL_TIMER_EXPIRES);
     record.real_timer_interval_ns = read(signal, &offset::SIGNAL_IT_REAL_INCR);
     record.has_actions = u32::from(leader == task);
-    record.reserved = 0;
+
+    record.mm_def_flags = read(mm, &offset::MM_DEF_FLAGS);
+    record.mm_sequence = read(mm, &offset::MM_SEQUENCE);
+    record.cred = read(task, &offset::TASK_CRED);
+    record.securebits = read(record.cred, &offset::CRED_SECUREBITS);
+    record.subreaper = u32::from(read::<u8>(signal, &offset::SIGNAL_SUBREAPER));
+    record.cpu_timers = read(signal, &offset::SIGNAL_CPU_TIMERS);
+    record.posix_timers = read(signal, &offset::SIGNAL_POSIX_TIMERS);
+    record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
 }
 
 #[inline(always)]

@@ -1,8 +1,13 @@
 //! What `/proc` says of a process, parsed. Layouts are those of `Documentation/filesystems/proc.rst`.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::read;
 
 /// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -52,8 +57,22 @@ impl Vma {
 /// # Errors
 /// `ENOENT`/`ESRCH` when what it tells of is gone.
 pub fn bytes(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(8 << 10);
-    fs::File::open(path)?.read_to_end(&mut bytes)?;
+    const PIECE: usize = 8 << 10;
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let (mut bytes, mut len) = (vec![0; PIECE], 0);
+    loop {
+        match read(&file, &mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // The kernel answers with what fits, in whole records.
+        if bytes.len() - len < PIECE / 2 {
+            bytes.resize(bytes.len() * 2, 0);
+        }
+    }
+    bytes.truncate(len);
     Ok(bytes)
 }
 
@@ -288,7 +307,7 @@ pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
 /// What the time namespace of a process (`self`, or a number) adds to `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME`, in nanoseconds;
 /// nothing where the kernel has none.
 pub fn clock_offsets(process: &str) -> [i64; 2] {
-    let text = fs::read_to_string(format!("/proc/{process}/timens_offsets")).unwrap_or_default();
+    let text = text(&format!("/proc/{process}/timens_offsets")).unwrap_or_default();
     ["monotonic", "boottime"].map(|clock| {
         let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();
         let mut numbers = line.split_whitespace().skip(1).filter_map(|w| w.parse::<i64>().ok());

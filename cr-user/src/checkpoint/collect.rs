@@ -1,12 +1,15 @@
 //! The state of a stopped job that is not memory, as records.
 
+use std::borrow::Cow;
+
 use crate::checkpoint::aio;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::survey::Survey;
+use crate::checkpoint::told::{Kept, Told};
+use crate::checkpoint::watch::{Look, Watch};
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
-use crate::fault;
 use crate::image::ImageWriter;
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
@@ -25,13 +28,12 @@ use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
 use crate::procfs::{Status, Vma};
+use crate::remote::Frozen;
+use crate::remote::frame::Context;
 use crate::remote::freeze::Stopped;
-use crate::remote::{Frozen, Puppet, Questions};
 use crate::store::Chain;
-use crate::sys::ptrace::{self, Regs};
+use crate::sys::ptrace::Regs;
 use crate::track::iters::TaskHidden;
-
-use super::watch::Watch;
 
 /// Everything about a stopped job but the content of its memory. By process, in the job's order.
 #[derive(Debug, Default)]
@@ -59,13 +61,14 @@ impl State {
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
+        let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         for stopped in frozen.processes() {
             let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
-            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
+            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref(), &look)?;
             state.cgroups.add(stopped.pid)?;
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
-            state.vmas.push((member.pid, job.mappings_now(member)?));
+            state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
         for (pid, vmas) in &state.vmas {
             aio::wait(*pid, vmas, &mut job.watch)?;
@@ -81,7 +84,7 @@ impl State {
         state.ipc = ipc;
         // The spaces are put aside: who holds the descriptors is told by the job as well.
         let mut spaces = std::mem::take(&mut job.spaces);
-        let captured = files::capture(&job.holders(), &mut |dev, ino| spaces.of_file(dev, ino));
+        let captured = files::capture(&job.still_holders(), &mut |dev, ino| spaces.of_file(dev, ino));
         job.spaces = spaces;
         let (files, contents) = captured?;
         state.files = files;
@@ -91,45 +94,55 @@ impl State {
         Ok(state)
     }
 
-    fn collect_process(&mut self, member: &mut Member, stopped: &Stopped, watch: Option<&Watch>) -> Result<()> {
+    fn collect_process(
+        &mut self,
+        member: &mut Member,
+        stopped: &Stopped,
+        watch: Option<&Watch>,
+        look: &Look,
+    ) -> Result<()> {
         let pid = member.pid;
-        let gadgets = member.gadgets()?;
         let tids = stopped.tids();
         let mut threads = Threads { pid, all: Vec::new() };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
-        let waits = Waits::look(pid, watch, &tids);
-        let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
-        let mut questions = Questions::new(&puppet);
-        let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
-        let clocks = timers::ask(pid, &mut questions)?;
-        let answers = questions.put(&mut puppet)?;
-        signals.actions = signals::actions(actions, &answers);
-        self.timers.push(timers::capture(pid, clocks, &answers));
-        fault::point("collect.process")?;
-        self.processes.push(process::capture(pid, member.sharing, stopped.stop_signal(), knobs, &answers)?);
-        for tid in tids {
-            puppet.switch(tid)?;
-            let mut questions = Questions::new(&puppet);
-            let (own, rights, turns) =
-                (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
-            let answers = questions.put(&mut puppet)?;
+        // As they are before anybody makes calls for us.
+        let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
+        let waits = Waits::look(pid, watch, look, &contexts);
+        let evidence = look.evidence(pid).filter(|e| e.is_of(&tids));
+        let gadgets = member.gadgets()?;
+        let told = Kept::or_ask(&mut member.told, evidence, || Told::ask(pid, &tids, gadgets))?;
+        signals.actions = signals::actions(told.actions, &told.answers);
+        self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
+        self.processes.push(process::capture(
+            pid,
+            member.sharing,
+            stopped.stop_signal(),
+            told.knobs,
+            &told.answers,
+        )?);
+        for (context, told) in contexts.into_iter().zip(&told.threads) {
+            let tid = told.tid;
             let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
             refuse(threads::refusals(pid, tid, &status))?;
             self.seccomp.add(pid, tid, &status)?;
-            let context = puppet.context();
-            let xstate = context.xstate.clone();
             let wait = waits.of(tid, &context.regs);
-            threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, wait)?);
+            threads.all.push(threads::capture(
+                pid,
+                tid,
+                &context.regs,
+                context.xstate,
+                told.own,
+                &told.answers,
+                wait,
+            )?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
-            credentials.threads.push(credentials::capture(tid, &status, rights, &answers));
-            scheduling.threads.push(scheduling::capture(tid, turns, &answers)?);
-            fault::point("collect.threads")?;
+            credentials.threads.push(credentials::capture(tid, &status, told.rights, &told.answers));
+            scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
         }
         signals.queued = signals::queued_for_process(pid)?;
-        puppet.end()?;
         self.threads.push(threads);
         self.signals.push(signals);
         self.credentials.push(credentials);
@@ -196,15 +209,18 @@ impl State {
 /// What the kernel remembers of interrupted waits. Only asked where a thread is in one.
 struct Waits<'a> {
     pid: i32,
-    tasks: Vec<TaskHidden>,
+    tasks: Cow<'a, [TaskHidden]>,
     functions: Option<&'a RestartFunctions>,
 }
 
 impl<'a> Waits<'a> {
-    fn look(pid: i32, watch: Option<&'a Watch>, tids: &[i32]) -> Self {
-        let any = tids.iter().any(|tid| ptrace::regs(*tid).is_ok_and(|r| threads::has_restart_block(&r)));
+    fn look(pid: i32, watch: Option<&'a Watch>, look: &'a Look, contexts: &[Context]) -> Self {
+        let any = contexts.iter().any(|c| threads::has_restart_block(&c.regs));
         let watch = watch.filter(|_| any);
-        let tasks = watch.and_then(|w| w.hints.tasks(pid).ok()).unwrap_or_default();
+        let tasks = match (watch, look.of(pid)) {
+            (Some(watch), []) => watch.hints.tasks(pid).unwrap_or_default().into(),
+            (_, tasks) => tasks.into(),
+        };
         Self { pid, tasks, functions: watch.map(|w| &w.functions) }
     }
 

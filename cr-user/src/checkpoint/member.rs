@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
 use crate::fault;
@@ -30,6 +31,8 @@ pub struct Member {
     /// What watches its address space; none when nothing can, or nothing does yet.
     pub oracle: Option<Oracle>,
     gadgets: Option<Gadgets>,
+    /// What it told about itself.
+    pub told: Option<Kept>,
     /// The program that it was executing when it was last looked at.
     seen_program: (String, String),
     /// Pages whose written-bit was taken, and that no durable checkpoint holds yet.
@@ -63,6 +66,7 @@ impl Member {
             memory,
             oracle: None,
             gadgets: None,
+            told: None,
             seen_program: Default::default(),
             debt: RangeSet::new(),
             late: RangeSet::new(),

@@ -11,11 +11,12 @@ use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
-use crate::object::memory::backing::Source;
+use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
@@ -182,14 +183,16 @@ impl Survey {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
+        let mut files = Files::default();
         for (pid, vmas) in state.take_vmas() {
-            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces);
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces, &mut files);
             described.push((pid, mappings));
             sources.extend(found);
             refusals.extend(refused);
         }
         refuse(refusals)?;
         let Job { members, content, watch, doubt, notes, .. } = job;
+        watch.iter_mut().for_each(Watch::gather_written);
         let mut processes = Vec::new();
         for (pid, mappings) in described {
             let Some(member) = members.iter_mut().find(|m| m.pid == pid) else { continue };

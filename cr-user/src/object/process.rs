@@ -119,6 +119,23 @@ pub struct Asked {
     memory_merge: usize,
     locked: usize,
     xcomp: u64,
+    /// A mapping that was made for us, and what it shows of those to come: see [`Asked::see_locks`].
+    ours: u64,
+    lock_future: u32,
+}
+
+impl Asked {
+    /// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
+    /// made for us, as long as that is there; if it is locked, it cannot be invalidated.
+    pub fn see_locks(&mut self, pid: i32, answers: &Answers) {
+        if answers.outcome(self.locked) != Err(Errno::EBUSY) {
+            return;
+        }
+        let vmas = procfs::smaps(pid).unwrap_or_default();
+        let ours = vmas.iter().find(|v| (v.start..v.end).contains(&self.ours));
+        let on_fault = ours.is_some_and(|v| v.has("lf"));
+        self.lock_future = (libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 }) as u32;
+    }
 }
 
 const PR_SET_MDWE: u64 = 65;
@@ -143,6 +160,8 @@ pub fn ask(questions: &mut Questions) -> Asked {
         memory_merge: questions.ask(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE]),
         locked: questions.ask(libc::SYS_msync, &[subreaper & !(PAGE - 1), PAGE, libc::MS_INVALIDATE as u64]),
         xcomp,
+        ours: subreaper,
+        lock_future: 0,
     }
 }
 
@@ -195,18 +214,6 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
         lost = Some(path);
     }
     Ok(lost)
-}
-
-/// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
-/// made for us, to which `at` belongs, and which cannot be invalidated if it is `locked`.
-fn lock_future(pid: i32, locked: bool, at: u64) -> u32 {
-    if !locked {
-        return 0;
-    }
-    let vmas = procfs::smaps(pid).unwrap_or_default();
-    let ours = vmas.iter().find(|v| (v.start..v.end).contains(&at));
-    let on_fault = ours.is_some_and(|v| v.has("lf"));
-    (libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 }) as u32
 }
 
 /// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did.
@@ -266,7 +273,7 @@ pub fn capture(
         thp_disable: answers.outcome(asked.thp_disable).unwrap_or(0) as u32,
         mdwe: answers.outcome(asked.mdwe).unwrap_or(0) as u32,
         memory_merge: answers.outcome(asked.memory_merge).unwrap_or(0) != 0,
-        lock_future: lock_future(pid, answers.outcome(asked.locked) == Err(Errno::EBUSY), asked.subreaper),
+        lock_future: asked.lock_future,
         xstate_permission: answers.word(asked.xcomp),
         limits,
         oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),

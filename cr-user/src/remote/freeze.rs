@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::unistd::gettid;
 
 use crate::error::{Error, Refusal, Result};
 use crate::family::{Family, Relative};
@@ -344,7 +345,7 @@ fn tracer(status: &procfs::Status) -> Option<i32> {
 }
 
 fn is_ours(tracer: i32) -> bool {
-    procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
+    tracer == gettid().as_raw() || procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
 }
 
 fn gone(pid: i32) -> Error {
