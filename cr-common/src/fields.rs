@@ -47,6 +47,8 @@ macro_rules! for_each_kernel_field {
             TASK_UNDO_LIST, "task_struct", "sysvsem.undo_list", true;
             TASK_CRED, "task_struct", "cred", true;
             TASK_XSTATE_PERMISSION, "task_struct", "thread.fpu.perm.__state_perm", true;
+            TASK_NSPROXY, "task_struct", "nsproxy", true;
+            TASK_CGROUPS, "task_struct", "cgroups", true;
             TASK_FILES, "task_struct", "files", true;
             FILES_TABLE, "files_struct", "fdt", true;
             TABLE_CLOEXEC, "fdtable", "close_on_exec", true;
@@ -63,11 +65,14 @@ macro_rules! for_each_kernel_field {
             SIGNAL_REAL_TIMER_STATE, "signal_struct", "real_timer.state", true;
             SIGNAL_IT_REAL_INCR, "signal_struct", "it_real_incr", true;
             SIGNAL_OOM_SCORE_ADJ, "signal_struct", "oom_score_adj", false;
+            SIGNAL_LIMITS, "signal_struct", "rlim", true;
             SIGNAL_SUBREAPER, "signal_struct", "is_child_subreaper", true;
             SIGNAL_CPU_TIMERS, "signal_struct", "it", true;
             SIGNAL_POSIX_TIMERS, "signal_struct", "posix_timers", true;
             SIGHAND_ACTION, "sighand_struct", "action", false;
             MM_FLAGS, "mm_struct", "flags", false;
+            MM_EXE_FILE, "mm_struct", "exe_file", true;
+            MM_SAVED_AUXV, "mm_struct", "saved_auxv", true;
             MM_DEF_FLAGS, "mm_struct", "def_flags", true;
             MM_SEQUENCE, "mm_struct", "mm_lock_seq", true;
             MM_START_CODE, "mm_struct", "start_code", false;

@@ -4,6 +4,10 @@
 pub const SIGNALS: usize = 64;
 /// Room for `struct restart_block`; it has 56 bytes in Linux 6.18.
 pub const RESTART_BLOCK_LEN: usize = 64;
+/// Two words for each of 16 resources (`RLIM_NLIMITS`).
+pub const LIMITS: usize = 32;
+/// Words of the auxiliary vector; Linux 6.18 has 54 on x86-64.
+pub const AUXV: usize = 64;
 /// `ANON_VMA_NAME_MAX_LEN` of `mm/madvise.c`, the terminating zero included.
 pub const ANON_NAME_LEN: usize = 80;
 
@@ -68,6 +72,14 @@ pub struct TaskRecord {
     pub posix_timers: u64,
     /// The features of the extended state that the process may use. With the group leader only.
     pub xstate_permission: u64,
+    /// The kernel's address of the executable's `struct file`.
+    pub exe_file: u64,
+    /// The kernel's addresses of the set of namespaces and of the set of control groups.
+    pub sets: [u64; 2],
+    /// Soft and hard limits, by resource number. With the group leader only.
+    pub limits: [u64; LIMITS],
+    /// The auxiliary vector, as far as there is room for it. With the group leader only.
+    pub auxv: [u64; AUXV],
     /// `struct restart_block`, bytewise: where an interrupted system call keeps what `restart_syscall` will need.
     pub restart_block: [u8; RESTART_BLOCK_LEN],
     /// Alternate signal stack: flags.
@@ -144,5 +156,5 @@ pub struct FileRecord {
 
 const _: () = assert!(size_of::<FileRecord>() == 24);
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8) + RESTART_BLOCK_LEN + 10 * 4);
+const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

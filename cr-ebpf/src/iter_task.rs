@@ -2,11 +2,12 @@
 //! process, and the kernel finds it by the number that it has in the controller's own pid namespace.
 
 use aya_ebpf::{
+    Global,
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_seq_write},
     macros::map,
     maps::PerCpuArray,
 };
-use cr_common::{KernelField, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
 
 use crate::{
     follow,
@@ -150,7 +151,31 @@ fn fill(record: &mut TaskRecord, task: u64) {
     record.subreaper = u32::from(read::<u8>(signal, &offset::SIGNAL_SUBREAPER));
     record.cpu_timers = read(signal, &offset::SIGNAL_CPU_TIMERS);
     record.posix_timers = read(signal, &offset::SIGNAL_POSIX_TIMERS);
+    record.exe_file = read(mm, &offset::MM_EXE_FILE);
+    record.sets = [read(task, &offset::TASK_NSPROXY), read(task, &offset::TASK_CGROUPS)];
+    if leader == task {
+        copy(signal, &offset::SIGNAL_LIMITS, &mut record.limits);
+        copy(mm, &offset::MM_SAVED_AUXV, &mut record.auxv);
+    } else {
+        record.limits = [0; LIMITS];
+        record.auxv = [0; AUXV];
+    }
     record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
+}
+
+/// Copies a field that is too large for the stack; zeroes if the kernel has none.
+#[inline(always)]
+fn copy<const N: usize>(base: u64, offset: &Global<u32>, to: &mut [u64; N]) {
+    let offset = offset.load();
+    // SAFETY: the buffer is part of the map's value, of the size given.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), N * size_of::<u64>()) };
+    // SAFETY: the helper checks the kernel's address.
+    let copied = base != 0
+        && offset != KernelField::ABSENT
+        && unsafe { bpf_probe_read_kernel_buf((base + u64::from(offset)) as *const u8, bytes) }.is_ok();
+    if !copied {
+        *to = [0; N];
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! The state of a stopped job that is not memory, as records.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use crate::checkpoint::aio;
 use crate::checkpoint::ipc;
@@ -62,10 +63,10 @@ impl State {
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
+        let mut alike = Alike::default();
         for stopped in frozen.processes() {
             let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
-            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref(), &look)?;
-            state.cgroups.add(stopped.pid)?;
+            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref(), &look, &mut alike)?;
         }
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
@@ -100,6 +101,7 @@ impl State {
         stopped: &Stopped,
         watch: Option<&Watch>,
         look: &Look,
+        alike: &mut Alike,
     ) -> Result<()> {
         let pid = member.pid;
         let tids = stopped.tids();
@@ -112,16 +114,18 @@ impl State {
         let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
         let waits = Waits::look(pid, watch, look, &contexts);
         let evidence = look.evidence(pid).filter(|e| e.is_of(&tids));
-        let gadgets = member.gadgets()?;
-        let told = Kept::or_ask(&mut member.told, evidence, || Told::ask(pid, &tids, gadgets))?;
+        let mut kept = member.told.take();
+        let told = Kept::or_ask(&mut kept, evidence, || Told::ask(pid, &tids, member.gadgets()?))?;
         signals.actions = signals::actions(told.actions, &told.answers);
         self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
         self.processes.push(process::capture(
             pid,
             member.sharing,
             stopped.stop_signal(),
+            &told.facts,
             told.knobs,
             &told.answers,
+            &mut alike.stamps,
         )?);
         for (context, told) in contexts.into_iter().zip(&told.threads) {
             let tid = told.tid;
@@ -147,7 +151,21 @@ impl State {
         self.signals.push(signals);
         self.credentials.push(credentials);
         self.scheduling.push(scheduling);
-        self.clocks.push(clocks::capture(pid)?);
+        member.told = kept;
+        let [namespaces, groups] = look.sets(pid).unwrap_or_default();
+        let clocks = match alike.clocks.get(&namespaces) {
+            Some(clocks) => Clocks { pid, ..clocks.clone() },
+            None => clocks::capture(pid)?,
+        };
+        match alike.groups.get(&groups) {
+            Some(other) => self.cgroups.add_like(pid, *other),
+            None => self.cgroups.add(pid)?,
+        }
+        if namespaces != 0 {
+            alike.clocks.insert(namespaces, clocks.clone());
+            alike.groups.insert(groups, pid);
+        }
+        self.clocks.push(clocks);
         Ok(())
     }
 
@@ -204,6 +222,16 @@ impl State {
         put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)
     }
+}
+
+/// What processes have in common, and is not read again for each.
+#[derive(Default)]
+struct Alike {
+    stamps: process::Stamps,
+    /// By the kernel's set of namespaces.
+    clocks: HashMap<u64, Clocks>,
+    /// By the kernel's set of groups: a process that is in it.
+    groups: HashMap<u64, i32>,
 }
 
 /// What the kernel remembers of interrupted waits. Only asked where a thread is in one.

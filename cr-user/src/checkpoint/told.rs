@@ -18,6 +18,8 @@ pub struct Told {
     pub knobs: process::Asked,
     /// Its timers.
     pub clocks: timers::Asked,
+    /// What `/proc` says of the process, and depends on the same.
+    pub facts: process::Facts,
     /// Answers to these three.
     pub answers: Answers,
     /// By thread.
@@ -63,7 +65,8 @@ impl Told {
             fault::point("collect.threads")?;
         }
         puppet.end()?;
-        Ok(Self { actions, knobs, clocks, answers, threads: by_thread })
+        let facts = process::Facts::read(pid)?;
+        Ok(Self { facts, actions, knobs, clocks, answers, threads: by_thread })
     }
 }
 

@@ -168,6 +168,12 @@ impl Look {
         self.has_evidence.then(|| Evidence::of(self.of(pid)))?
     }
 
+    /// Names of the sets of namespaces and of control groups that a process is in.
+    pub fn sets(&self, pid: i32) -> Option<[u64; 2]> {
+        let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;
+        Some(leader.record.sets).filter(|sets| !sets.contains(&0))
+    }
+
     /// What is different after any change of the mappings of a process: its address space, and a count of that.
     fn mappings_state(&self, pid: i32) -> Option<(u64, u32)> {
         let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;

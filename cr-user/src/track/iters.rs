@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::AnyBitPattern;
 pub use cr_common::{FileRecord, VmaRecord};
-use cr_common::{RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
 
 use super::btf::{Btf, BtfError};
 
@@ -125,8 +125,13 @@ pub struct Evidence(Vec<TaskEvidence>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct TaskEvidence {
     tid: u32,
-    mm: [u64; 3],
-    brk: u64,
+    mm: [u64; 4],
+    bounds: [u64; 11],
+    namespaces: u64,
+    limits: [u64; LIMITS],
+    auxv: [u64; AUXV],
+    personality: u32,
+    oom_score_adj: i32,
     clear_child_tid: u64,
     alternate_stack: (u64, u64, u32),
     timer_slack: u64,
@@ -151,8 +156,13 @@ impl Evidence {
             let r = &task.record;
             TaskEvidence {
                 tid: r.seen_tid,
-                mm: [r.mm, r.mm_flags, r.mm_def_flags],
-                brk: r.mm_bounds[5],
+                mm: [r.mm, r.mm_flags, r.mm_def_flags, r.exe_file],
+                bounds: r.mm_bounds,
+                namespaces: r.sets[0],
+                limits: r.limits,
+                auxv: r.auxv,
+                personality: r.personality,
+                oom_score_adj: r.oom_score_adj,
                 clear_child_tid: r.clear_child_tid,
                 alternate_stack: (r.sas_ss_sp, r.sas_ss_size, r.sas_ss_flags),
                 timer_slack: r.timer_slack_ns,

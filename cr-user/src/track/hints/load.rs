@@ -45,7 +45,11 @@ pub(super) struct Loaded {
 const DESCRIPTORS: [&str; 4] = ["TASK_FILES", "FILES_TABLE", "TABLE_CLOEXEC", "INODE_LOCKS"];
 
 /// What of a task's record this takes beyond what every kernel has.
-const EVIDENCE: [&str; 10] = [
+const EVIDENCE: [&str; 14] = [
+    "TASK_NSPROXY",
+    "SIGNAL_LIMITS",
+    "MM_EXE_FILE",
+    "MM_SAVED_AUXV",
     "TASK_CRED",
     "TASK_XSTATE_PERMISSION",
     "CRED_SECUREBITS",
