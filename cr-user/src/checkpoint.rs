@@ -310,30 +310,9 @@ impl Job {
         Ok(())
     }
 
-    /// The tables of descriptors of the job: each with the process that stands for it.
+    /// The tables of descriptors of the job.
     fn holders(&self) -> Vec<files::Holder<'_>> {
-        let mut holders: Vec<files::Holder<'_>> = Vec::new();
-        for member in &self.members {
-            let parent = member.sharing.files.then_some(member.ppid);
-            let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
-            match shared {
-                Some(holder) => holder.sharers.push(member.pid),
-                None => {
-                    let (pid, pidfd) = (member.pid, member.pidfd());
-                    holders.push(files::Holder { pid, pidfd, sharers: Vec::new(), listed: None });
-                }
-            }
-        }
-        holders
-    }
-
-    /// The same of a job that stands still, with what they hold.
-    fn still_holders(&self) -> Vec<files::Holder<'_>> {
-        let mut holders = self.holders();
-        if let Some(watch) = &self.watch {
-            holders.iter_mut().for_each(|h| h.listed = watch.descriptors(h.pid));
-        }
-        holders
+        member::holders(&self.members)
     }
 
     /// Goes on with a chain that another controller left: the next checkpoint is a delta, found by comparing contents.

@@ -76,6 +76,19 @@ pub fn bytes(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file of `/proc` that the kernel gives whole in one piece where there is room for it.
+fn piece(path: &str) -> io::Result<String> {
+    const ROOM: usize = 16 << 10;
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut bytes = vec![0; ROOM];
+    let len = read(&file, &mut bytes)?;
+    if len == ROOM {
+        return text(path);
+    }
+    bytes.truncate(len);
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
 /// The same as text.
 ///
 /// # Errors
@@ -190,7 +203,7 @@ impl Status {
     /// # Errors
     /// `ENOENT`/`ESRCH` when the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        text(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
+        piece(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
     }
 
     /// The value behind `key`, trimmed; empty when the kernel does not print it.
@@ -214,7 +227,7 @@ impl Status {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn stat(pid: i32) -> io::Result<Vec<String>> {
-    let text = text(&format!("/proc/{pid}/stat"))?;
+    let text = piece(&format!("/proc/{pid}/stat"))?;
     let tail = text.rsplit_once(')').map_or("", |(_, t)| t);
     Ok(tail.split_whitespace().map(str::to_owned).collect())
 }
@@ -295,7 +308,7 @@ pub fn has_write_lease(dev: u64, ino: u64) -> bool {
 /// # Errors
 /// `ENOENT` when the descriptor is gone.
 pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
-    let text = text(&format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let text = piece(&format!("/proc/{pid}/fdinfo/{fd}"))?;
     let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
     Ok(FdInfo {
         position: value("pos:").parse().unwrap_or(0),

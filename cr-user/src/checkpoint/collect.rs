@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::checkpoint::aio;
 use crate::checkpoint::ipc;
-use crate::checkpoint::member::Member;
+use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::told::{Kept, Told};
 use crate::checkpoint::watch::{Look, Watch};
@@ -63,11 +63,30 @@ impl State {
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
-        let mut alike = Alike::default();
-        for stopped in frozen.processes() {
-            let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
-            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref(), &look, &mut alike)?;
+        let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
+        let Job { members, watch, spaces, .. } = job;
+        let mut holders = member::holders(members);
+        if let Some(watch) = watch {
+            holders.iter_mut().for_each(|h| h.listed = watch.descriptors(h.pid));
         }
+        let (captured, collected) = beside(
+            holders.len() >= 8,
+            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino)),
+            || -> Result<()> {
+                let mut alike = Alike::default();
+                for stopped in frozen.processes() {
+                    let Some(at) = members.iter().position(|m| m.pid == stopped.pid) else { continue };
+                    let (member, known) = (&members[at], &mut known[at]);
+                    state.collect_process(member, known, stopped, watch.as_ref(), &look, &mut alike)?;
+                }
+                Ok(())
+            },
+        );
+        drop(holders);
+        job.members.iter_mut().zip(known).for_each(|(member, known)| member.known = known);
+        collected?;
+        let (files, contents) = captured?;
+        state.files = files;
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
@@ -83,12 +102,6 @@ impl State {
         let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
         job.ipc = ipc.ids();
         state.ipc = ipc;
-        // The spaces are put aside: who holds the descriptors is told by the job as well.
-        let mut spaces = std::mem::take(&mut job.spaces);
-        let captured = files::capture(&job.still_holders(), &mut |dev, ino| spaces.of_file(dev, ino));
-        job.spaces = spaces;
-        let (files, contents) = captured?;
-        state.files = files;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
         state.file_contents.extend(segments);
@@ -97,7 +110,8 @@ impl State {
 
     fn collect_process(
         &mut self,
-        member: &mut Member,
+        member: &Member,
+        known: &mut Known,
         stopped: &Stopped,
         watch: Option<&Watch>,
         look: &Look,
@@ -114,8 +128,8 @@ impl State {
         let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
         let waits = Waits::look(pid, watch, look, &contexts);
         let evidence = look.evidence(pid).filter(|e| e.is_of(&tids));
-        let mut kept = member.told.take();
-        let told = Kept::or_ask(&mut kept, evidence, || Told::ask(pid, &tids, member.gadgets()?))?;
+        let mut kept = known.told.take();
+        let told = Kept::or_ask(&mut kept, evidence, || Told::ask(pid, &tids, known.gadgets(pid)?))?;
         signals.actions = signals::actions(told.actions, &told.answers);
         self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
         self.processes.push(process::capture(
@@ -151,7 +165,7 @@ impl State {
         self.signals.push(signals);
         self.credentials.push(credentials);
         self.scheduling.push(scheduling);
-        member.told = kept;
+        known.told = kept;
         let [namespaces, groups] = look.sets(pid).unwrap_or_default();
         let clocks = match alike.clocks.get(&namespaces) {
             Some(clocks) => Clocks { pid, ..clocks.clone() },
@@ -222,6 +236,21 @@ impl State {
         put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)
     }
+}
+
+/// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop
+/// the job and look at it by ptrace.
+fn beside<A: Send, B>(worthwhile: bool, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    if !worthwhile {
+        // What asks threads of the job comes first, as ever.
+        let other = other();
+        return (one(), other);
+    }
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+    })
 }
 
 /// What processes have in common, and is not read again for each.
