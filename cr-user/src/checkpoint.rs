@@ -8,7 +8,9 @@ mod aio;
 mod arena;
 mod collect;
 mod ipc;
+mod leave_out;
 mod member;
+mod part;
 mod precopy;
 mod sink;
 mod survey;
@@ -26,6 +28,7 @@ use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
 use crate::object::memory::backing::Files;
+use crate::object::omitted::Omitted;
 use crate::object::spaces::Spaces;
 use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::phases::Phases;
@@ -39,10 +42,14 @@ use crate::track::Oracle;
 use arena::Arena;
 use collect::State;
 use member::Member;
+use part::Part;
 use precopy::precopy;
 use sink::{Prior, Sink};
 use survey::Survey;
 use watch::{Look, Watch};
+
+pub use crate::family::Only;
+pub use leave_out::{LeaveOut, MemoryRange};
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -51,11 +58,15 @@ pub struct Options {
     pub memory_limit: u64,
     /// Take a full checkpoint even where a delta is possible.
     pub full: bool,
+    /// Memory that is left out.
+    pub leave_out: LeaveOut,
+    /// Take these processes only.
+    pub only: Option<Only>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_limit: 256 << 20, full: false }
+        Self { memory_limit: 256 << 20, full: false, leave_out: LeaveOut::default(), only: None }
     }
 }
 
@@ -91,6 +102,8 @@ pub struct Report {
     pub pid: i32,
     /// Why more was read than the kernel said had changed.
     pub widened: Vec<String>,
+    /// What it leaves out.
+    pub omitted: Omitted,
 }
 
 /// A job under our eyes: a process and all that descend from it.
@@ -99,6 +112,8 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Job {
     family: Family,
+    /// It is a part of another.
+    part: Option<Part>,
     pidfd: OwnedFd,
     /// Its living processes as they were last seen, the root first and parents before their children.
     members: Vec<Member>,
@@ -147,9 +162,10 @@ impl Job {
             return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
         }
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-        let family = Family { root: pid, reaper: None };
+        let family = Family { root: pid, reaper: None, only: None };
         Ok(Self {
             family,
+            part: None,
             pidfd,
             members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false, headless: false }, false)?],
             watch: None,
@@ -162,6 +178,20 @@ impl Job {
             notes: Vec::new(),
             arena: Arena::default(),
         })
+    }
+
+    /// Takes some processes of the job of `root` under our eyes, as a job of which the first of them is the root.
+    ///
+    /// # Errors
+    /// Those of [`Job::open`], and [`Error::NotAllowed`] for a process that is not of the job.
+    pub fn open_part(root: i32, only: &Only) -> Result<Self> {
+        let whole = Self::open(root)?;
+        let relatives = whole.family.members().map_err(|_| Error::NoSuchJob { pid: root })?;
+        let pids = part::choose(root, only, &relatives)?;
+        let mut job = Self::open(*pids.first().ok_or(Error::NoSuchJob { pid: root })?)?;
+        job.family.only = Some(Only { pids, single: only.single });
+        job.part = Some(Part::of(root));
+        Ok(job)
     }
 
     /// A job that was just restored from `chain` and is tracked already, each process by its oracle.
@@ -221,6 +251,19 @@ impl Job {
     /// # Errors
     /// When the job ended, or may not be examined.
     pub fn preflight(&mut self) -> Result<Vec<Refusal>> {
+        let all = self.hindrances()?;
+        Ok(self.judge(all))
+    }
+
+    /// Of refusals those that are to be heeded. What a part of a job lacks for want of the rest is only noted.
+    fn judge(&mut self, refusals: Vec<Refusal>) -> Vec<Refusal> {
+        match &mut self.part {
+            Some(part) => part.judge(refusals),
+            None => refusals,
+        }
+    }
+
+    fn hindrances(&mut self) -> Result<Vec<Refusal>> {
         let relatives = self.family.members().map_err(|_| self.gone("the preflight"))?;
         self.refresh(&relatives)?;
         if let Some(watch) = &mut self.watch {
@@ -366,9 +409,11 @@ impl Job {
         let started = Instant::now();
         let mut steps = Phases::new(started);
         self.members.iter_mut().for_each(Member::look_at_program);
+        self.part.iter_mut().for_each(Part::begin);
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;
+            self.look_for_left_out(&options.leave_out)?;
         }
         if options.full {
             self.parent = None;
@@ -413,7 +458,7 @@ impl Job {
         phases.end("collect");
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
-        let mut survey = Survey::take(self, &mut state, &sink)?;
+        let mut survey = Survey::take(self, &mut state, &sink, &options.leave_out)?;
         phases.end("survey");
         self.relate(&mut sink);
         survey.copy(self, &mut sink, prior.as_deref())?;
@@ -429,8 +474,10 @@ impl Job {
         self.arena.drain_into(&mut sink, prior.as_deref())?;
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
+        let mut omitted = self.part.as_mut().map(Part::take).unwrap_or_default();
+        omitted.memory = std::mem::take(&mut survey.left_out);
         let image = sink.into_writer();
-        state.write(&mut survey, &image)?;
+        state.write(&mut survey, &omitted, &image)?;
         fault::point("write.metadata")?;
         let finished = image.finish(IndexInfo {
             parent: self.parent,
@@ -461,7 +508,32 @@ impl Job {
             total: started.elapsed(),
             pid: self.pid(),
             widened,
+            omitted,
         })
+    }
+
+    /// Which pages are to be left out, as far as can be told while the job runs: they are not copied in vain.
+    fn look_for_left_out(&mut self, leave_out: &LeaveOut) -> Result<()> {
+        self.members.iter_mut().for_each(|m| m.left_out = RangeSet::new());
+        if leave_out.is_empty() {
+            return Ok(());
+        }
+        let look = self.watch.as_ref().map(Watch::look).unwrap_or_default();
+        let mut memory = Vec::new();
+        for member in self.members.iter().filter(|m| m.has_own_memory()) {
+            match self.mappings_now(member.pid, &look) {
+                Ok(vmas) => memory.push((member.pid, vmas)),
+                Err(_) if member.has_ended() => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.notes.extend(leave_out.look_for_ranges(self.pid(), &memory)?);
+        for (pid, vmas) in memory {
+            if let Some(member) = self.members.iter_mut().find(|m| m.pid == pid) {
+                member.left_out = leave_out.pages_of(pid, &vmas);
+            }
+        }
+        Ok(())
     }
 
     /// Has the eBPF programs follow the job, which takes a fifth of a second once. For whoever stays with the job: a single
@@ -511,7 +583,7 @@ impl Job {
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
         let frozen = loop {
-            match Frozen::freeze(self.family) {
+            match Frozen::freeze(&self.family) {
                 Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }

@@ -12,6 +12,7 @@ use crate::object::files::{self, Description, Files};
 use crate::object::memory::advice;
 use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::{self, Mappings};
+use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::spaces::Spaces;
@@ -43,6 +44,12 @@ pub struct Checkpoint {
     pub pid: i32,
     /// Why more was read than the kernel said had changed.
     pub widened: Vec<String>,
+    /// Memory and processes that it leaves out.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// What it could not be restored without; nothing if it stands alone.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// What a checkpoint builds on.
@@ -83,6 +90,8 @@ impl From<&Report> for Checkpoint {
             total_ms: milliseconds(report.total),
             pid: report.pid,
             widened: report.widened.clone(),
+            left_out: report.omitted.sentences(),
+            missing: report.omitted.missing.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -95,6 +104,7 @@ impl Checkpoint {
     pub fn of_image(image: &Image) -> Result<Self> {
         let summary = image.summary();
         let processes: Vec<Process> = get(image, process::KIND)?;
+        let omitted = Omitted::of_image(image)?;
         let parent = summary.parent.map(|parent| parent.id);
         Ok(Self {
             id: summary.id,
@@ -108,6 +118,8 @@ impl Checkpoint {
             total_ms: milliseconds(Duration::from_nanos(summary.statistics.total_ns)),
             pid: processes.first().map_or(0, |process| process.pid),
             widened: summary.widened,
+            left_out: omitted.sentences(),
+            missing: omitted.missing.iter().map(ToString::to_string).collect(),
         })
     }
 }
@@ -132,6 +144,8 @@ pub struct Details {
     pub mappings: Vec<Mapping>,
     /// Its open files.
     pub files: Vec<OpenFile>,
+    /// What it leaves out.
+    pub omitted: Omitted,
 }
 
 /// A thread.
@@ -199,6 +213,7 @@ impl Details {
             threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
             mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
             files: files_of(&files),
+            omitted: Omitted::of_image(image)?,
         })
     }
 }
@@ -321,11 +336,13 @@ mod tests {
             total: Duration::from_millis(20),
             pid: 42,
             widened: vec!["why".into()],
+            omitted: Omitted::default(),
         };
         let json = serde_json::to_value(Checkpoint::from(&report)).unwrap();
         let expected = serde_json::json!({
             "id": 2, "kind": "delta", "parent": 1, "taken_at": "2023-11-14T22:13:20.123Z", "dirty_pages": 3,
             "stored_pages": 2, "stored_bytes": 9000, "frozen_ms": 1.5, "total_ms": 20.0, "pid": 42, "widened": ["why"],
+            "left_out": [], "missing": [],
         });
         assert_eq!(json, expected);
     }

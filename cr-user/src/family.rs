@@ -98,7 +98,9 @@ impl Found {
             let parents: Vec<i32> = self.all.iter().filter(|r| !r.zombie).map(|r| r.pid).collect();
             let children = parents.into_iter().flat_map(|pid| procfs::children(pid).unwrap_or_default());
             let ended = children.filter(|child| relative(*child).is_ok_and(|r| r.zombie)).collect::<Vec<_>>();
-            ended.into_iter().for_each(|pid| self.add(pid));
+            for pid in ended {
+                self.add(pid);
+            }
         } else {
             self.descend(0);
         }

@@ -53,6 +53,8 @@ pub const CUT_DIRECTORY: &str = "cut";
 pub struct Options {
     /// What happens to files that the job had open for writing and that grew after the checkpoint.
     pub files: FilePolicy,
+    /// Restore from a checkpoint that leaves memory out, too: it reads as zero then, or as the file that is mapped there.
+    pub accept_missing: bool,
 }
 
 /// A restored job that does not run yet. Dropping it ends it.
@@ -71,7 +73,7 @@ pub struct Restored {
 pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
-    let saved = Saved::read(&chain)?;
+    let saved = Saved::read(&chain, options.accept_missing)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {
@@ -122,7 +124,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
-    let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
+    let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing, &saved.omitted)?;
     let places = Places::hold(saved, &opened, base)?;
     steps.end("files");
     fault::point("restore.process")?;

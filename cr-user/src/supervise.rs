@@ -53,6 +53,8 @@ pub struct Config {
     pub interval: Option<Duration>,
     /// How checkpoints are taken.
     pub checkpoints: checkpoint::Options,
+    /// Restart the job also from a checkpoint that leaves memory out.
+    pub accept_missing: bool,
 }
 
 /// A job that is held, and runs.
@@ -109,7 +111,8 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let origin = Origin::Chain { id: None, files: FilePolicy::default(), pid_namespace: false };
+        let (files, accept_missing) = (FilePolicy::default(), config.accept_missing);
+        let origin = Origin::Chain { id: None, files, accept_missing, pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.
@@ -151,7 +154,8 @@ pub fn restore(
 ) -> Result<Outcome> {
     let mask = signals::block()?;
     let store = Store::open_existing(&config.store, object::KINDS)?;
-    here_or_behind(config, &store, Origin::Chain { id, files, pid_namespace }, detach.then_some(mask), started)
+    let origin = Origin::Chain { id, files, accept_missing: config.accept_missing, pid_namespace };
+    here_or_behind(config, &store, origin, detach.then_some(mask), started)
 }
 
 /// Supervises in this process; or, with `detach`, in one in the background, and this one waits with that signal mask.

@@ -20,6 +20,7 @@ use crate::object::ipc::{self as objects, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
+use crate::object::omitted::{self, Omitted};
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
@@ -64,7 +65,7 @@ impl State {
         let mut state = Self::default();
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, .. } = job;
+        let Job { members, watch, spaces, part, .. } = job;
         let mut holders = member::holders(members);
         if let Some(watch) = watch {
             for holder in &mut holders {
@@ -73,7 +74,13 @@ impl State {
         }
         let (captured, collected) = beside(
             holders.len() >= 8,
-            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino)),
+            || {
+                let judge = &mut |all| match part {
+                    Some(part) => part.judge(all),
+                    None => all,
+                };
+                files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino), judge)
+            },
             || -> Result<()> {
                 let mut alike = Alike::default();
                 for stopped in frozen.processes() {
@@ -99,14 +106,20 @@ impl State {
         let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
-        state.find_lineage()?;
+        state.find_lineage(job)?;
         let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
-        let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
+        let (ipc, segments) = match objects::capture(&users, &mut job.spaces) {
+            Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Default::default())?,
+            captured => captured?,
+        };
         job.ipc = ipc.ids();
         state.ipc = ipc;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
         state.file_contents.extend(segments);
+        if let Some(part) = &mut job.part {
+            part.look(frozen, &state.vmas);
+        }
         Ok(state)
     }
 
@@ -181,13 +194,15 @@ impl State {
     ///
     /// # Errors
     /// [`Error::Refused`] when a process could not be brought into its session again.
-    fn find_lineage(&mut self) -> Result<()> {
+    fn find_lineage(&mut self, job: &mut Job) -> Result<()> {
         let living = self.processes.iter().map(|p| (p.pid, p.ppid, p.pgid, p.sid));
         let ended = self.zombies.iter().map(|z| (z.pid, z.ppid, z.pgid, z.sid));
         let mut all: Vec<Ancestry> =
             living.chain(ended).map(|(pid, ppid, pgid, sid)| Ancestry { pid, ppid, pgid, sid }).collect();
         lineage::mark_outside(&mut all);
-        lineage::forest(&all).map_err(|lost| Error::Refused(vec![lost.into_refusal()]))?;
+        if let Err(lost) = lineage::forest(&all) {
+            refuse(job.judge(vec![lost.into_refusal()]))?;
+        }
         let living = self.processes.iter_mut().map(|p| (&mut p.pgid, &mut p.sid));
         let ended = self.zombies.iter_mut().map(|z| (&mut z.pgid, &mut z.sid));
         for ((pgid, sid), now) in living.chain(ended).zip(all) {
@@ -210,7 +225,7 @@ impl State {
     ///
     /// # Errors
     /// When the image cannot take them.
-    pub fn write(mut self, survey: &mut Survey, image: &ImageWriter) -> Result<()> {
+    pub fn write(mut self, survey: &mut Survey, omitted: &Omitted, image: &ImageWriter) -> Result<()> {
         for threads in &self.threads {
             // There may be many, and they are read while the job runs.
             let tids: Vec<i32> = threads.all.iter().map(|t| t.tid).collect();
@@ -228,7 +243,9 @@ impl State {
         put(image, objects::KIND, &self.ipc)?;
         put(image, seccomp::KIND, &self.seccomp)?;
         put(image, cgroups::KIND, &self.cgroups)?;
-        put(image, zombies::KIND, &self.zombies)
+        put(image, zombies::KIND, &self.zombies)?;
+        // A reader that does not know of it must not take the checkpoint to be whole.
+        if omitted.is_empty() { Ok(()) } else { put(image, omitted::KIND, omitted) }
     }
 }
 

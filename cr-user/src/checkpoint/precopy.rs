@@ -66,6 +66,7 @@ fn precopy_one(
         if round == 0 {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
         }
+        wanted = wanted.difference(&member.left_out);
         let count = wanted.count();
         if round > 0 && (count <= SMALL || count > before / 10 * 7) {
             // Taken, hence in debt: the frozen window copies it.

@@ -10,6 +10,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
+use crate::checkpoint::leave_out::{LeaveOut, Plan};
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
 use crate::checkpoint::watch::Watch;
@@ -19,6 +20,7 @@ use crate::fault;
 use crate::image::Space;
 use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
+use crate::object::omitted;
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
@@ -78,7 +80,7 @@ fn estimate_one(member: &Member) -> Result<u64> {
     for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
         let Some(oracle) = &member.oracle else { continue };
-        for range in backing.own.iter() {
+        for range in backing.own.difference(&member.left_out).iter() {
             count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
                 Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
                 Written::Untracked => range.end - range.start,
@@ -161,6 +163,8 @@ pub struct Survey {
     object_pages: u64,
     /// Why more is read than the oracle said.
     pub widened: Vec<String>,
+    /// Memory that is left out.
+    pub left_out: Vec<omitted::Memory>,
 }
 
 /// The address space of one process.
@@ -181,6 +185,8 @@ struct Surveyed {
     untracked: (usize, u64),
     /// Pages that a program saw written and the page tables did not show.
     missed: u64,
+    /// Private pages with content that are left out.
+    left_out: RangeSet,
 }
 
 impl Surveyed {
@@ -194,7 +200,7 @@ impl Survey {
     ///
     /// # Errors
     /// When the job holds what could not be restored, or is gone.
-    pub fn take(job: &mut Job, state: &mut State, sink: &Sink) -> Result<Self> {
+    pub fn take(job: &mut Job, state: &mut State, sink: &Sink, leave_out: &LeaveOut) -> Result<Self> {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
@@ -206,6 +212,7 @@ impl Survey {
             refusals.extend(refused);
         }
         refuse(refusals)?;
+        let plan = Plan::of(leave_out, &described);
         let Job { members, content, watch, doubt, notes, .. } = job;
         watch.iter_mut().for_each(Watch::gather_written);
         let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
@@ -218,11 +225,14 @@ impl Survey {
         let none = RangeSet::new();
         let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, known, &seen, *doubt, sink)
+            Surveyed::take(member, mappings, known, &seen, &plan.pages_of(member.space()), *doubt, sink)
         })?;
-        let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened: std::mem::take(notes) };
+        let (widened, left_out) = (std::mem::take(notes), Vec::new());
+        let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened, left_out };
         survey.say_what_widened();
-        survey.add_objects(sources)?;
+        let mut left_out = survey.add_objects(sources, &plan)?;
+        left_out.extend(survey.processes.iter_mut().map(|p| (p.space(), std::mem::take(&mut p.left_out))));
+        survey.left_out = plan.found(&left_out);
         Ok(survey)
     }
 
@@ -241,11 +251,18 @@ impl Survey {
     }
 
     /// Finds the parts of stored objects that are there. Objects can be written through any mapping and by `write(2)`: they
-    /// are read whole and compared.
-    fn add_objects(&mut self, sources: Vec<Source>) -> Result<()> {
+    /// are read whole and compared. Gives back the pages that are left out, by space.
+    fn add_objects(&mut self, sources: Vec<Source>, plan: &Plan) -> Result<HashMap<u64, RangeSet>> {
+        let mut left_out: HashMap<u64, RangeSet> = HashMap::new();
         for source in sources {
             let data = data_pages(&source.file, source.range)
                 .map_err(|e| Error::system("reading a shared memory object", e))?;
+            let skipped = plan.pages_of(source.space);
+            if !skipped.is_empty() {
+                let of_space = left_out.entry(source.space).or_default();
+                *of_space = of_space.union(&data.intersection(&skipped));
+            }
+            let data = data.difference(&skipped);
             let entry = self.objects.entry(source.space).or_insert((source.file, RangeSet::new()));
             entry.1 = entry.1.union(&data);
         }
@@ -255,7 +272,7 @@ impl Survey {
             self.widened
                 .push(format!("{} shared objects are compared by content: {pages} pages read", self.objects.len()));
         }
-        Ok(())
+        Ok(left_out)
     }
 
     /// Copies what must not change any more.
@@ -329,18 +346,20 @@ impl Survey {
 }
 
 impl Surveyed {
-    /// `known`: pages that have content according to the chain. `seen`: pages that a program saw being written.
+    /// `known`: pages that have content according to the chain. `seen`: pages that a program saw being written. `skipped`: pages
+    /// that are left out; those of them that are here have no content as far as the chain goes.
     fn take(
         member: &mut Member,
         mut mappings: Vec<Mapping>,
         known: &RangeSet,
         seen: &RangeSet,
+        skipped: &RangeSet,
         doubt: bool,
         sink: &Sink,
     ) -> Result<Self> {
         let pagemap = oracle::pagemap_of(member.pid)?;
         let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
-        let mut untracked_mappings = 0;
+        let (mut untracked_mappings, mut left_out) = (0, Vec::new());
         for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
             let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
                 .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
@@ -350,15 +369,17 @@ impl Surveyed {
                 // Nothing of the process's own is here, or will be.
                 continue;
             }
-            match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
+            let here = backing.own.difference(skipped);
+            left_out.extend(backing.own.intersection(skipped).iter());
+            match take(member, mapping.start, mapping.end, &here, worthwhile)? {
                 Some(pages) => taken.extend(pages),
-                None if !backing.own.is_empty() => {
+                None if !here.is_empty() => {
                     untracked_mappings += 1;
-                    untracked.extend(backing.own.iter());
+                    untracked.extend(here.iter());
                 }
                 None => {}
             }
-            own.extend(backing.own.iter());
+            own.extend(here.iter());
         }
         let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
         let untracked = RangeSet::from_unsorted(untracked);
@@ -381,6 +402,7 @@ impl Surveyed {
             doubtful,
             untracked: (untracked_mappings, untracked.count()),
             missed: missed.count(),
+            left_out: RangeSet::from_unsorted(left_out),
         })
     }
 }

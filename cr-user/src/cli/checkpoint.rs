@@ -1,5 +1,6 @@
 //! `cr checkpoint`: one checkpoint, now.
 
+use cr::checkpoint::{Only, Options};
 use cr::supervise;
 
 use super::common::{StoreArg, Taking};
@@ -14,15 +15,21 @@ Otherwise cr holds the process for this one checkpoint: the first into a store i
 are found by reading all memory and comparing it with the checkpoint before.
 
 The process goes on running. With --kill it is ended by SIGKILL, but only once the checkpoint is durable, so that \
-nothing it does after the checkpoint is lost to anybody.";
+nothing it does after the checkpoint is lost to anybody.
+
+A checkpoint may be partial. --skip-memory and --honour-dontdump leave memory out: its mappings are restored, but not what was in \
+them. --only takes some processes of the job, in a store of their own. They can be restored if they have nothing in common with the \
+others; if they have, the checkpoint is taken all the same, names what leads to the others, and can only be looked at (cr show).";
 
 const AFTER: &str = "\
 Examples:
   cr checkpoint 4711 --store ckpt
   cr checkpoint 4711 --store ckpt --kill    to free the machine; `cr restore --store ckpt` goes on later
+  cr checkpoint 4711 --store ckpt --skip-memory 7f3c00000000-7f3c40000000    without a cache that can be filled again
+  cr checkpoint 4711 --store part --only 4800                                pid 4800 of the job, and its descendants
 
 Exit codes: 0 the checkpoint is durable; 120 the job holds something that could not be restored (nothing was stopped); \
-121 no such job; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
+121 no such job, process or memory; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
 
 /// Take one checkpoint of a running process.
 #[derive(Debug, clap::Args)]
@@ -33,6 +40,14 @@ pub(super) struct Args {
 
     #[command(flatten)]
     store: StoreArg,
+
+    /// Take only these processes of the job, each with its descendants. Needs a store of its own.
+    #[arg(long, value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..))]
+    only: Vec<i32>,
+
+    /// With --only: without their descendants.
+    #[arg(long, requires = "only")]
+    single: bool,
 
     /// End the process once the checkpoint is durable.
     #[arg(long)]
@@ -53,7 +68,9 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let progress = Progress::start(format!("taking a checkpoint of pid {}", self.pid));
-        let taken = supervise::checkpoint(self.pid, &self.store.store, self.kill, &self.taking.options());
+        let only = (!self.only.is_empty()).then(|| Only { pids: self.only.clone(), single: self.single });
+        let options = Options { only, ..self.taking.options() };
+        let taken = supervise::checkpoint(self.pid, &self.store.store, self.kill, &options);
         progress.finish();
         let taken = taken?;
         if output.json {
@@ -65,6 +82,12 @@ impl Execute for Args {
             for reason in &taken.widened {
                 output.print(&format!("  {reason}"));
             }
+            for what in &taken.left_out {
+                output.print(&format!("  left out: {what}"));
+            }
+        }
+        for what in &taken.missing {
+            eprintln!("cr: checkpoint {} cannot be restored by itself: {what}", taken.id);
         }
         Ok(0)
     }

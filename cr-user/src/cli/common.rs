@@ -31,11 +31,24 @@ pub(super) struct Taking {
     /// Where the job writes more than this between two looks at it, it waits for the disk while it is frozen.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     memory_limit: u64,
+
+    /// Leave out this memory: `START-END` in hexadecimal, as /proc/PID/maps has it, at pages. Repeatable.
+    ///
+    /// Of every process of the job that has something there, or of one with `PID:START-END`. The mapping is restored, its content
+    /// is not: `cr restore` wants --accept-missing then.
+    #[arg(long, value_name = "START-END")]
+    skip_memory: Vec<checkpoint::MemoryRange>,
+
+    /// Leave out the content of mappings of which the job has said MADV_DONTDUMP.
+    #[arg(long)]
+    honour_dontdump: bool,
 }
 
 impl Taking {
     pub(super) fn options(&self) -> checkpoint::Options {
-        checkpoint::Options { memory_limit: self.memory_limit, ..checkpoint::Options::default() }
+        let (asked, dont_dump) = (self.skip_memory.clone(), self.honour_dontdump);
+        let leave_out = checkpoint::LeaveOut { asked, dont_dump, ..checkpoint::LeaveOut::default() };
+        checkpoint::Options { memory_limit: self.memory_limit, leave_out, ..checkpoint::Options::default() }
     }
 }
 
@@ -54,8 +67,10 @@ pub(super) struct Supervision {
 }
 
 impl Supervision {
-    pub(super) fn config(&self) -> Config {
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints: self.taking.options() }
+    pub(super) fn config(&self, accept_missing: bool) -> Config {
+        let mut checkpoints = self.taking.options();
+        checkpoints.leave_out = checkpoints.leave_out.standing();
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints, accept_missing }
     }
 }
 

@@ -20,7 +20,7 @@ Examples:
   cr list --store ckpt --json | jq '.[-1].stored_bytes'
 
 With --json: an array of {\"id\", \"kind\", \"parent\", \"taken_at\", \"dirty_pages\", \"stored_pages\", \"stored_bytes\", \
-\"frozen_ms\", \"total_ms\", \"pid\", \"widened\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
+\"frozen_ms\", \"total_ms\", \"pid\", \"widened\", \"left_out\", \"missing\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
 
 Exit codes: 0; 122 it is no store, or one of its checkpoints cannot be read";
 
@@ -73,6 +73,11 @@ impl Execute for Args {
     }
 }
 
+fn note(c: &Checkpoint) -> String {
+    let partial = (!c.left_out.is_empty() || !c.missing.is_empty()).then(|| "partial: see cr show".to_owned());
+    partial.into_iter().chain(c.widened.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
 fn print_table(output: Output, rows: &[Row]) {
     let titles = ["ID", "KIND", "ON", "TAKEN AT", "PID", "DIRTY", "STORED", "BYTES", "FROZEN", "TOTAL", "NOTE"];
     let mut table = output.table(&titles);
@@ -89,7 +94,7 @@ fn print_table(output: Output, rows: &[Row]) {
                 number(bytes(c.stored_bytes)),
                 number(format!("{:.1} ms", c.frozen_ms)),
                 number(format!("{:.1} ms", c.total_ms)),
-                c.widened.join("; ").into(),
+                note(c).into(),
             ]),
             Row::Bad { id, .. } => table.add_row([number(id), output.judged("damaged", false)]),
         };

@@ -20,7 +20,10 @@ cr then waits for the job as `cr run` does: it passes signals on, takes checkpoi
 job's exit code. A job that had a terminal gets the one that cr restore was called from.
 
 Files that the job had open for writing and that grew after the checkpoint would hold the same results twice. By \
-default they are cut back; what is cut off is kept in DIR/cut and named.";
+default they are cut back; what is cut off is kept in DIR/cut and named.
+
+A checkpoint that leaves memory out is refused without --accept-missing. One of some processes only (cr checkpoint --only) is \
+refused if they lead to others that it leaves out: the error names what it would lack.";
 
 const AFTER: &str = "\
 Examples:
@@ -47,6 +50,12 @@ pub(super) struct Args {
     /// What to do with files that the job had open for writing and that grew after the checkpoint.
     #[arg(long, value_name = "POLICY", default_value = "rollback")]
     files: Files,
+
+    /// Restore also a checkpoint that leaves memory out (--skip-memory, --honour-dontdump).
+    ///
+    /// That memory reads as zero then; where a file is mapped, as what is in the file now.
+    #[arg(long)]
+    accept_missing: bool,
 
     /// Restore into a fresh pid namespace, where no pid of the job is taken. cr is its init.
     #[arg(long)]
@@ -95,7 +104,7 @@ impl Execute for Args {
             finish();
             tell_cuts(started);
         };
-        let config = self.supervision.config();
+        let config = self.supervision.config(self.accept_missing);
         let outcome = supervise::restore(&config, self.id, self.files.into(), self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;

@@ -9,6 +9,7 @@ use crate::object::ipc::{self, Ipc};
 use crate::object::lineage::{self, Ancestry, Node};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
+use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
@@ -34,6 +35,8 @@ pub struct Saved {
     pub ipc: Ipc,
     /// Control groups of all processes.
     pub cgroups: Cgroups,
+    /// What the checkpoint leaves out.
+    pub omitted: Omitted,
     /// In which order the processes are made.
     pub forest: Vec<Node>,
     /// Every process, dead or alive.
@@ -69,13 +72,15 @@ impl Living {
 }
 
 impl Saved {
-    /// Reads the records.
+    /// Reads the records. Unless `accept_missing`, memory must not be left out.
     ///
     /// # Errors
-    /// When one is missing or damaged.
-    pub fn read(chain: &Chain) -> Result<Self> {
+    /// When one is missing or damaged, or the checkpoint is of a part of the job that cannot stand alone.
+    pub fn read(chain: &Chain, accept_missing: bool) -> Result<Self> {
         let image = chain.newest();
         let id = image.id();
+        let omitted = Omitted::of_image(image)?;
+        omitted.check(id, accept_missing)?;
         let processes: Vec<Process> = get(image, process::KIND)?;
         let mut threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
         let mut mappings = ByPid::new(id, memory::KIND.name, get(image, memory::KIND)?, |r: &Mappings| r.pid);
@@ -118,6 +123,7 @@ impl Saved {
             ipc: get(image, ipc::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
             cgroups: get(image, cgroups::KIND)?,
+            omitted,
             forest,
             ancestry,
         })

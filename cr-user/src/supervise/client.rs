@@ -22,22 +22,29 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be; with `kill`, ends the job once the
 /// checkpoint is durable.
 ///
-/// If a resident controller holds the store, it is asked. Otherwise the process is held for just this checkpoint.
+/// If a resident controller holds the store, it is asked. Otherwise the process is held for just this checkpoint. With `only`
+/// in the options, the first of these processes is the one whose chain the store holds.
 ///
 /// # Errors
 /// When there is no such job, the store belongs to something else, or the checkpoint fails.
 pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
-    Job::open(pid)?;
+    let job = options.only.as_ref().map_or_else(|| Job::open(pid), |only| Job::open_part(pid, only))?.pid();
+    if options.only.is_some()
+        && let Some(status) = status(dir).unwrap_or_default().filter(|s| s.pid != job)
+    {
+        return Err(Error::OtherJob { pid: job, owner: status.pid });
+    }
     if let Ok(store) = Store::open_existing(dir, object::KINDS)
-        && let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })?
+        && options.only.is_none()
+        && let Some(response) = ask(store.dir(), command(pid, kill, options))?
     {
         return taken(response);
     }
     // From here on we leave things behind, which a signal must not end us in the middle of.
     signals::block()?;
     let store = Store::create_or_open(dir, object::KINDS)?;
-    match lock(&store, pid, kill)? {
+    match lock(&store, pid, kill, options)? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
         Turn::Answered(checkpoint) => Ok(checkpoint),
     }
@@ -56,20 +63,27 @@ pub fn status(dir: &Path) -> Result<Option<Status>> {
     }
 }
 
+fn command(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
+    let (skip_memory, honour_dontdump) = (options.leave_out.asked.clone(), options.leave_out.dont_dump);
+    Command::Checkpoint { kill, pid: Some(pid), skip_memory, honour_dontdump }
+}
+
 enum Turn {
     Writer(StoreWriter),
     Answered(Checkpoint),
 }
 
 /// The store's lock, or the answer of a controller that was just starting.
-fn lock(store: &Store, pid: i32, kill: bool) -> Result<Turn> {
+fn lock(store: &Store, pid: i32, kill: bool, options: &checkpoint::Options) -> Result<Turn> {
     let until = Instant::now() + PATIENCE;
     loop {
         match store.lock() {
             Err(store::Error::Locked { .. }) if Instant::now() < until => sleep(Duration::from_millis(20)),
             other => return Ok(Turn::Writer(other?)),
         }
-        if let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })? {
+        if options.only.is_none()
+            && let Some(response) = ask(store.dir(), command(pid, kill, options))?
+        {
             return taken(response).map(Turn::Answered);
         }
     }

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
 use super::{Cut, Started};
-use crate::checkpoint::{self, Job, Report};
+use crate::checkpoint::{self, Job, MemoryRange, Only, Report};
 use crate::error::{Error, Result};
 use crate::object::files::FilePolicy;
 use crate::restore;
@@ -31,6 +31,8 @@ pub(super) enum Origin {
         id: Option<u64>,
         /// What to do with files that grew.
         files: FilePolicy,
+        /// Also if it leaves memory out.
+        accept_missing: bool,
         /// In a pid namespace of its own.
         pid_namespace: bool,
     },
@@ -40,7 +42,18 @@ pub(super) enum Origin {
 #[derive(Debug)]
 struct Order {
     kill: bool,
+    /// What is left out of this checkpoint besides.
+    left_out: LeftOut,
     reply: oneshot::Sender<Result<Report>>,
+}
+
+/// What is to be left out of one checkpoint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeftOut {
+    /// Memory.
+    pub(super) skip_memory: Vec<MemoryRange>,
+    /// What the job had said is not to be dumped.
+    pub(super) honour_dontdump: bool,
 }
 
 /// The thread, as its employer sees it.
@@ -80,7 +93,7 @@ impl Engine {
         let turn = Arc::new(AtomicU8::new(UNDECIDED));
         let decided = Arc::clone(&turn);
         let life = move || {
-            let (mut held, begun) = match begin(origin, &writer, &decided, stays) {
+            let (mut held, begun) = match begin(origin, &writer, options.only.as_ref(), &decided, stays) {
                 Ok(begun) => begun,
                 Err(e) => {
                     // The lock goes first: whoever hears of the failure may try again at once.
@@ -95,7 +108,9 @@ impl Engine {
                 job.watch();
             }
             for order in work {
-                let outcome = held.checkpoint(&writer, &options);
+                let leave_out = options.leave_out.clone();
+                let leave_out = leave_out.with(&order.left_out.skip_memory, order.left_out.honour_dontdump);
+                let outcome = held.checkpoint(&writer, &checkpoint::Options { leave_out, ..options.clone() });
                 if order.kill && outcome.is_ok() {
                     held.kill();
                 }
@@ -126,10 +141,10 @@ impl Engine {
     }
 
     /// Orders a checkpoint.
-    pub(super) fn order(&self, kill: bool) -> Flight {
+    pub(super) fn order(&self, kill: bool, left_out: LeftOut) -> Flight {
         let (reply, answer) = oneshot::channel();
         // Where the thread has died, the order is dropped, and so the flight fails.
-        let _ = self.orders.send(Order { kill, reply });
+        let _ = self.orders.send(Order { kill, left_out, reply });
         Flight(answer)
     }
 
@@ -203,7 +218,13 @@ const UNDECIDED: u8 = 0;
 const LET_GO: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> Result<(Held, Begun)> {
+fn begin(
+    origin: Origin,
+    writer: &StoreWriter,
+    only: Option<&Only>,
+    turn: &AtomicU8,
+    stays: bool,
+) -> Result<(Held, Begun)> {
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
             // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
@@ -215,9 +236,9 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
             let started = Started { pid, cuts: Vec::new() };
             return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd }));
         }
-        Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
-        Origin::Chain { id, files, .. } => {
-            let restored = restore::restore(writer.store(), id, &restore::Options { files })?;
+        Origin::Process(pid) => (open(pid, only, writer)?, Vec::new()),
+        Origin::Chain { id, files, accept_missing, .. } => {
+            let restored = restore::restore(writer.store(), id, &restore::Options { files, accept_missing })?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 let message = "the restore was given up; nothing of it is left".to_owned();
@@ -236,8 +257,8 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
 }
 
 /// Opens a job whose store may hold older checkpoints of it.
-pub(super) fn open(pid: i32, writer: &StoreWriter) -> Result<Job> {
-    let mut job = Job::open(pid)?;
+fn open(pid: i32, only: Option<&Only>, writer: &StoreWriter) -> Result<Job> {
+    let mut job = only.map_or_else(|| Job::open(pid), |only| Job::open_part(pid, only))?;
     if writer.store().newest_id()?.is_some() {
         job.follow_chain(writer.store())?;
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::MemoryRange;
 use crate::describe::Checkpoint;
 use crate::error::Error;
 
@@ -30,6 +31,12 @@ pub enum Command {
         /// The job that is meant; another one is an error.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pid: Option<i32>,
+        /// Memory that is left out of this one.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        skip_memory: Vec<MemoryRange>,
+        /// Leave out what the job had said is not to be dumped.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        honour_dontdump: bool,
     },
     /// Say what you hold.
     Status,
@@ -148,10 +155,14 @@ mod tests {
     fn requests_are_as_documented() {
         assert_eq!(
             parse(r#"{"v":1,"cmd":"checkpoint","kill":true}"#).unwrap(),
-            Command::Checkpoint { kill: true, pid: None }
+            Command::Checkpoint { kill: true, pid: None, skip_memory: Vec::new(), honour_dontdump: false }
         );
         assert_eq!(parse(r#"{"v":1,"cmd":"status"}"#).unwrap(), Command::Status);
-        let sent = serde_json::to_string(&Command::Checkpoint { kill: false, pid: Some(7) }.request()).unwrap();
+        let sent = serde_json::to_string(
+            &Command::Checkpoint { kill: false, pid: Some(7), skip_memory: Vec::new(), honour_dontdump: false }
+                .request(),
+        )
+        .unwrap();
         assert_eq!(sent, r#"{"v":1,"cmd":"checkpoint","kill":false,"pid":7}"#);
     }
 
