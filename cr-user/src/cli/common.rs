@@ -39,7 +39,7 @@ pub(super) struct Taking {
     #[arg(long, value_name = "START-END")]
     skip_memory: Vec<checkpoint::MemoryRange>,
 
-    /// Leave out the content of mappings of which the job has said MADV_DONTDUMP.
+    /// Leave out the content of mappings of which the job has said `MADV_DONTDUMP`.
     #[arg(long)]
     honour_dontdump: bool,
 }
