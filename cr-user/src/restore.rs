@@ -127,7 +127,9 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("files");
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
-    let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    let terminals = files::pty::controlling(&saved.files, &opened);
+    let birth = Birth { saved, chain, prepared: &prepared, terminals, bodies: Vec::new(), ending: Vec::new() };
+    let mut bodies = birth.all()?;
     let mut made = ipc::Made::default();
     ipc::attach(&mut bodies, saved, chain, &mut made)?;
     steps.end("processes and memory");
@@ -252,6 +254,8 @@ struct Birth<'a> {
     saved: &'a Saved,
     chain: &'a Chain,
     prepared: &'a Prepared,
+    /// How leaders of sessions take their terminals.
+    terminals: HashMap<i32, Call>,
     /// Living ones, and helpers, so far.
     bodies: Vec<Body>,
     /// Zombies that still live.
@@ -336,6 +340,9 @@ impl<'a> Birth<'a> {
         if node.leads {
             let at = self.position(node.pid);
             self.bodies[at].run(0, vec![Call::new(libc::SYS_setsid, &[])], "entering its session")?;
+            if let Some(take) = self.terminals.remove(&node.pid) {
+                self.bodies[at].run(0, vec![take], "taking its session's terminal")?;
+            }
         }
         for child in node.after.iter().chain(&node.siblings) {
             self.child(node, child, memory, helpers)?;

@@ -1,0 +1,130 @@
+//! Making pairs anew, under their old numbers.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use super::super::{Description, Files, not_here, open_again};
+use super::{Pty, PtyEnd, Side, State};
+use crate::error::{Error, Result};
+use crate::procfs;
+use crate::sys::tty::{self, Number, Setting};
+
+/// Whether every number is free.
+pub(in super::super) fn check(files: &Files) -> Result<()> {
+    files.ptys.iter().try_for_each(|pty| pty.make(libc::O_RDWR).map(drop))
+}
+
+/// Every description of a pair that we can open, by index.
+pub(in super::super) fn open_all(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
+    let mut all = HashMap::new();
+    for (nth, pty) in files.ptys.iter().enumerate() {
+        let ends = files.descriptions.iter().enumerate().filter_map(|(index, d)| match d {
+            Description::Pty(end) if end.pty as usize == nth && !end.is_late() => Some((index, end)),
+            _ => None,
+        });
+        all.extend(pty.restore(&ends.collect::<Vec<_>>())?);
+    }
+    Ok(all)
+}
+
+impl Pty {
+    /// A new pair with its number. The kernel gives the lowest that is free, so those below are taken meanwhile.
+    fn make(&self, flags: i32) -> Result<File> {
+        let mut below = Vec::new();
+        loop {
+            let master = open_again(self.ptmx.as_path(), flags).map_err(|e| {
+                let why = format!("{} cannot be opened ({e})", self.ptmx);
+                self.not_here(why, "restore where /dev has pseudo-terminals, and enough of them are free")
+            })?;
+            let number = tty::number(master.as_fd(), Number::Pair).map_err(|e| self.failed("its number", e.into()))?;
+            match number.cast_unsigned() {
+                n if n == self.number => return Ok(master),
+                n if n < self.number => below.push(master),
+                _ => return Err(self.is_taken()),
+            }
+        }
+    }
+
+    fn is_taken(&self) -> Error {
+        let holder = procfs::processes().find_map(|pid| {
+            let mut all = procfs::descriptors(pid).unwrap_or_default().into_iter();
+            let has = |fd: i32| procfs::link(pid, &format!("fd/{fd}")).is_ok_and(|l| l == self.path.as_path());
+            all.find(|fd| has(*fd)).map(|_| procfs::who(pid))
+        });
+        let holder = holder.unwrap_or_else(|| "another process".to_owned());
+        let why = format!("that number is in use by {holder}, and the job knows it");
+        self.not_here(why, "end that process, or restore where the number is free")
+    }
+
+    /// Makes the pair and all of its descriptions: `ends`, with their indices.
+    fn restore(&self, ends: &[(usize, &PtyEnd)]) -> Result<Vec<(usize, OwnedFd)>> {
+        let ours = ends.iter().find(|(_, e)| e.side == Side::Master);
+        let master = self.make(ours.map_or(libc::O_RDWR, |(_, e)| e.flags))?;
+        tty::set_number(master.as_fd(), Setting::Locked, 0).map_err(|e| self.failed("unlocking it", e.into()))?;
+        let peer = |flags: i32| {
+            tty::open_peer(master.as_fd(), flags).map_err(|e| self.failed("opening it", e.into()))
+        };
+        let terminals = |hung_up: bool| ends.iter().filter(move |(_, e)| e.side == Side::Terminal && e.hung_up == hung_up);
+        let mut all = Vec::new();
+        for (index, end) in terminals(true) {
+            all.push((*index, peer(end.flags)?));
+        }
+        let Some(state) = &self.state else {
+            // With the master it dies.
+            return Ok(all);
+        };
+        if let Some((_, dead)) = all.first() {
+            tty::hang_up(dead.as_fd()).map_err(|e| self.failed("hanging it up", e.into()))?;
+        }
+        for (index, end) in terminals(false) {
+            all.push((*index, peer(end.flags)?));
+        }
+        if state.left {
+            drop(peer(libc::O_RDWR)?);
+        }
+        let live = terminals(false).next().and_then(|(index, _)| all.iter().find(|(i, _)| i == index));
+        state.put(self, &master, live.map(|(_, fd)| fd))?;
+        all.extend(ours.map(|(index, _)| (*index, master.into())));
+        Ok(all)
+    }
+
+    fn failed(&self, what: &str, e: io::Error) -> Error {
+        Error::system(format!("restoring the terminal {}: {what}", self.path), e)
+    }
+
+    fn not_here(&self, why: String, todo: &str) -> Error {
+        not_here(format!("the terminal {}", self.path), why, todo)
+    }
+}
+
+impl State {
+    fn put(&self, pty: &Pty, master: &File, terminal: Option<&OwnedFd>) -> Result<()> {
+        let set = |what: Setting, on: bool| tty::set_number(master.as_fd(), what, on.into());
+        let put = || -> io::Result<()> {
+            tty::set_settings(master.as_fd(), &self.settings)?;
+            // Nobody is in the foreground to be told.
+            tty::set_size(master.as_fd(), self.size)?;
+            if self.exclusive[0] {
+                tty::make_exclusive(master.as_fd())?;
+            }
+            if let Some(terminal) = terminal.filter(|_| self.exclusive[1]) {
+                tty::make_exclusive(terminal.as_fd())?;
+            }
+            let path = pty.path.as_path();
+            let now = fs::metadata(path)?;
+            if (now.uid(), now.gid()) != (self.uid, self.gid) {
+                std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
+            }
+            if now.mode() & 0o7777 != self.mode {
+                fs::set_permissions(path, Permissions::from_mode(self.mode))?;
+            }
+            set(Setting::Locked, self.locked)?;
+            // Last, since it reports changes.
+            set(Setting::Packets, self.packets).map_err(Into::into)
+        };
+        put().map_err(|e| pty.failed("its settings", e))
+    }
+}
