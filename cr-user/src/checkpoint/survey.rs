@@ -11,11 +11,12 @@ use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
-use crate::object::memory::backing::Source;
+use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
@@ -135,6 +136,29 @@ fn windows(pages: &RangeSet, within: std::ops::Range<u64>) -> RangeSet {
     wide.intersection(&RangeSet::from(within))
 }
 
+/// Does something with each, in order, on as many threads as there are CPUs.
+fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    /// A thread takes longer to start than a small process to look at.
+    const WORTHWHILE: usize = 8;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cpus.min(all.len() / WORTHWHILE).max(1);
+    let share = all.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let mut others = Vec::new();
+        while all.len() > share {
+            let part = all.split_off(all.len() - share);
+            let work = &work;
+            others.push(scope.spawn(move || part.into_iter().map(work).collect::<Result<Vec<R>>>()));
+        }
+        let mut done = all.into_iter().map(&work).collect::<Result<Vec<R>>>();
+        for other in others.into_iter().rev() {
+            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and_then(|mut done| Ok([std::mem::take(&mut done), other?].into_iter().flatten().collect()));
+        }
+        done
+    })
+}
+
 /// What a stopped job's memory is, and what of it must be copied.
 #[derive(Debug)]
 pub struct Survey {
@@ -182,21 +206,28 @@ impl Survey {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
+        let mut files = Files::default();
         for (pid, vmas) in state.take_vmas() {
-            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces);
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces, &mut files);
             described.push((pid, mappings));
             sources.extend(found);
             refusals.extend(refused);
         }
         refuse(refusals)?;
         let Job { members, content, watch, doubt, notes, .. } = job;
-        let mut processes = Vec::new();
-        for (pid, mappings) in described {
-            let Some(member) = members.iter_mut().find(|m| m.pid == pid) else { continue };
-            let known = content.get(&member.space()).cloned().unwrap_or_default();
-            let seen = watch.as_mut().map(|w| w.written(pid)).unwrap_or_default();
-            processes.push(Surveyed::take(member, mappings, &known, &seen, *doubt, sink)?);
+        watch.iter_mut().for_each(Watch::gather_written);
+        let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
+        let mut tasks = Vec::new();
+        for member in members.iter_mut() {
+            let Some(mappings) = described.remove(&member.pid) else { continue };
+            let seen = watch.as_mut().map(|w| w.written(member.pid)).unwrap_or_default();
+            tasks.push((member, mappings, seen));
         }
+        let none = RangeSet::new();
+        let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
+            let known = content.get(&member.space()).unwrap_or(&none);
+            Surveyed::take(member, mappings, known, &seen, *doubt, sink)
+        })?;
         let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened: std::mem::take(notes) };
         survey.say_what_widened();
         survey.add_objects(sources)?;
@@ -323,6 +354,10 @@ impl Surveyed {
                 .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
             let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
             mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            if !worthwhile {
+                // Nothing of the process's own is here, or will be.
+                continue;
+            }
             match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
                 Some(pages) => taken.extend(pages),
                 None if !backing.own.is_empty() => {
