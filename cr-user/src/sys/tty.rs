@@ -202,3 +202,12 @@ pub fn set_size(fd: BorrowedFd<'_>, size: Size) -> nix::Result<()> {
     // SAFETY: the kernel reads one `struct winsize`, which is four 16-bit numbers.
     unsafe { check(libc::c_long::from(libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, size.as_ptr()))) }.map(drop)
 }
+
+/// Stops its output (`tcflow(3)` with `TCOOFF`).
+///
+/// # Errors
+/// As [`settings`].
+pub fn stop_output(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: no memory is passed.
+    unsafe { check(libc::c_long::from(libc::ioctl(fd.as_raw_fd(), libc::TCXONC, libc::TCOOFF))) }.map(drop)
+}

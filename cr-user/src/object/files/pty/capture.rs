@@ -10,9 +10,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::survey::{self, Group, Seen};
-use super::super::{FilePath, Holder, No, outside};
+use super::super::{Description, FilePath, Files, Holder, No, outside};
+use super::queue::Queues;
 use super::{Pty, PtyEnd, Side, State};
-use crate::error::Refusal;
+use crate::error::{Error, Refusal, Result as Done};
+use crate::track::tty::TtyQueues;
 use crate::procfs;
 use crate::sys::fd::{compare_descriptions, readable_bytes};
 use crate::sys::tty::{self, Number};
@@ -223,7 +225,7 @@ impl Master {
             let why = format!("is the master of {path}, whose settings are locked (TIOCSLCKTRMIOS)");
             return Err(No::new(why, "have the job unlock them"));
         }
-        let left = self.refuse_unread(ours, terminal)?;
+        let left = polled(ours).contains(PollFlags::POLLHUP);
         let meta = fs::metadata(&self.path).map_err(|e| {
             No::new(format!("is the master of {path}, which cannot be found ({e})"), "restore the mount of devpts")
         })?;
@@ -241,38 +243,8 @@ impl Master {
             session,
             foreground,
             without,
+            queues: Queues::default(),
         })
-    }
-
-    /// Refuses what was written and not yet read, which nobody can read without taking it out; says whether the other end
-    /// was closed.
-    fn refuse_unread(&self, ours: BorrowedFd<'_>, terminal: Option<BorrowedFd<'_>>) -> Result<bool, No> {
-        const WAIT: &str = "wait until the job has read it";
-        let path = self.path.display();
-        // Asking also brings forward what is still on its way.
-        let state = polled(ours);
-        let unread = readable_bytes(ours).unwrap_or(0);
-        if unread > 0 {
-            let why = format!("is the master of {path}, with {unread} bytes written there that have not been read");
-            return Err(No::new(why, WAIT));
-        }
-        if state.contains(PollFlags::POLLPRI) {
-            let why = format!("is the master of {path}, with a change of state that has not been read (TIOCPKT)");
-            return Err(No::new(why, WAIT));
-        }
-        if let Some(terminal) = terminal {
-            let state = polled(terminal);
-            let unread = readable_bytes(terminal).unwrap_or(0);
-            if unread > 0 || state.contains(PollFlags::POLLIN) {
-                let why = format!("is the master of {path}, into which {unread} bytes were written that have not been read");
-                return Err(No::new(why, WAIT));
-            }
-            if !state.contains(PollFlags::POLLOUT) {
-                let why = format!("is the master of {path}, whose output is stopped (Ctrl-S)");
-                return Err(No::new(why, "start it again (Ctrl-Q)"));
-            }
-        }
-        Ok(state.contains(PollFlags::POLLHUP))
     }
 
     /// The session that it controls, the group in the foreground, and who of the session is without it.
@@ -300,6 +272,65 @@ impl Master {
         let without = stats.iter().filter(|(_, s)| field(s, 6) == session && field(s, 7) == 0).map(|(pid, _)| *pid);
         Ok((session, foreground, without.collect()))
     }
+}
+
+/// A process that has the master of a pair open, and its number there; none when the master was closed.
+pub fn master(files: &Files, pty: usize) -> Option<(i32, i32)> {
+    end(files, pty, Side::Master)
+}
+
+fn end(files: &Files, pty: usize, side: Side) -> Option<(i32, i32)> {
+    let is_it = |d: &Description| matches!(d, Description::Pty(e) if e.pty as usize == pty && e.side == side && !e.hung_up);
+    let index = files.descriptions.iter().position(is_it)?;
+    files.holders(index).first().copied()
+}
+
+/// Notes what is queued in a pair whose master process `at.0` has as `at.1`.
+///
+/// # Errors
+/// [`Error::Refused`] when it cannot be put back.
+pub fn set_queues(files: &mut Files, pty: usize, at: (i32, i32), told: &TtyQueues) -> Done<()> {
+    let live = end(files, pty, Side::Terminal).is_some();
+    let pair = &mut files.ptys[pty];
+    let Some(state) = &mut pair.state else { return Ok(()) };
+    let queues = Queues::of(told, &state.settings, live || state.left);
+    state.queues = queues.map_err(|no| refused(&pair.path, at, &no))?;
+    Ok(())
+}
+
+/// Where nobody can read what is queued: refuses a pair in which something is.
+///
+/// # Errors
+/// [`Error::Refused`].
+pub fn refuse_unread(files: &Files, pty: usize, at: (i32, i32), holders: &[Holder<'_>]) -> Done<()> {
+    const WITHOUT: &str = "wait until the job has read it, or run cr as root on a kernel with eBPF, which can read it";
+    let refuse = |why: String| Err(refused(&files.ptys[pty].path, at, &No::new(why, WITHOUT)));
+    let fetched = |(pid, fd): (i32, i32)| {
+        survey::fetch(holders, pid, fd).map_err(|e| Error::system(format!("fetching fd {fd} of pid {pid}"), e))
+    };
+    // Asking also brings forward what is still on its way.
+    let ours = fetched(at)?;
+    let state = polled(ours.as_fd());
+    let unread = readable_bytes(ours.as_fd()).unwrap_or(0);
+    if unread > 0 || state.contains(PollFlags::POLLPRI) {
+        return refuse(format!("with {unread} bytes of output that have not been read"));
+    }
+    let Some(terminal) = end(files, pty, Side::Terminal) else { return Ok(()) };
+    let theirs = fetched(terminal)?;
+    let state = polled(theirs.as_fd());
+    let unread = readable_bytes(theirs.as_fd()).unwrap_or(0);
+    if unread > 0 || state.contains(PollFlags::POLLIN) {
+        return refuse(format!("with {unread} bytes of input that have not been read"));
+    }
+    if !state.contains(PollFlags::POLLOUT) {
+        return refuse("whose output is stopped (Ctrl-S)".to_owned());
+    }
+    Ok(())
+}
+
+fn refused(path: &FilePath, (pid, fd): (i32, i32), no: &No) -> Error {
+    let why = format!("is the master of {path}, {}", no.why);
+    Error::Refused(vec![No::new(why, no.todo).at_number(pid, fd)])
 }
 
 fn device(seen: &Seen) -> (u32, u32) {

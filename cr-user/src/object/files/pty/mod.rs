@@ -4,16 +4,21 @@
 //! and the group in the foreground. A process gets its controlling terminal by inheritance alone, so the leader of the
 //! session takes the terminal before it makes the others ([`control`]).
 //!
-//! What is not restored: the column from which the kernel counts tabs, and how far a line is from being echoed.
+//! What is queued is read by the eBPF programs, which take nothing out ([`queue`]). Without them a pair in which something is
+//! queued is refused, but for a line that is not complete, which nothing else shows.
+//!
+//! What is not restored: the column from which the kernel counts tabs.
 
 mod capture;
 mod control;
+pub mod queue;
 mod restore;
 
 use super::{Description, FilePath, Files, Opened};
 use crate::sys::tty::{Settings, Size};
 
 pub(super) use capture::Ptys;
+pub use capture::{master, refuse_unread, set_queues};
 pub use control::controlling;
 pub(super) use control::settle;
 pub(super) use restore::{check, open_all};
@@ -58,6 +63,8 @@ pub struct State {
     pub foreground: i32,
     /// Processes of that session that are without it all the same.
     pub without: Vec<i32>,
+    /// What is queued.
+    pub queues: queue::Queues,
 }
 
 /// One description of an end.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::super::{Description, Files, not_here, open_again};
+use super::queue::set_blocking;
 use super::{Pty, PtyEnd, Side, State};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -62,10 +63,12 @@ impl Pty {
     /// Makes the pair and all of its descriptions: `ends`, with their indices.
     fn restore(&self, ends: &[(usize, &PtyEnd)]) -> Result<Vec<(usize, OwnedFd)>> {
         let ours = ends.iter().find(|(_, e)| e.side == Side::Master);
-        let master = self.make(ours.map_or(libc::O_RDWR, |(_, e)| e.flags))?;
+        let flags = ours.map_or(libc::O_RDWR, |(_, e)| e.flags);
+        let mut master = self.make(flags | libc::O_NONBLOCK)?;
         tty::set_number(master.as_fd(), Setting::Locked, 0).map_err(|e| self.failed("unlocking it", e.into()))?;
+        let opener = master.try_clone().map_err(|e| self.failed("its master", e))?;
         let peer = |flags: i32| {
-            tty::open_peer(master.as_fd(), flags).map_err(|e| self.failed("opening it", e.into()))
+            tty::open_peer(opener.as_fd(), flags).map_err(|e| self.failed("opening it", e.into()))
         };
         let terminals = |hung_up: bool| ends.iter().filter(move |(_, e)| e.side == Side::Terminal && e.hung_up == hung_up);
         let mut all = Vec::new();
@@ -86,7 +89,8 @@ impl Pty {
             drop(peer(libc::O_RDWR)?);
         }
         let live = terminals(false).next().and_then(|(index, _)| all.iter().find(|(i, _)| i == index));
-        state.put(self, &master, live.map(|(_, fd)| fd))?;
+        state.put(self, &mut master, live.map(|(_, fd)| fd))?;
+        set_blocking(&master, flags).map_err(|e| self.failed("its flags", e))?;
         all.extend(ours.map(|(index, _)| (*index, master.into())));
         Ok(all)
     }
@@ -101,10 +105,13 @@ impl Pty {
 }
 
 impl State {
-    fn put(&self, pty: &Pty, master: &File, terminal: Option<&OwnedFd>) -> Result<()> {
-        let set = |what: Setting, on: bool| tty::set_number(master.as_fd(), what, on.into());
-        let put = || -> io::Result<()> {
+    fn put(&self, pty: &Pty, master: &mut File, terminal: Option<&OwnedFd>) -> Result<()> {
+        let mut put = || -> io::Result<()> {
+            let again = master.try_clone()?;
+            let open = || tty::open_peer(again.as_fd(), libc::O_RDWR | libc::O_NONBLOCK);
+            self.queues.put(master, &self.settings, open)?;
             tty::set_settings(master.as_fd(), &self.settings)?;
+            self.queues.put_pending(master)?;
             // Nobody is in the foreground to be told.
             tty::set_size(master.as_fd(), self.size)?;
             if self.exclusive[0] {
@@ -121,9 +128,9 @@ impl State {
             if now.mode() & 0o7777 != self.mode {
                 fs::set_permissions(path, Permissions::from_mode(self.mode))?;
             }
-            set(Setting::Locked, self.locked)?;
+            tty::set_number(master.as_fd(), Setting::Locked, self.locked.into())?;
             // Last, since it reports changes.
-            set(Setting::Packets, self.packets).map_err(Into::into)
+            Ok(tty::set_number(master.as_fd(), Setting::Packets, self.packets.into())?)
         };
         put().map_err(|e| pty.failed("its settings", e))
     }
