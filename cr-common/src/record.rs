@@ -156,5 +156,6 @@ pub struct FileRecord {
 
 const _: () = assert!(size_of::<FileRecord>() == 24);
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);
+const _: () =
+    assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

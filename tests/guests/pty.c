@@ -32,8 +32,19 @@ static void count(int signal) {
     else all->interrupts[own]++;
 }
 
+/* Masters whose numbers others are not likely to have by the time of the restore. */
+static int pool[11], taken;
+
+static void take_pool(void) {
+    int low[800], count = 100 + getpid() % 40 * 16;
+    for (int n = 0; n < count; n++) low[n] = MUST(open("/dev/ptmx", O_RDWR | O_NOCTTY));
+    for (size_t n = 0; n < ARRAY_LEN(pool); n++) pool[n] = MUST(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC));
+    for (int n = 0; n < count; n++) MUST(close(low[n]));
+}
+
 static int master_of(char name[64], int flags) {
-    int master = MUST(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | flags));
+    int master = pool[taken++];
+    MUST(fcntl(master, F_SETFL, O_RDWR | flags));
     MUST(grantpt(master));
     MUST(unlockpt(master));
     MUST(ptsname_r(master, name, 64));
@@ -131,8 +142,10 @@ __attribute__((noreturn)) static void member(int which, int tty) {
     }
 }
 
+/* A child, which has no master. */
 static pid_t start(void) {
     pid_t pid = MUST(fork());
+    for (size_t n = 0; pid == 0 && n < ARRAY_LEN(pool); n++) close(pool[n]);
     return pid;
 }
 
@@ -178,6 +191,8 @@ int main(int argc, char **argv) {
     MUST(sigaction(SIGWINCH, &action, NULL));
     MUST(sigaction(SIGINT, &action, NULL));
     all = MUST(mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+
+    take_pool();
 
     /* The session. No echo, so that what comes back is the answer; and an odd character and speed. */
     int control = master_of(path, 0);

@@ -149,15 +149,7 @@ impl State {
             refuse(threads::refusals(pid, tid, &status))?;
             self.seccomp.add(pid, tid, &status)?;
             let wait = waits.of(tid, &context.regs);
-            threads.all.push(threads::capture(
-                pid,
-                tid,
-                &context.regs,
-                context.xstate,
-                told.own,
-                &told.answers,
-                wait,
-            )?);
+            threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
             credentials.threads.push(credentials::capture(tid, &status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);

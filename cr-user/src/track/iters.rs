@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytemuck::AnyBitPattern;
-pub use cr_common::{FileRecord, VmaRecord};
 use cr_common::{AUXV, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+pub use cr_common::{FileRecord, VmaRecord};
 
 use super::btf::{Btf, BtfError};
 

@@ -10,8 +10,8 @@ use nix::unistd::isatty;
 use super::survey::{self, Group, Seen};
 use super::{
     Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, fifo, inotify,
-    locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings, signalfd, stdio,
-    terminal, timerfd, unix, unsupported,
+    locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings, signalfd,
+    stdio, terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;

@@ -14,8 +14,8 @@ use nix::sys::statfs;
 use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::track::iters::FileRecord;
 use crate::sys::fd::{compare_descriptions, pidfd_getfd, pidfd_open};
+use crate::track::iters::FileRecord;
 
 /// One descriptor, as `/proc` shows it.
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use super::super::{Description, FilePath, Files, Holder, No, outside};
 use super::queue::Queues;
 use super::{Pty, PtyEnd, Side, State};
 use crate::error::{Error, Refusal, Result as Done};
-use crate::track::tty::TtyQueues;
 use crate::procfs;
 use crate::sys::fd::{compare_descriptions, readable_bytes};
 use crate::sys::tty::{self, Number};
+use crate::track::tty::TtyQueues;
 
 /// The magic number of `devpts` (`linux/magic.h`).
 const DEVPTS: i64 = 0x1cd1;
@@ -75,7 +75,8 @@ impl Ptys {
         match device(seen) {
             PTMX => {
                 let master = self.masters.iter().position(|m| (m.pid, m.fd) == (seen.pid, seen.fd));
-                let master = master.ok_or_else(|| No::new("is the master of a terminal without number".into(), CLOSE))?;
+                let master =
+                    master.ok_or_else(|| No::new("is the master of a terminal without number".into(), CLOSE))?;
                 end(self.pair(holders, master, groups)?, Side::Master, false)
             }
             (OLD_MASTERS, _) => {
@@ -113,12 +114,7 @@ impl Ptys {
         }
     }
 
-    fn pair(
-        &mut self,
-        holders: &[Holder<'_>],
-        master: usize,
-        groups: &[Group],
-    ) -> Result<usize, No> {
+    fn pair(&mut self, holders: &[Holder<'_>], master: usize, groups: &[Group]) -> Result<usize, No> {
         let master = &self.masters[master];
         if let Some(known) = self.keys.iter().position(|k| *k == master.key) {
             return Ok(known);
@@ -170,15 +166,12 @@ impl Ptys {
         for pid in procfs::processes().filter(|pid| !survey::is_of_job(*pid, holders)) {
             for fd in procfs::descriptors(pid).unwrap_or_default() {
                 let Ok(link) = procfs::link(pid, &format!("fd/{fd}")) else { continue };
-                let same = |m: &&Master| {
-                    m.ptmx == link && compare_descriptions(m.pid, m.fd, pid, fd) == Ok(Ordering::Equal)
-                };
+                let same =
+                    |m: &&Master| m.ptmx == link && compare_descriptions(m.pid, m.fd, pid, fd) == Ok(Ordering::Equal);
                 if let Some(master) = self.masters.iter().find(same) {
                     let other = procfs::who(pid);
-                    let why = format!(
-                        "is the master of {}, which {other} has open too, as fd {fd}",
-                        master.path.display()
-                    );
+                    let why =
+                        format!("is the master of {}, which {other} has open too, as fd {fd}", master.path.display());
                     let ours = groups.iter().find(|g| (g.first().pid, g.first().fd) == (master.pid, master.fd));
                     let members = ours.map_or(&[][..], |g| &g.members);
                     refusals.extend(members.iter().map(|seen| No::new(why.clone(), TODO).at(seen)));
@@ -235,7 +228,10 @@ impl Master {
             size: tty::size(ours).map_err(failed)?,
             locked: is_set(Number::Locked)?,
             packets: is_set(Number::Packets)?,
-            exclusive: [is_set(Number::Exclusive)?, terminal.is_some_and(|t| tty::number(t, Number::Exclusive) == Ok(1))],
+            exclusive: [
+                is_set(Number::Exclusive)?,
+                terminal.is_some_and(|t| tty::number(t, Number::Exclusive) == Ok(1)),
+            ],
             left: left && terminal.is_none(),
             mode: meta.mode() & 0o7777,
             uid: meta.uid(),
@@ -248,11 +244,7 @@ impl Master {
     }
 
     /// The session that it controls, the group in the foreground, and who of the session is without it.
-    fn control(
-        &self,
-        ours: BorrowedFd<'_>,
-        holders: &[Holder<'_>],
-    ) -> Result<(i32, i32, Vec<i32>), No> {
+    fn control(&self, ours: BorrowedFd<'_>, holders: &[Holder<'_>]) -> Result<(i32, i32, Vec<i32>), No> {
         let path = self.path.display();
         let Ok(session) = tty::number(ours, Number::Session) else { return Ok((0, 0, Vec::new())) };
         let pids = || holders.iter().flat_map(|h| std::iter::once(h.pid).chain(h.sharers.iter().copied()));
@@ -266,7 +258,8 @@ impl Master {
         // Fields of proc(5)'s `stat`, of which the first that is there is the third.
         let field = |stat: &[String], n: usize| stat.get(n - 3).and_then(|v| v.parse::<i32>().ok()).unwrap_or(0);
         if foreground != 0 && stats.iter().all(|(_, s)| field(s, 5) != foreground) {
-            let why = format!("is the master of {path}, where the group in the foreground, {foreground}, has just ended");
+            let why =
+                format!("is the master of {path}, where the group in the foreground, {foreground}, has just ended");
             return Err(No::new(why, "try again once a shell has taken the terminal back"));
         }
         let without = stats.iter().filter(|(_, s)| field(s, 6) == session && field(s, 7) == 0).map(|(pid, _)| *pid);
@@ -280,7 +273,8 @@ pub fn master(files: &Files, pty: usize) -> Option<(i32, i32)> {
 }
 
 fn end(files: &Files, pty: usize, side: Side) -> Option<(i32, i32)> {
-    let is_it = |d: &Description| matches!(d, Description::Pty(e) if e.pty as usize == pty && e.side == side && !e.hung_up);
+    let is_it =
+        |d: &Description| matches!(d, Description::Pty(e) if e.pty as usize == pty && e.side == side && !e.hung_up);
     let index = files.descriptions.iter().position(is_it)?;
     files.holders(index).first().copied()
 }
@@ -293,7 +287,7 @@ pub fn set_queues(files: &mut Files, pty: usize, at: (i32, i32), told: &TtyQueue
     let live = end(files, pty, Side::Terminal).is_some();
     let pair = &mut files.ptys[pty];
     let Some(state) = &mut pair.state else { return Ok(()) };
-    let queues = Queues::of(told, &state.settings, live || state.left);
+    let queues = Queues::of(told, &state.settings, state.packets, live || state.left);
     state.queues = queues.map_err(|no| refused(&pair.path, at, &no))?;
     Ok(())
 }

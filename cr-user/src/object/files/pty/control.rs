@@ -21,11 +21,7 @@ pub fn controlling(files: &Files, opened: &Opened) -> HashMap<i32, Call> {
 
 /// Puts the groups into the foreground, takes the terminal from those who are without, and opens `/dev/tty` for who had
 /// it open: by index of the description. All groups must be there.
-pub(in super::super) fn settle(
-    files: &Files,
-    opened: &Opened,
-    crew: &mut dyn Crew,
-) -> Result<Vec<(usize, OwnedFd)>> {
+pub(in super::super) fn settle(files: &Files, opened: &Opened, crew: &mut dyn Crew) -> Result<Vec<(usize, OwnedFd)>> {
     let mut late = Vec::new();
     for (nth, pty) in files.ptys.iter().enumerate() {
         let Some(state) = pty.state.as_ref().filter(|s| s.session != 0) else { continue };

@@ -102,7 +102,9 @@ impl Pty {
     /// A number of ours for the terminal, or else for the master.
     fn terminal(&self, files: &Files, opened: &Opened) -> Option<i32> {
         let mut ends = files.descriptions.iter().enumerate().filter_map(|(index, d)| match d {
-            Description::Pty(end) if !end.hung_up && files.ptys.get(end.pty as usize) == Some(self) => Some((index, end)),
+            Description::Pty(end) if !end.hung_up && files.ptys.get(end.pty as usize) == Some(self) => {
+                Some((index, end))
+            }
             _ => None,
         });
         ends.find(|(_, end)| end.side == Side::Terminal).map(|(index, _)| opened.number(index))

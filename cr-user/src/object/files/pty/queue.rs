@@ -57,12 +57,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Queues {
     /// From what the kernel holds, or why it cannot be put back. `opened`: the terminal was open at some time.
-    pub(super) fn of(told: &TtyQueues, settings: &Settings, opened: bool) -> Result<Self, No> {
+    pub(super) fn of(told: &TtyQueues, settings: &Settings, packets: bool, opened: bool) -> Result<Self, No> {
         const EXTPROC: u32 = 0o200_000;
         const WAIT: &str = "wait until the job has read it";
         let no = |why: &str, todo: &'static str| Err(No::new(why.to_owned(), todo));
         let canonical = settings.local & libc::ICANON != 0;
-        if told.packet != 0 {
+        if packets && told.packet != 0 {
             return no("with a change of state that has not been read (TIOCPKT)", WAIT);
         }
         if told.echoes != 0 && settings.local & (libc::ECHO | libc::ECHONL) != 0 {
@@ -158,7 +158,8 @@ impl Queues {
         let (mut start, mut plain, mut end) = (0, [false; 256], None);
         for (at, byte) in self.input.iter().enumerate() {
             let ends = self.ends.contains(&(at as u32)) && !matches!(*byte, 0 | b'\n');
-            let clash = if ends { plain[*byte as usize] || end.is_some_and(|e| e != *byte) } else { end == Some(*byte) };
+            let clash =
+                if ends { plain[*byte as usize] || end.is_some_and(|e| e != *byte) } else { end == Some(*byte) };
             if clash || at - start == MOST {
                 pieces.push(start..at);
                 (start, plain, end) = (at, [false; 256], None);
@@ -196,8 +197,10 @@ impl Queues {
         }
         let end = piece.clone().find(|at| is_end(*at) && !matches!(self.input[*at], 0 | b'\n'));
         characters[libc::VEOL] = end.map_or(0, |at| self.input[at]);
-        let typed: Vec<u8> =
-            piece.clone().map(|at| if is_end(at) && self.input[at] == 0 { end_of_file } else { self.input[at] }).collect();
+        let typed: Vec<u8> = piece
+            .clone()
+            .map(|at| if is_end(at) && self.input[at] == 0 { end_of_file } else { self.input[at] })
+            .collect();
         if piece.end > ALMOST_FULL {
             // No room to look at what comes behind: none of it means anything, and it can be counted.
             tty::set_settings(master.as_fd(), &Settings { input: 0, ..*bare })?;

@@ -15,45 +15,66 @@ use crate::sys::tty::{self, Number, Setting};
 
 /// Whether every number is free.
 pub(in super::super) fn check(files: &Files) -> Result<()> {
-    files.ptys.iter().try_for_each(|pty| pty.make(libc::O_RDWR).map(drop))
+    let mut numbers = Numbers::default();
+    ascending(files).into_iter().try_for_each(|(_, pty)| numbers.make(pty, libc::O_RDWR).map(drop))
 }
 
 /// Every description of a pair that we can open, by index.
 pub(in super::super) fn open_all(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
-    let mut all = HashMap::new();
-    for (nth, pty) in files.ptys.iter().enumerate() {
+    let (mut all, mut numbers) = (HashMap::new(), Numbers::default());
+    for (nth, pty) in ascending(files) {
         let ends = files.descriptions.iter().enumerate().filter_map(|(index, d)| match d {
             Description::Pty(end) if end.pty as usize == nth && !end.is_late() => Some((index, end)),
             _ => None,
         });
-        all.extend(pty.restore(&ends.collect::<Vec<_>>())?);
+        all.extend(pty.restore(&ends.collect::<Vec<_>>(), &mut numbers)?);
     }
     Ok(all)
 }
 
-impl Pty {
-    /// A new pair with its number. The kernel gives the lowest that is free, so those below are taken meanwhile.
-    fn make(&self, flags: i32) -> Result<File> {
-        let mut below = Vec::new();
+/// All pairs, those with the lowest numbers first.
+fn ascending(files: &Files) -> Vec<(usize, &Pty)> {
+    let mut all: Vec<(usize, &Pty)> = files.ptys.iter().enumerate().collect();
+    all.sort_by_key(|(_, pty)| pty.number);
+    all
+}
+
+/// Numbers of pairs. The kernel gives the lowest that is free, so those below are taken meanwhile.
+#[derive(Default)]
+struct Numbers {
+    below: Vec<File>,
+}
+
+impl Numbers {
+    /// A new pair with its number. Whoever asks for several begins with the lowest.
+    fn make(&mut self, pty: &Pty, flags: i32) -> Result<File> {
         loop {
-            let master = open_again(self.ptmx.as_path(), flags).map_err(|e| {
-                let why = format!("{} cannot be opened ({e})", self.ptmx);
-                self.not_here(why, "restore where /dev has pseudo-terminals, and enough of them are free")
+            let master = open_again(pty.ptmx.as_path(), flags).map_err(|e| {
+                let why = format!("{} cannot be opened ({e})", pty.ptmx);
+                pty.not_here(why, "restore where /dev has pseudo-terminals, and enough of them are free")
             })?;
-            let number = tty::number(master.as_fd(), Number::Pair).map_err(|e| self.failed("its number", e.into()))?;
+            let number = tty::number(master.as_fd(), Number::Pair).map_err(|e| pty.failed("its number", e.into()))?;
             match number.cast_unsigned() {
-                n if n == self.number => return Ok(master),
-                n if n < self.number => below.push(master),
-                _ => return Err(self.is_taken()),
+                n if n == pty.number => return Ok(master),
+                n if n < pty.number => self.below.push(master),
+                _ => return Err(pty.is_taken()),
             }
         }
     }
+}
 
+impl Pty {
     fn is_taken(&self) -> Error {
-        let holder = procfs::processes().find_map(|pid| {
+        let number = format!("tty-index:\t{}\n", self.number);
+        let is_end = |pid: i32, fd: i32| {
+            let Ok(link) = procfs::link(pid, &format!("fd/{fd}")) else { return false };
+            let info = || procfs::text(&format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+            link == self.path.as_path() || link == self.ptmx.as_path() && info().contains(&number)
+        };
+        let ours = std::process::id() as i32;
+        let holder = procfs::processes().filter(|pid| *pid != ours).find_map(|pid| {
             let mut all = procfs::descriptors(pid).unwrap_or_default().into_iter();
-            let has = |fd: i32| procfs::link(pid, &format!("fd/{fd}")).is_ok_and(|l| l == self.path.as_path());
-            all.find(|fd| has(*fd)).map(|_| procfs::who(pid))
+            all.any(|fd| is_end(pid, fd)).then(|| procfs::who(pid))
         });
         let holder = holder.unwrap_or_else(|| "another process".to_owned());
         let why = format!("that number is in use by {holder}, and the job knows it");
@@ -61,16 +82,15 @@ impl Pty {
     }
 
     /// Makes the pair and all of its descriptions: `ends`, with their indices.
-    fn restore(&self, ends: &[(usize, &PtyEnd)]) -> Result<Vec<(usize, OwnedFd)>> {
+    fn restore(&self, ends: &[(usize, &PtyEnd)], numbers: &mut Numbers) -> Result<Vec<(usize, OwnedFd)>> {
         let ours = ends.iter().find(|(_, e)| e.side == Side::Master);
         let flags = ours.map_or(libc::O_RDWR, |(_, e)| e.flags);
-        let mut master = self.make(flags | libc::O_NONBLOCK)?;
+        let mut master = numbers.make(self, flags | libc::O_NONBLOCK)?;
         tty::set_number(master.as_fd(), Setting::Locked, 0).map_err(|e| self.failed("unlocking it", e.into()))?;
         let opener = master.try_clone().map_err(|e| self.failed("its master", e))?;
-        let peer = |flags: i32| {
-            tty::open_peer(opener.as_fd(), flags).map_err(|e| self.failed("opening it", e.into()))
-        };
-        let terminals = |hung_up: bool| ends.iter().filter(move |(_, e)| e.side == Side::Terminal && e.hung_up == hung_up);
+        let peer = |flags: i32| tty::open_peer(opener.as_fd(), flags).map_err(|e| self.failed("opening it", e.into()));
+        let terminals =
+            |hung_up: bool| ends.iter().filter(move |(_, e)| e.side == Side::Terminal && e.hung_up == hung_up);
         let mut all = Vec::new();
         for (index, end) in terminals(true) {
             all.push((*index, peer(end.flags)?));
