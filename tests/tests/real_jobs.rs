@@ -93,7 +93,7 @@ fn open_mpi() {
 /// Starts the job, and gives the first reason why no checkpoint of it can be taken, if that is a socket of a network or a terminal.
 /// A job that is still being started has not opened all of them yet: it is asked again until all processes are there and work.
 fn refused(name: &str, processes: usize, line: impl Fn() -> Command) -> Option<String> {
-    let mut job = Job::start_foreign(name, &mut line());
+    let job = Job::start_foreign(name, &mut line());
     job.wait("all of its processes run", |job| job.processes().len() >= processes);
     for _ in 0..5 {
         std::thread::sleep(Duration::from_secs(1));

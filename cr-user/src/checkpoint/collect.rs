@@ -68,7 +68,9 @@ impl State {
         let Job { members, watch, spaces, .. } = job;
         let mut holders = member::holders(members);
         if let Some(watch) = watch {
-            holders.iter_mut().for_each(|h| h.listed = watch.descriptors(h.pid));
+            for holder in &mut holders {
+                holder.listed = watch.descriptors(holder.pid);
+            }
         }
         let (captured, collected) = beside(
             holders.len() >= 8,

@@ -191,12 +191,11 @@ pub fn holders(members: &[Member]) -> Vec<Holder<'_>> {
     for member in members {
         let parent = member.sharing.files.then_some(member.ppid);
         let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
-        match shared {
-            Some(holder) => holder.sharers.push(member.pid),
-            None => {
-                let (pid, pidfd) = (member.pid, member.pidfd());
-                holders.push(Holder { pid, pidfd, sharers: Vec::new(), listed: None });
-            }
+        if let Some(holder) = shared {
+            holder.sharers.push(member.pid);
+        } else {
+            let (pid, pidfd) = (member.pid, member.pidfd());
+            holders.push(Holder { pid, pidfd, sharers: Vec::new(), listed: None });
         }
     }
     holders

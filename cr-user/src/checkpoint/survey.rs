@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -89,11 +90,7 @@ fn estimate_one(member: &Member) -> Result<u64> {
 
 /// How many of these pages were written since they were taken.
 pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
-    let count = |range: std::ops::Range<u64>| match member.oracle.as_ref()?.written(
-        range.start * PAGE,
-        range.end * PAGE,
-        false,
-    ) {
+    let count = |range: Range<u64>| match member.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
         Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
         Ok(Written::Untracked) | Err(_) => None,
     };
@@ -102,25 +99,20 @@ pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
 
 /// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
 /// cannot be, or is not worth it.
-fn take(
-    member: &Member,
-    start: u64,
-    end: u64,
-    own: &RangeSet,
-    worthwhile: bool,
-) -> Result<Option<Vec<std::ops::Range<u64>>>> {
+fn take(member: &Member, start: u64, end: u64, own: &RangeSet, worthwhile: bool) -> Result<Option<Vec<Range<u64>>>> {
     let Some(oracle) = &member.oracle else { return Ok(None) };
-    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
-    // Where there is no table yet, what comes to be is unprotected, and so counts as written.
-    if oracle.written(start, start + PAGE, false)? == Written::Untracked
-        && (!worthwhile || oracle.register(start, end).is_err())
-    {
-        return Ok(None);
-    }
+    let written = |part: &Range<u64>, hot: bool| oracle.written(part.start * PAGE, part.end * PAGE, !hot);
     let mut pages = Vec::new();
+    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
+    // Where there is no table yet, what comes to be is unprotected, and so counts as written; as it does in a mapping that is put
+    // under tracking only when there is something in it.
     for window in windows(own, start / PAGE..end / PAGE).iter() {
         for (part, hot) in member.heat.split(window) {
-            match oracle.written(part.start * PAGE, part.end * PAGE, !hot)? {
+            let mut found = written(&part, hot)?;
+            if found == Written::Untracked && worthwhile && oracle.register(start, end).is_ok() {
+                found = written(&part, hot)?;
+            }
+            match found {
                 Written::Pages(found) => pages.extend(found),
                 Written::Untracked => return Ok(None),
             }
@@ -130,7 +122,7 @@ fn take(
 }
 
 /// Ranges widened to what one page table covers.
-fn windows(pages: &RangeSet, within: std::ops::Range<u64>) -> RangeSet {
+fn windows(pages: &RangeSet, within: Range<u64>) -> RangeSet {
     const TABLE: u64 = 512;
     let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
     wide.intersection(&RangeSet::from(within))
@@ -399,7 +391,7 @@ fn unreadable(pid: i32, page: u64) -> Error {
 }
 
 /// Pages of the file that are not holes, within the bytes of `range`.
-fn data_pages(file: &File, range: std::ops::Range<u64>) -> nix::Result<RangeSet> {
+fn data_pages(file: &File, range: Range<u64>) -> nix::Result<RangeSet> {
     let mut found = Vec::new();
     let mut at = range.start as i64;
     while (at as u64) < range.end {
@@ -415,7 +407,7 @@ fn data_pages(file: &File, range: std::ops::Range<u64>) -> nix::Result<RangeSet>
     Ok(RangeSet::from_unsorted(found))
 }
 
-fn read_file(file: &File, ranges: &[std::ops::Range<u64>], buf: &mut [u8]) -> Result<()> {
+fn read_file(file: &File, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<()> {
     let mut at = 0;
     for range in ranges {
         let end = at + ((range.end - range.start) * PAGE) as usize;

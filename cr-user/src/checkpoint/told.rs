@@ -83,11 +83,11 @@ impl Kept {
     ///
     /// # Errors
     /// When asking fails.
-    pub fn or_ask<'s>(
-        slot: &'s mut Option<Self>,
+    pub fn or_ask(
+        slot: &mut Option<Self>,
         evidence: Option<Evidence>,
         ask: impl FnOnce() -> Result<Told>,
-    ) -> Result<&'s Told> {
+    ) -> Result<&Told> {
         if evidence.is_none() || slot.as_ref().is_none_or(|kept| kept.evidence != evidence) {
             *slot = None;
             let told = ask()?;

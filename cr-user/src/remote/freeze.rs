@@ -84,7 +84,7 @@ impl Frozen {
             for member in members.iter().filter(|m| !m.zombie) {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
                 let may_have_ended = |tid: i32| tid != member.pid || member.headless;
-                let is_new = |t: &(i32, i32)| !seized.contains(t) && !(may_have_ended(t.1) && has_ended(t.1));
+                let is_new = |t: &(i32, i32)| !(seized.contains(t) || may_have_ended(t.1) && has_ended(t.1));
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(is_new));
             }
             // One that has ended since it was listed is listed again, as the zombie that it is now.
