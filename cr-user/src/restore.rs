@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
+use crate::object::files::caller::{Caller, Lent};
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
@@ -108,6 +109,8 @@ struct Built {
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
     cuts: Vec<Cut>,
+    /// What its terminal is to be like.
+    caller: Option<Caller>,
 }
 
 impl Built {
@@ -193,7 +196,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, made, oracles, spaces, cuts })
+    Ok(Built { bodies, made, oracles, spaces, cuts, caller: saved.files.caller })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -429,6 +432,11 @@ impl Places {
 }
 
 impl Restored {
+    /// Lends the job our terminal, if it had one and we are in its foreground.
+    pub fn lend_terminal(&self) -> Option<Lent> {
+        self.job.caller.and_then(Caller::lend)
+    }
+
     /// The pid of the job's root.
     pub fn job_pid(&self) -> i32 {
         self.job.bodies[0].pid()

@@ -9,9 +9,9 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, fifo, inotify,
-    locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings, signalfd,
-    stdio, terminal, timerfd, unix, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo,
+    inotify, locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
+    signalfd, stdio, terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
@@ -77,6 +77,7 @@ pub fn capture(
     look.files.pipes = look.pipes.capture(holders)?;
     look.files.fifos = look.fifos.capture(holders)?;
     look.files.ptys = look.ptys.all;
+    look.files.caller = caller::describe(holders, &groups, &look.files);
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
     Ok((look.files, look.sources))
 }

@@ -21,6 +21,7 @@
 //! | everything else | refused by name |
 
 mod batch;
+pub mod caller;
 mod capture;
 pub mod deleted;
 pub mod device;
@@ -102,6 +103,8 @@ pub struct Files {
     pub lost: Vec<lost::LostDirectory>,
     /// Processes whose working directory was removed, and its index in `lost`.
     pub lost_places: Vec<(i32, u32)>,
+    /// The terminal that the job shares with whoever started it.
+    pub caller: Option<caller::Caller>,
     /// Locks and leases.
     pub locks: Vec<locks::Lock>,
     /// Who is signalled.

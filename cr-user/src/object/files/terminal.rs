@@ -1,5 +1,5 @@
 //! A terminal that is open as something else than standard input, output or error, such as `/dev/tty`. A restore opens the
-//! terminal that `cr restore` was called from. Its settings (`termios(3)`) are not put back.
+//! terminal that `cr restore` was called from.
 
 use std::io::{stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
