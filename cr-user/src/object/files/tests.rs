@@ -526,11 +526,6 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
             "is a namespace that no process of the job is in",
         ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
-        (
-            "fd, s = os.openpty()
-p = subprocess.Popen(['sleep', '1000'], stdin=s, stdout=subprocess.DEVNULL)",
-            "(sleep) (fd 0) has open",
-        ),
         ("s = socket.socket(); fd = s.fileno()", "is a socket"),
         (
             "a, b = socket.socketpair(); fd = a.fileno()
