@@ -34,7 +34,7 @@ fn a_number_that_is_taken_is_named() {
     // The kernel gives the lowest that is free.
     let mut ours: Vec<PtyMaster> = Vec::new();
     while ours.last().is_none_or(|last| ptsname_r(last).expect("its name") != path) {
-        ours.push(posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).expect("a terminal"));
+        ours.push(posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a terminal"));
     }
     let us = format!("pid {}", std::process::id());
     job.try_restore(&[]).refuses(123, &["/dev/pts/", &us, "in use", "the job knows it"]);

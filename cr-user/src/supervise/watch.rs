@@ -274,6 +274,11 @@ impl<'c> Desk<'c> {
     }
 
     fn signalled(&mut self, signal: Received, job: &AsyncFd<OwnedFd>) -> Result<()> {
+        // Before anybody of the job goes on: in the background it would be stopped again.
+        if let Some(lent) = self.lent.as_mut().filter(|_| signal.number == libc::SIGCONT) {
+            lent.give();
+            lent.resume();
+        }
         if self.is_ours {
             if signal.is_for_job(self.pid)
                 && let Err(e) = pidfd_send_signal(job.as_fd(), signal.number)
@@ -287,10 +292,6 @@ impl<'c> Desk<'c> {
             }
             self.leaving = true;
             self.wishes.clear();
-        }
-        if let Some(lent) = self.lent.as_mut().filter(|_| signal.number == libc::SIGCONT) {
-            lent.give();
-            lent.resume();
         }
         if signal.meaning() == Meaning::Stop {
             self.stopping = Some(Instant::now() + TIME_TO_STOP);
