@@ -1,13 +1,15 @@
 /*
  * A job of which checkpoints leave something out.
  *
- *   partial DIR                     memory: a cache, memory that is not to be dumped, pages of its own over a file, shared memory
+ *   partial DIR                     memory: a cache, memory that is not to be dumped, pages of its own over a file, shared
+ *                                   memory, a file that it writes through shared memory
  *   partial DIR --tree [--pipe] [--shared]
  *                                   processes: a root, its child that talks with a grandchild, and another child
  *
  * Memory: each part says where it is (say.cache, say.secret, say.file, say.shared, as START-END). In each step a page of every
  * part is compared with what was last written there, and another one is written. Where DIR/lost.NAME exists, the part must have
- * been lost by a restore: it must read as zero (the file's part: as the file), is filled anew, and the file is removed.
+ * been lost by a restore: it must read as zero (the file's part: as the file; what is written to a file through shared memory: as
+ * anything else than zero, since that file was left alone), is filled anew, and the file is removed.
  *
  * Processes: the child (say.child) counts the steps and gives the verdict: it and the grandchild (say.grandchild) pass a number on
  * to each other through pipes of their own. With --pipe the child tells the root, too, and with --shared it has memory with it.
@@ -26,7 +28,7 @@ struct part {
     uint64_t seed[PAGES];
 };
 
-static struct part parts[4] = {{.name = "cache"}, {.name = "secret"}, {.name = "file"}, {.name = "shared"}};
+static struct part parts[] = {{.name = "cache"}, {.name = "secret"}, {.name = "file"}, {.name = "shared"}, {.name = "written"}};
 static uint64_t rng = 7;
 
 /* What the file holds below what was written over it. */
@@ -56,14 +58,19 @@ static void set_up_memory(void) {
         page_fill(page, 1000 + i);
         CHECK(write(file, page, PAGE) == (ssize_t)PAGE, "writing the file: %s", strerror(errno));
     }
+    int written = MUST(open(guest_path(path, "written"), O_CREAT | O_RDWR | O_TRUNC | O_CLOEXEC, 0600));
+    MUST(ftruncate(written, PAGES * PAGE));
+    const int own = MAP_PRIVATE | MAP_ANONYMOUS;
+    const int flags[ARRAY_LEN(parts)] = {own, own, MAP_PRIVATE, MAP_SHARED | MAP_ANONYMOUS, MAP_SHARED};
+    const int files[ARRAY_LEN(parts)] = {-1, -1, file, -1, written};
     for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
-        int own = i == 2 ? MAP_PRIVATE : i == 3 ? MAP_SHARED | MAP_ANONYMOUS : MAP_PRIVATE | MAP_ANONYMOUS;
-        parts[i].at = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, own, i == 2 ? file : -1, 0);
+        parts[i].at = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, flags[i], files[i], 0);
         CHECK(parts[i].at != MAP_FAILED, "mmap: %s", strerror(errno));
         for (size_t n = 0; n < PAGES; n++) overwrite(&parts[i], n);
         say_range(&parts[i]);
     }
     MUST(close(file));
+    MUST(close(written));
     MUST(madvise(parts[1].at, PAGES * PAGE, MADV_DONTDUMP));
 }
 
@@ -71,7 +78,11 @@ static void step_memory(struct part *part) {
     char name[64], path[PATH_MAX];
     snprintf(name, sizeof name, "lost.%s", part->name);
     if (guest_has(name)) {
-        for (size_t n = 0; n < PAGES; n++) check_page(part, n, seed_in_file(part, n));
+        for (size_t n = 0; n < PAGES; n++)
+            if (strcmp(part->name, "written"))
+                check_page(part, n, seed_in_file(part, n));
+            else
+                CHECK(page_difference(part->at + n * PAGE, 0) >= 0, "page %zu of the written file was cleared", n);
         for (size_t n = 0; n < PAGES; n++) overwrite(part, n);
         MUST(unlink(guest_path(path, name)));
     }

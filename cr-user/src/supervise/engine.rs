@@ -14,6 +14,7 @@ use super::{Cut, Started};
 use crate::checkpoint::{self, Job, MemoryRange, Only, Report};
 use crate::error::{Error, Result};
 use crate::object::files::FilePolicy;
+use crate::object::files::caller::Lent;
 use crate::restore;
 use crate::store::StoreWriter;
 use crate::sys::fd;
@@ -75,6 +76,8 @@ pub(super) struct Begun {
     pub(super) started: Started,
     /// Readable once it has ended.
     pub(super) pidfd: OwnedFd,
+    /// Our terminal, which it has.
+    pub(super) lent: Option<Lent>,
 }
 
 impl Engine {
@@ -225,6 +228,7 @@ fn begin(
     turn: &AtomicU8,
     stays: bool,
 ) -> Result<(Held, Begun)> {
+    let mut lent = None;
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
             // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
@@ -234,7 +238,7 @@ fn begin(
             }
             let pidfd = fd::pidfd_open(pid).map_err(|e| Error::system(format!("pidfd_open of pid {pid}"), e))?;
             let started = Started { pid, cuts: Vec::new() };
-            return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd }));
+            return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd, lent }));
         }
         Origin::Process(pid) => (open(pid, only, writer)?, Vec::new()),
         Origin::Chain { id, files, accept_missing, .. } => {
@@ -244,6 +248,7 @@ fn begin(
                 let message = "the restore was given up; nothing of it is left".to_owned();
                 return Err(Error::Controller { code: 125, message });
             }
+            lent = restored.lend_terminal().filter(|_| stays);
             (restored.run()?, cuts)
         }
     };
@@ -253,7 +258,7 @@ fn begin(
         job.adopt_orphans();
     }
     let pidfd = job.pidfd().try_clone_to_owned().map_err(|e| Error::system("duplicating a pidfd", e))?;
-    Ok((Held { pid, job: Some(job), reaps }, Begun { started: Started { pid, cuts }, pidfd }))
+    Ok((Held { pid, job: Some(job), reaps }, Begun { started: Started { pid, cuts }, pidfd, lent }))
 }
 
 /// Opens a job whose store may hold older checkpoints of it.
