@@ -418,6 +418,9 @@ impl Job {
     /// What everybody said so far, for a failed test.
     pub fn diagnosis(&self) -> String {
         let mut text = format!("-- {} (pid {}), step {}\n", self.name, self.pid, self.step());
+        if let Some(verdict) = self.read_link("result") {
+            let _ = writeln!(text, "-- verdict: {verdict}");
+        }
         let controller = self.controller.as_ref().map(|c| c.id().cast_signed());
         for (who, pid) in [("root", Some(self.pid)), ("controller", controller)] {
             let Some(pid) = pid else { continue };
