@@ -99,8 +99,8 @@ unsafe fn watch(wait: RawFd, alarm: RawFd, sockets: &[(RawFd, i32)]) -> ! {
         libc::setsid();
         while libc::read(wait, (&raw mut byte).cast(), 1) != 0 {}
         for (fd, reuse) in sockets {
-            let off = &raw const REPAIR_OFF_QUIETLY;
-            libc::setsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, off.cast(), int);
+            let off = REPAIR_OFF_QUIETLY;
+            libc::setsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const off).cast(), int);
             libc::setsockopt(*fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, (&raw const *reuse).cast(), int);
         }
         libc::_exit(0)

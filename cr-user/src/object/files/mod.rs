@@ -27,6 +27,7 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
+pub mod inet;
 pub mod inotify;
 mod late;
 mod links;
@@ -79,7 +80,7 @@ pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 4, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 5, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -176,6 +177,8 @@ pub enum Description {
     Pidfd(pidfd::Pidfd),
     /// A Unix-domain socket.
     Unix(Box<unix::Unix>),
+    /// A TCP socket.
+    Inet(Box<inet::Inet>),
     /// A namespace.
     Namespace(namespace::Namespace),
     /// A file of `/proc`.
@@ -204,6 +207,7 @@ impl Description {
             Self::Inotify(_) => "inotify watches",
             Self::Pidfd(_) => "pidfd",
             Self::Unix(_) => "Unix socket",
+            Self::Inet(_) => "TCP socket",
             Self::Namespace(_) => "namespace",
             Self::Proc(_) => "file of /proc",
         }
@@ -267,6 +271,7 @@ impl Description {
             Self::Inotify(r) => r.flags,
             Self::Pidfd(r) => r.flags,
             Self::Unix(r) => r.flags,
+            Self::Inet(r) => r.flags,
             Self::Namespace(r) => r.flags,
             Self::Proc(r) => r.flags,
         };
@@ -398,6 +403,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     files.fifos.iter().try_for_each(fifo::Fifo::check)?;
     files.queues.iter().try_for_each(mqueue::Queue::check)?;
     unix::check(files)?;
+    inet::check(files)?;
     Ok(plan)
 }
 

@@ -6,17 +6,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use libc::{IPPROTO_TCP, SOL_SOCKET};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
 use super::super::survey::{self, Group};
 use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
 use super::queue::{self, Half, Queues};
-use super::{Connection, End, Inet, Other, State, Terms, end_of, options, phase};
+use super::{Connection, End, Inet, Other, State, end_of, options, phase};
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::socket::option;
+use crate::sys::socket::{option, polled};
 
 const CLOSE: &str = "have the job close it before the checkpoint";
 const TOGETHER: &str = "checkpoint both together, or have the job close it before the checkpoint";
@@ -75,9 +74,16 @@ impl Sockets {
                 let fd = all.own[inode].fd.as_fd();
                 Half { inode: *inode, other: all.ends.get(&(*remote, *local)).copied().unwrap_or(0), fd }
             };
-            let halves: Vec<Half<'_>> = all.ends.iter().map(half).filter(|h| h.other != 0 && h.other != h.inode).collect();
+            let halves: Vec<Half<'_>> =
+                all.ends.iter().map(half).filter(|h| h.other != 0 && h.other != h.inode).collect();
             let mut queues = queue::read(&halves)?;
-            for (inode, socket) in all.own.iter().filter(|(inode, s)| s.ends().is_some() && !queues.contains_key(inode)).map(|(i, s)| (*i, s)).collect::<Vec<_>>() {
+            for (inode, socket) in all
+                .own
+                .iter()
+                .filter(|(inode, s)| s.ends().is_some() && !queues.contains_key(inode))
+                .map(|(i, s)| (*i, s))
+                .collect::<Vec<_>>()
+            {
                 let failed = |e| Error::system("looking into the queue of a TCP socket of the job", e);
                 let received = queue::unread(socket.fd.as_fd()).map_err(failed)?;
                 queues.insert(inode, Queues { received, sent: Vec::new() });
@@ -140,14 +146,16 @@ impl Sockets {
         let is_here = |local: End| {
             own.local.map(end_of).is_some_and(|(ip, port)| port == local.1 && (ip.is_unspecified() || ip == local.0))
         };
-        let waits = |s: &&Shown| {
-            s.inode == 0 && matches!(s.state, phase::ESTABLISHED | phase::CLOSE_WAIT) && is_here(s.local)
-        };
+        let waits =
+            |s: &&Shown| s.inode == 0 && matches!(s.state, phase::ESTABLISHED | phase::CLOSE_WAIT) && is_here(s.local);
         let stranger = self.shown.iter().filter(waits).find(|s| !self.ends.contains_key(&(s.remote, s.local)));
         if let Some(stranger) = stranger.filter(|_| self.queues.is_some()) {
             let (ip, port) = stranger.remote;
             let from = SocketAddr::new(ip, port);
-            let why = format!("is a listening TCP socket ({}) with an unaccepted connection of {from}, which is outside of the job or was closed", own.name());
+            let why = format!(
+                "is a listening TCP socket ({}) with an unaccepted connection of {from}, which is outside of the job or was closed",
+                own.name()
+            );
             return Err(No::new(why, "wait until the job has accepted it"));
         }
         Ok(State::Listening(own.info.room))
@@ -168,20 +176,22 @@ impl Sockets {
                 None => return Ok(Reached::Outside(self.outside(own, (here, there)))),
             },
         };
+        let heard = phase::has_heard_end(own.info.phase);
+        if self.queues.is_some() && other == Other::Gone && !heard {
+            let why = format!("is a TCP socket ({}) whose other end was closed and still sends", own.name());
+            return Err(No::new(why, "wait until the job has read what was sent"));
+        }
         let queues = self.queues.as_ref().and_then(|q| q.get(&inode)).cloned().unwrap_or_default();
-        let polled = own.poll(PollFlags::POLLPRI | PollFlags::POLLRDHUP);
-        if polled.contains(PollFlags::POLLPRI) && self.queues.is_some() {
+        let events = polled(own.fd.as_fd(), libc::POLLPRI | libc::POLLRDHUP);
+        if events & libc::POLLPRI != 0 && self.queues.is_some() {
             let why = format!("is a TCP socket ({}) that has received urgent data", own.name());
             return Err(No::new(why, "wait until the job has read it"));
         }
-        let partner = if let Other::Own(other) = other { self.own.get(&other) } else { None };
-        let heard = phase::has_heard_end(own.info.phase);
         Ok(Reached::Own(State::Connected(Box::new(Connection {
             remote,
             other,
             phase: own.info.phase,
-            deaf: polled.contains(PollFlags::POLLRDHUP) && !heard,
-            terms: Terms { segment: partner.map_or(own.info.segment, |p| p.info.segment), ..own.info.terms },
+            deaf: events & libc::POLLRDHUP != 0 && !heard,
             received: queues.received,
             sent: queues.sent,
         }))))
@@ -199,18 +209,21 @@ impl Sockets {
         let runs = self.queues.is_none();
         match shown {
             // Born a moment ago, perhaps: the job runs.
-            Some(s) if s.inode != 0 => {
-                Ok((runs && unix::owner_of(s.inode, holders).is_none()).then_some(Other::Gone))
-            }
+            Some(s) if s.inode != 0 => Ok((runs && unix::owner_of(s.inode, holders).is_none()).then_some(Other::Gone)),
             Some(s) if matches!(s.state, phase::ESTABLISHED | phase::SYN_RECV) => {
                 let is_it = |(_, l): &(&u64, &Own)| {
                     l.info.phase == phase::LISTEN
-                        && l.local.map(end_of).is_some_and(|(ip, port)| port == there.1 && (ip.is_unspecified() || ip == there.0))
+                        && l.local
+                            .map(end_of)
+                            .is_some_and(|(ip, port)| port == there.1 && (ip.is_unspecified() || ip == there.0))
                 };
                 let Some((listener, _)) = self.own.iter().find(is_it) else { return Ok(None) };
                 let sent = s.unread > 0 || queue_is_busy(own.fd.as_fd());
                 if !runs && (sent || s.state != phase::ESTABLISHED || own.info.phase != phase::ESTABLISHED) {
-                    let why = format!("is a TCP connection ({}) that has sent something, and was not accepted yet", own.name());
+                    let why = format!(
+                        "is a TCP connection ({}) that has sent something, and was not accepted yet",
+                        own.name()
+                    );
                     return Err(No::new(why, "wait until the job has accepted it"));
                 }
                 Ok(Some(Other::Waiting(*listener)))
@@ -264,15 +277,9 @@ impl Own {
         Some((end_of(self.local?), end_of(self.remote?)))
     }
 
-    fn poll(&self, what: PollFlags) -> PollFlags {
-        let mut polled = [PollFd::new(self.fd.as_fd(), what)];
-        let _ = poll(&mut polled, PollTimeout::ZERO);
-        polled[0].revents().unwrap_or(PollFlags::empty())
-    }
-
     /// Of one without a connection: whether it had one.
     fn was_connected(&self) -> bool {
-        self.poll(PollFlags::POLLRDHUP).intersects(PollFlags::POLLRDHUP | PollFlags::POLLERR)
+        polled(self.fd.as_fd(), libc::POLLRDHUP) & (libc::POLLRDHUP | libc::POLLERR) != 0
     }
 
     fn name(&self) -> String {
@@ -301,7 +308,7 @@ impl Own {
 }
 
 /// The address in a `struct sockaddr`.
-fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+pub(super) fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = storage.as_sockaddr_in().map(|a| SocketAddr::V4(SocketAddrV4::from(*a)));
     v4.or_else(|| storage.as_sockaddr_in6().map(|a| SocketAddr::V6(SocketAddrV6::from(*a))))
 }
@@ -309,9 +316,6 @@ fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 /// What `struct tcp_info` of `linux/tcp.h` says.
 struct Info {
     phase: u8,
-    terms: Terms,
-    /// The largest segment that we take.
-    segment: u32,
     /// Of a listener: how many wait, and how many may.
     waiting: u32,
     room: u32,
@@ -319,21 +323,11 @@ struct Info {
 
 impl Info {
     fn of(fd: BorrowedFd<'_>) -> Self {
-        const TIMESTAMPS: u8 = 1;
-        const SELECTIVE: u8 = 2;
-        const SCALED: u8 = 4;
         let bytes = option(fd, IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
-        let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
-        let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")));
-        let agreed = byte(5);
-        let terms = Terms {
-            segment: word(84),
-            scale: (agreed & SCALED != 0).then_some((byte(6) & 0xf, byte(6) >> 4)),
-            selective: agreed & SELECTIVE != 0,
-            timestamps: agreed & TIMESTAMPS != 0,
-        };
+        let word =
+            |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")));
         let phase = if bytes.is_empty() { phase::CLOSE } else { bytes[0] };
-        Self { phase, terms, segment: word(84), waiting: word(24), room: word(28) }
+        Self { phase, waiting: word(24), room: word(28) }
     }
 
     fn has_waiting(&self) -> bool {

@@ -34,6 +34,12 @@ pub(super) struct Shown {
     id: [u8; ID],
 }
 
+impl Shown {
+    pub(super) fn is_of(&self, family: i32) -> bool {
+        i32::from(self.family) == family
+    }
+}
+
 /// Asks the kernel.
 pub(super) fn ask() -> io::Result<Vec<Shown>> {
     let netlink = open()?;

@@ -4,8 +4,8 @@
 //! end that no process has. What is unread is looked at and left where it is. What was sent and has not arrived lies in a
 //! queue that the kernel shows only under repair ([`crate::sys::tcp`]), and is read only of connections where there is any.
 //!
-//! A restore makes each end by itself, under repair: connected at once, with the queues that it had, while nothing is sent.
-//! Just before the job is let go, repair ends, what had not arrived is sent, and what was closed is closed.
+//! A restore connects both ends anew, by a listener of its own at the address of one of them, sends again what was queued, and
+//! closes what was closed. Numbers and timestamps of the packets are others then, which neither end can see.
 
 pub(super) mod capture;
 mod diag;
@@ -20,7 +20,6 @@ use super::{Description, Files, not_here};
 use crate::error::Result;
 
 pub(super) use restore::{check, open};
-pub use restore::Waiting;
 
 /// States of a connection (`net/tcp_states.h`).
 pub mod phase {
@@ -104,8 +103,6 @@ pub struct Connection {
     pub phase: u8,
     /// `shutdown(SHUT_RD)`.
     pub deaf: bool,
-    /// What was agreed when it was made.
-    pub terms: Terms,
     /// What arrived and was not read.
     pub received: Vec<u8>,
     /// What was sent and has not arrived.
@@ -121,19 +118,6 @@ pub enum Other {
     Gone,
     /// Nobody yet: it waits to be accepted by the listener of that inode.
     Waiting(u64),
-}
-
-/// What both ends have agreed upon.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
-    /// The largest segment that we can receive, in bytes.
-    pub segment: u32,
-    /// By how many bits windows are shifted, the other's and ours.
-    pub scale: Option<(u8, u8)>,
-    /// Selective acknowledgements.
-    pub selective: bool,
-    /// Timestamps.
-    pub timestamps: bool,
 }
 
 impl Inet {

@@ -38,7 +38,6 @@ const THEN: &[(i32, i32)] = &[
     (SOL_SOCKET, libc::SO_TIMESTAMP),
     (SOL_SOCKET, libc::SO_TIMESTAMPNS),
     (SOL_SOCKET, libc::SO_TIMESTAMPING),
-    (SOL_SOCKET, libc::SO_PRIORITY),
     (SOL_SOCKET, libc::SO_BUSY_POLL),
     (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
     (SOL_SOCKET, libc::SO_ZEROCOPY),
@@ -46,6 +45,8 @@ const THEN: &[(i32, i32)] = &[
     (SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE),
     (SOL_SOCKET, libc::SO_NO_CHECK),
     (IPPROTO_IP, libc::IP_TOS),
+    // The type of service implies a priority.
+    (SOL_SOCKET, libc::SO_PRIORITY),
     (IPPROTO_IP, libc::IP_TTL),
     (IPPROTO_IP, libc::IP_MINTTL),
     (IPPROTO_IP, libc::IP_MTU_DISCOVER),
@@ -93,11 +94,8 @@ const THEN: &[(i32, i32)] = &[
 const UNCONNECTED: &[(i32, i32)] = &[(IPPROTO_TCP, libc::TCP_MAXSEG), (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)];
 
 /// What is set while a socket is made, and put right in the end.
-const LENT: &[(i32, i32)] = &[
-    (SOL_SOCKET, libc::SO_SNDBUF),
-    (SOL_SOCKET, libc::SO_RCVBUF),
-    (SOL_SOCKET, libc::SO_REUSEADDR),
-];
+const LENT: &[(i32, i32)] =
+    &[(SOL_SOCKET, libc::SO_SNDBUF), (SOL_SOCKET, libc::SO_RCVBUF), (SOL_SOCKET, libc::SO_REUSEADDR)];
 
 /// One option.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -134,6 +132,12 @@ pub(super) fn set(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
     settings.iter().filter(|s| !UNCONNECTED.contains(&(s.level, s.name))).try_for_each(|s| s.set(fd))
 }
 
+/// Sets the size of the receive buffer as it was.
+pub(super) fn set_receive_size(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
+    let size = settings.iter().filter(|s| (s.level, s.name) == (SOL_SOCKET, libc::SO_RCVBUF));
+    size.into_iter().try_for_each(|s| s.set(fd))
+}
+
 /// Makes room for everything that is to be put into the queues.
 pub(super) fn make_room(fd: BorrowedFd<'_>) -> nix::Result<()> {
     const ROOM: i32 = 1 << 28;
@@ -158,12 +162,8 @@ impl Setting {
             return Ok(());
         }
         let set = match (*level, *name) {
-            (SOL_SOCKET, libc::SO_SNDBUF) => {
-                set_size(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, as_int(value) / 2)
-            }
-            (SOL_SOCKET, libc::SO_RCVBUF) => {
-                set_size(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, as_int(value) / 2)
-            }
+            (SOL_SOCKET, libc::SO_SNDBUF) => set_size(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, as_int(value) / 2),
+            (SOL_SOCKET, libc::SO_RCVBUF) => set_size(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, as_int(value) / 2),
             _ => set_option(fd, *level, *name, value),
         };
         set.map_err(|e| Error::system(format!("setting option {level}:{name} of a socket of the job"), e))

@@ -8,8 +8,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::{options, phase};
-use crate::fault;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::sys::fd::readable_bytes;
 use crate::sys::tcp::{Guard, REPAIR_ON, unacknowledged};
 
