@@ -2,13 +2,13 @@
 //! listener takes the address, so that nobody else is accepted in its place.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::SOL_SOCKET;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getpeername, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getpeername, getsockname, send, shutdown};
 
 use super::super::{Files, not_here, unix};
 use super::{Connection, End, Inet, Other, State, all, diag, end_of, options, phase, queue, validate};
@@ -90,6 +90,9 @@ pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
             let fd = new(socket)?;
             socket.bind(&fd)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| socket.failed(e))?;
+            if !socket.is_at_its_address(&fd) {
+                return Err(socket.failed(Errno::EADDRNOTAVAIL));
+            }
             made.insert(socket.inode, fd);
         }
     }
@@ -146,6 +149,9 @@ fn pair(client: &Inet, server: &Inet) -> Result<(OwnedFd, OwnedFd)> {
     client.bind(&one)?;
     let State::Connected(connection) = &client.state else { return Err(client.failed(Errno::ENOTCONN)) };
     connect(one.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| client.failed(e))?;
+    if !client.is_at_its_address(&one) {
+        return Err(client.failed(Errno::EADDRNOTAVAIL));
+    }
     loop {
         let two = accept(listener.as_fd()).map_err(|e| server.failed(e))?;
         // Others may try the address too: to them nobody is there yet.
@@ -233,7 +239,12 @@ impl Inet {
     }
 
     fn bind(&self, fd: &OwnedFd) -> Result<()> {
-        let local: SocketAddr = self.local;
+        let mut local: SocketAddr = self.local;
+        // To be bound to one address of IPv6 makes a socket IPv6-only for good, and that shows. Connected it has that address
+        // all the same.
+        if self.connection().is_some() && self.is_of_both_families() {
+            local.set_ip(Ipv6Addr::UNSPECIFIED.into());
+        }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(|e| match e {
             Errno::EADDRINUSE => not_here(self.what(), format!("{local} is in use"), "end whoever uses it"),
             Errno::EADDRNOTAVAIL => {
@@ -241,6 +252,18 @@ impl Inet {
             }
             other => self.failed(other),
         })
+    }
+
+    /// Whether it is a socket of IPv6 that is not IPv6-only, at an address of IPv6.
+    fn is_of_both_families(&self) -> bool {
+        let only = self.options.iter().find(|o| (o.level, o.name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
+        self.local.ip().to_canonical().is_ipv6() && only.is_some_and(|o| o.value.iter().all(|b| *b == 0))
+    }
+
+    /// Whether a socket has the address that it should have.
+    fn is_at_its_address(&self, fd: &OwnedFd) -> bool {
+        let local = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok().and_then(|a| super::capture::address(&a));
+        local.map(end_of) == Some(end_of(self.local))
     }
 
     fn send(&self, fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {

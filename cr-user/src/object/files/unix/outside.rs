@@ -49,7 +49,11 @@ pub(super) fn other_end(inode: u64, name: &[u8], holders: &[Holder<'_>]) -> Stri
 }
 
 fn others(holders: &[Holder<'_>]) -> impl Iterator<Item = i32> {
-    procfs::processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other)))
+    // What cr has are duplicates, for as long as it looks.
+    let me = std::process::id() as i32;
+    procfs::processes()
+        .filter(move |other| *other != me)
+        .filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other)))
 }
 
 fn inodes(pid: i32) -> impl Iterator<Item = u64> {
