@@ -526,7 +526,7 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
             "is a namespace that no process of the job is in",
         ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
-        ("s = socket.socket(); fd = s.fileno()", "is a socket"),
+        ("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()", "is a socket"),
         (
             "a, b = socket.socketpair(); fd = a.fileno()
 p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",
