@@ -139,7 +139,9 @@ impl LeaveOut {
         };
         for range in self.asked.iter().filter(|r| !is_there(r)) {
             let why = match range.pid.filter(|pid| memory.iter().all(|(known, _)| known != pid)) {
-                Some(pid) => format!("memory is to be left out of pid {pid}, which is no process of the job with memory"),
+                Some(pid) => {
+                    format!("memory is to be left out of pid {pid}, which is no process of the job with memory")
+                }
                 None => format!("nothing is mapped at {range}, which is to be left out"),
             };
             let todo = format!("look up the ranges in /proc/{}/maps", range.pid.unwrap_or(root));
@@ -175,7 +177,15 @@ impl Plan {
             }
             for (range, reason) in leave_out.parts(pid, mapping.start..mapping.end, dont_dump) {
                 let first_page = first + (range.start - mapping.start) / PAGE;
-                plan.parts.push(Memory { pid, start: range.start, end: range.end, pages: 0, reason, space, first_page });
+                plan.parts.push(Memory {
+                    pid,
+                    start: range.start,
+                    end: range.end,
+                    pages: 0,
+                    reason,
+                    space,
+                    first_page,
+                });
             }
         }
         for part in &plan.parts {
@@ -225,7 +235,9 @@ mod tests {
         assert_eq!("0x1000-0x3000".parse(), range(None, 0x1000, 0x3000));
         assert_eq!("7f0000001000-7f0000002000".parse(), range(None, 0x7f00_0000_1000, 0x7f00_0000_2000));
         assert_eq!("12:1000-2000".parse(), range(Some(12), 0x1000, 0x2000));
-        for bad in ["", "1000", "1000-", "x-y", "-1000-2000", "1001-3000", "2000-1000", "1000-1000", ":1000-2000", "0:0-1000"] {
+        for bad in
+            ["", "1000", "1000-", "x-y", "-1000-2000", "1001-3000", "2000-1000", "1000-1000", ":1000-2000", "0:0-1000"]
+        {
             assert!(bad.parse::<MemoryRange>().is_err(), "{bad}");
         }
         let text = serde_json::to_string(&"12:1000-2000".parse::<MemoryRange>().unwrap()).unwrap();
@@ -254,7 +266,13 @@ mod tests {
     fn shared_pages_are_left_out_of_the_object() {
         let space = 1 << 32;
         let maps = vec![
-            (7, vec![mapping(0x10000, 4, None, advice::DONT_DUMP), mapping(0x20000, 8, Some((space, 2)), advice::DONT_DUMP)]),
+            (
+                7,
+                vec![
+                    mapping(0x10000, 4, None, advice::DONT_DUMP),
+                    mapping(0x20000, 8, Some((space, 2)), advice::DONT_DUMP),
+                ],
+            ),
             (8, vec![mapping(0x20000, 4, Some((space, 2)), 0)]),
         ];
         // The process 8 has the first four of the shared pages dumped.
