@@ -177,4 +177,4 @@ fn bad_ranges_are_refused_and_harm_nothing() {
 }
 
 /// The exit code for arguments that make no sense.
-const USAGE: i32 = 125;
+const USAGE: i32 = 2;

@@ -58,7 +58,7 @@ fn precopy_one(
 ) -> Result<()> {
     let mut before = u64::MAX;
     for round in 0..MAX_ROUNDS {
-        // Advice is told only where there is time for it.
+        // What tells of advice takes longer.
         let maps = if leave_out.dont_dump { procfs::smaps } else { procfs::maps };
         let vmas = maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
         if vmas.iter().any(aio::is_ring) {
