@@ -9,6 +9,7 @@ use crate::object::ipc::{self, Ipc};
 use crate::object::lineage::{self, Ancestry, Node};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
+use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
@@ -38,6 +39,8 @@ pub struct Saved {
     pub forest: Vec<Node>,
     /// Every process, dead or alive.
     pub ancestry: Vec<Ancestry>,
+    /// What the checkpoint leaves out.
+    pub omitted: Omitted,
 }
 
 /// The records of one living process.
@@ -73,7 +76,7 @@ impl Saved {
     ///
     /// # Errors
     /// When one is missing or damaged.
-    pub fn read(chain: &Chain) -> Result<Self> {
+    pub fn read(chain: &Chain, omitted: Omitted) -> Result<Self> {
         let image = chain.newest();
         let id = image.id();
         let processes: Vec<Process> = get(image, process::KIND)?;
@@ -120,6 +123,7 @@ impl Saved {
             cgroups: get(image, cgroups::KIND)?,
             forest,
             ancestry,
+            omitted,
         })
     }
 

@@ -56,6 +56,8 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
 /// one source.
 ///
+/// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
+///
 /// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
@@ -63,6 +65,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 pub fn capture(
     holders: &[Holder<'_>],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
+    judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
 ) -> Result<(Files, Vec<ContentSource>)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
@@ -70,8 +73,9 @@ pub fn capture(
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
-    if !look.refusals.is_empty() {
-        return Err(Error::Refused(look.refusals));
+    let refusals = judge(std::mem::take(&mut look.refusals));
+    if !refusals.is_empty() {
+        return Err(Error::Refused(refusals));
     }
     look.resolve_rights();
     look.files.pipes = look.pipes.capture(holders)?;

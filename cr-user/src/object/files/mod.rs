@@ -457,9 +457,11 @@ fn not_here(what: String, why: String, todo: &str) -> Error {
     Error::NotHere { what, why, todo: todo.to_owned() }
 }
 
-/// Opens a file with recorded flags. What only creates is never among them.
+/// Opens a file with recorded flags. What only creates is never among them. A descriptor of ours is opened by its link, which
+/// `O_NOFOLLOW` (as `shm_open(3)` has it) would not follow.
 fn open_again(path: &Path, flags: i32) -> io::Result<File> {
-    let never = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+    let link = if path.starts_with("/proc/self/fd") { libc::O_NOFOLLOW } else { 0 };
+    let never = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY) | link;
     let flags = OFlag::from_bits_retain((flags & !never) | libc::O_CLOEXEC | libc::O_NOCTTY);
     Ok(nix::fcntl::open(path, flags, Mode::empty())?.into())
 }

@@ -13,9 +13,9 @@ pub(in super::super) fn owner_of(inode: u64, holders: &[Holder<'_>]) -> Option<i
     others(holders).find(|other| inodes(*other).any(|i| i == inode))
 }
 
-/// Whether a process outside of the job has what its links to descriptors show so.
-pub(in super::super) fn has_other_owner(link: &Path, holders: &[Holder<'_>]) -> bool {
-    others(holders).flat_map(links).any(|l| l == link)
+/// A process outside of the job that has what its links to descriptors show so.
+pub(in super::super) fn other_owner(link: &Path, holders: &[Holder<'_>]) -> Option<i32> {
+    others(holders).find(|other| links(*other).any(|l| l == link))
 }
 
 /// Sockets of the job (pid, number, inode) that a process outside has open too.
