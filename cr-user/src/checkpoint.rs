@@ -40,17 +40,16 @@ use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::{PAGE, fd};
 use crate::track::Oracle;
 
+pub use crate::family::Only;
 use arena::Arena;
 use collect::State;
+pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
 use part::Part;
 use precopy::precopy;
 use sink::{Prior, Sink};
 use survey::Survey;
 use watch::{Look, Watch};
-
-pub use crate::family::Only;
-pub use leave_out::{LeaveOut, MemoryRange};
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -414,7 +413,7 @@ impl Job {
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;
-            self.look_for_left_out(&options.leave_out)?;
+            self.look_for_ranges(&options.leave_out)?;
         }
         if options.full {
             self.parent = None;
@@ -433,7 +432,7 @@ impl Job {
         fault::point("precopy")?;
         if pace == Pace::Thorough {
             self.relate(&mut sink);
-            precopy(self, &mut sink, prior.as_deref())?;
+            precopy(self, &options.leave_out, &mut sink, prior.as_deref())?;
         }
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");
@@ -459,7 +458,7 @@ impl Job {
         phases.end("collect");
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
-        let mut survey = Survey::take(self, &mut state, &sink, &options.leave_out)?;
+        let mut survey = Survey::take(self, &mut state, &options.leave_out, &sink)?;
         phases.end("survey");
         self.relate(&mut sink);
         survey.copy(self, &mut sink, prior.as_deref())?;
@@ -476,7 +475,7 @@ impl Job {
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
         let mut omitted = self.part.as_mut().map(Part::take).unwrap_or_default();
-        omitted.memory = std::mem::take(&mut survey.left_out);
+        omitted.memory = survey.take_omitted();
         let image = sink.into_writer();
         state.write(&mut survey, &omitted, &image)?;
         fault::point("write.metadata")?;
@@ -513,27 +512,15 @@ impl Job {
         })
     }
 
-    /// Which pages are to be left out, as far as can be told while the job runs: they are not copied in vain.
-    fn look_for_left_out(&mut self, leave_out: &LeaveOut) -> Result<()> {
-        self.members.iter_mut().for_each(|m| m.left_out = RangeSet::new());
+    /// Sees that the ranges that are to be left out exist, before anything is stopped.
+    fn look_for_ranges(&mut self, leave_out: &LeaveOut) -> Result<()> {
         if leave_out.is_empty() {
             return Ok(());
         }
-        let look = self.watch.as_ref().map(Watch::look).unwrap_or_default();
-        let mut memory = Vec::new();
-        for member in self.members.iter().filter(|m| m.has_own_memory()) {
-            match self.mappings_now(member.pid, &look) {
-                Ok(vmas) => memory.push((member.pid, vmas)),
-                Err(_) if member.has_ended() => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let with_memory = self.members.iter().filter(|m| m.has_own_memory());
+        // One that has ended meanwhile has no memory.
+        let memory: Vec<_> = with_memory.filter_map(|m| Some((m.pid, procfs::maps(m.pid).ok()?))).collect();
         self.notes.extend(leave_out.look_for_ranges(self.pid(), &memory)?);
-        for (pid, vmas) in memory {
-            if let Some(member) = self.members.iter_mut().find(|m| m.pid == pid) {
-                member.left_out = leave_out.pages_of(pid, &vmas);
-            }
-        }
         Ok(())
     }
 

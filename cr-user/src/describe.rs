@@ -144,7 +144,7 @@ pub struct Details {
     pub mappings: Vec<Mapping>,
     /// Its open files.
     pub files: Vec<OpenFile>,
-    /// What it leaves out.
+    /// What the checkpoint leaves out of the job.
     pub omitted: Omitted,
 }
 

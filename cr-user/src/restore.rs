@@ -30,6 +30,7 @@ use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
+use crate::object::omitted::Omitted;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::object::zombies::Zombie;
@@ -50,11 +51,11 @@ use saved::{Living, Saved};
 pub const CUT_DIRECTORY: &str = "cut";
 
 /// How a job is restored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// What happens to files that the job had open for writing and that grew after the checkpoint.
     pub files: FilePolicy,
-    /// Restore from a checkpoint that leaves memory out, too: it reads as zero then, or as the file that is mapped there.
+    /// Memory that the checkpoint leaves out may be zeroes, or what is in the mapped file.
     pub accept_missing: bool,
 }
 
@@ -71,10 +72,13 @@ pub struct Restored {
 ///
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
-pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
+pub fn restore(store: &Store, id: Option<u64>, options: Options) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
-    let saved = Saved::read(&chain, options.accept_missing)?;
+    // First of all: records that lead to what was left out make no whole.
+    let omitted = Omitted::of_image(chain.newest())?;
+    omitted.check(chain.newest().id(), options.accept_missing)?;
+    let saved = Saved::read(&chain, omitted)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {
@@ -121,7 +125,7 @@ impl Built {
     }
 }
 
-fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
+fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
     let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;

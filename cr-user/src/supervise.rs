@@ -29,7 +29,8 @@ use tokio::runtime::Runtime;
 use crate::checkpoint::{self, Job};
 use crate::error::{Error, Result};
 use crate::object;
-use crate::object::files::{self, FilePolicy};
+use crate::object::files;
+use crate::restore;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
 
@@ -53,8 +54,6 @@ pub struct Config {
     pub interval: Option<Duration>,
     /// How checkpoints are taken.
     pub checkpoints: checkpoint::Options,
-    /// Restart the job also from a checkpoint that leaves memory out.
-    pub accept_missing: bool,
 }
 
 /// A job that is held, and runs.
@@ -111,8 +110,7 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let (files, accept_missing) = (FilePolicy::default(), config.accept_missing);
-        let origin = Origin::Chain { id: None, files, accept_missing, pid_namespace: false };
+        let origin = Origin::Chain { id: None, options: restore::Options::default(), pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.
@@ -147,15 +145,14 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
 pub fn restore(
     config: &Config,
     id: Option<u64>,
-    files: FilePolicy,
+    options: restore::Options,
     pid_namespace: bool,
     detach: bool,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let mask = signals::block()?;
     let store = Store::open_existing(&config.store, object::KINDS)?;
-    let origin = Origin::Chain { id, files, accept_missing: config.accept_missing, pid_namespace };
-    here_or_behind(config, &store, origin, detach.then_some(mask), started)
+    here_or_behind(config, &store, Origin::Chain { id, options, pid_namespace }, detach.then_some(mask), started)
 }
 
 /// Supervises in this process; or, with `detach`, in one in the background, and this one waits with that signal mask.

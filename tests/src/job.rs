@@ -491,8 +491,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Reads the JSON of one.
     #[track_caller]
-    fn parse(json: &Value) -> Self {
+    pub fn parse(json: &Value) -> Self {
         let number = |name: &str| json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {json}"));
         let kind = json["kind"].as_str().unwrap_or_default();
         assert!(kind == "full" || kind == "delta", "no kind in {json}");

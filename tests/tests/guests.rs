@@ -63,6 +63,7 @@ fn trees() {
         }
     }
     alone("grove", &["--processes", "5"]);
+    alone("only", &["--pipe", "--shared"]);
 }
 
 #[test]

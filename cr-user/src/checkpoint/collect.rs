@@ -245,9 +245,11 @@ impl State {
         put(image, objects::KIND, &self.ipc)?;
         put(image, seccomp::KIND, &self.seccomp)?;
         put(image, cgroups::KIND, &self.cgroups)?;
-        put(image, zombies::KIND, &self.zombies)?;
         // A reader that does not know of it must not take the checkpoint to be whole.
-        if omitted.is_empty() { Ok(()) } else { put(image, omitted::KIND, omitted) }
+        if !omitted.is_empty() {
+            put(image, omitted::KIND, omitted)?;
+        }
+        put(image, zombies::KIND, &self.zombies)
     }
 }
 

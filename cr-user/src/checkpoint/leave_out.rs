@@ -138,13 +138,18 @@ impl LeaveOut {
             of.any(|(_, vmas)| vmas.iter().any(|v| v.start < r.end && r.start < v.end))
         };
         if let Some(range) = self.asked.iter().find(|r| !is_there(r)) {
-            let why = match range.pid.filter(|pid| memory.iter().all(|(known, _)| known != pid)) {
-                Some(pid) => {
-                    format!("memory is to be left out of pid {pid}, which is no process of the job with memory")
-                }
-                None => format!("nothing is mapped at {range}, which is to be left out"),
+            let (why, todo) = match range.pid.filter(|pid| memory.iter().all(|(known, _)| known != pid)) {
+                Some(pid) => (
+                    format!(
+                        "memory is to be left out of pid {pid}, which is no process of the job with memory of its own"
+                    ),
+                    "name a process of the job".to_owned(),
+                ),
+                None => (
+                    format!("nothing is mapped at {range}, which is to be left out"),
+                    format!("look up the ranges in /proc/{}/maps", range.pid.unwrap_or(root)),
+                ),
             };
-            let todo = format!("look up the ranges in /proc/{}/maps", range.pid.unwrap_or(root));
             return Err(Error::NotAllowed { pid: root, why, todo });
         }
         let gone = self.standing.iter().filter(|r| !is_there(r));

@@ -39,8 +39,6 @@ pub struct Member {
     pub debt: RangeSet,
     /// Of the debt, pages that pre-copy took but did not copy.
     pub late: RangeSet,
-    /// Pages that the checkpoint under way leaves out, as far as is known while the job runs.
-    pub left_out: RangeSet,
     /// Which pages are written all the time.
     pub heat: Heat,
     /// No oracle can be had: that was said.
@@ -71,7 +69,6 @@ impl Member {
             seen_program: Default::default(),
             debt: RangeSet::new(),
             late: RangeSet::new(),
-            left_out: RangeSet::new(),
             heat: Heat::default(),
             hopeless: false,
         };

@@ -80,7 +80,7 @@ fn estimate_one(member: &Member) -> Result<u64> {
     for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
         let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
         let Some(oracle) = &member.oracle else { continue };
-        for range in backing.own.difference(&member.left_out).iter() {
+        for range in backing.own.iter() {
             count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
                 Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
                 Written::Untracked => range.end - range.start,
@@ -161,10 +161,10 @@ pub struct Survey {
     /// Stored objects: by space, the file and the pages that the image must hold.
     objects: BTreeMap<u64, (File, RangeSet)>,
     object_pages: u64,
+    /// What is left out.
+    omitted: Vec<omitted::Memory>,
     /// Why more is read than the oracle said.
     pub widened: Vec<String>,
-    /// Memory that is left out.
-    pub left_out: Vec<omitted::Memory>,
 }
 
 /// The address space of one process.
@@ -173,8 +173,10 @@ struct Surveyed {
     pid: i32,
     /// Every mapping.
     mappings: Vec<Mapping>,
-    /// Private pages with content.
+    /// Private pages with content, without those that are left out.
     own: RangeSet,
+    /// Private pages with content that are left out.
+    left_out: RangeSet,
     /// Of these, the ones that were or may have been written since the last checkpoint.
     dirty: RangeSet,
     /// Of the dirty ones, those that must be copied now.
@@ -185,8 +187,6 @@ struct Surveyed {
     untracked: (usize, u64),
     /// Pages that a program saw written and the page tables did not show.
     missed: u64,
-    /// Private pages with content that are left out.
-    left_out: RangeSet,
 }
 
 impl Surveyed {
@@ -200,7 +200,7 @@ impl Survey {
     ///
     /// # Errors
     /// When the job holds what could not be restored, or is gone.
-    pub fn take(job: &mut Job, state: &mut State, sink: &Sink, leave_out: &LeaveOut) -> Result<Self> {
+    pub fn take(job: &mut Job, state: &mut State, leave_out: &LeaveOut, sink: &Sink) -> Result<Self> {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
@@ -225,14 +225,17 @@ impl Survey {
         let none = RangeSet::new();
         let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, known, &seen, &plan.pages_of(member.space()), *doubt, sink)
+            Surveyed::take(member, mappings, known, &plan.pages_of(member.space()), &seen, *doubt, sink)
         })?;
-        let (widened, left_out) = (std::mem::take(notes), Vec::new());
-        let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened, left_out };
+        let mut survey = Self {
+            processes,
+            objects: BTreeMap::new(),
+            object_pages: 0,
+            omitted: Vec::new(),
+            widened: std::mem::take(notes),
+        };
         survey.say_what_widened();
-        let mut left_out = survey.add_objects(sources, &plan)?;
-        left_out.extend(survey.processes.iter_mut().map(|p| (p.space(), std::mem::take(&mut p.left_out))));
-        survey.left_out = plan.found(&left_out);
+        survey.add_objects(sources, plan)?;
         Ok(survey)
     }
 
@@ -251,28 +254,27 @@ impl Survey {
     }
 
     /// Finds the parts of stored objects that are there. Objects can be written through any mapping and by `write(2)`: they
-    /// are read whole and compared. Gives back the pages that are left out, by space.
-    fn add_objects(&mut self, sources: Vec<Source>, plan: &Plan) -> Result<HashMap<u64, RangeSet>> {
-        let mut left_out: HashMap<u64, RangeSet> = HashMap::new();
+    /// are read whole and compared.
+    fn add_objects(&mut self, sources: Vec<Source>, plan: Plan) -> Result<()> {
+        let mut left_out: HashMap<u64, RangeSet> =
+            self.processes.iter_mut().map(|p| (p.space(), std::mem::take(&mut p.left_out))).collect();
         for source in sources {
             let data = data_pages(&source.file, source.range)
                 .map_err(|e| Error::system("reading a shared memory object", e))?;
-            let skipped = plan.pages_of(source.space);
-            if !skipped.is_empty() {
-                let of_space = left_out.entry(source.space).or_default();
-                *of_space = of_space.union(&data.intersection(&skipped));
-            }
-            let data = data.difference(&skipped);
             let entry = self.objects.entry(source.space).or_insert((source.file, RangeSet::new()));
-            entry.1 = entry.1.union(&data);
+            let skipped = data.intersection(&plan.pages_of(source.space));
+            entry.1 = entry.1.union(&data.difference(&skipped));
+            let of_space = left_out.entry(source.space).or_default();
+            *of_space = of_space.union(&skipped);
         }
+        self.omitted = plan.found(&left_out);
         self.object_pages = self.objects.values().map(|(_, pages)| pages.count()).sum();
         if self.object_pages > 0 {
             let pages = self.object_pages;
             self.widened
                 .push(format!("{} shared objects are compared by content: {pages} pages read", self.objects.len()));
         }
-        Ok(left_out)
+        Ok(())
     }
 
     /// Copies what must not change any more.
@@ -326,6 +328,11 @@ impl Survey {
         self.processes.iter_mut().map(take).collect()
     }
 
+    /// What is left out.
+    pub fn take_omitted(&mut self) -> Vec<omitted::Memory> {
+        std::mem::take(&mut self.omitted)
+    }
+
     /// What the image says of the job's memory and of the stored objects.
     pub fn spaces(&self, job: &Job, sink: &Sink) -> Vec<Space> {
         let own = self.processes.iter().map(|p| (p.space(), &p.own));
@@ -346,20 +353,20 @@ impl Survey {
 }
 
 impl Surveyed {
-    /// `known`: pages that have content according to the chain. `seen`: pages that a program saw being written. `skipped`: pages
-    /// that are left out; those of them that are here have no content as far as the chain goes.
+    /// `known`: pages that have content according to the chain. `unwanted`: pages that are left out; they lose their content in
+    /// the chain, and so are stored whole once they are wanted again. `seen`: pages that a program saw being written.
     fn take(
         member: &mut Member,
         mut mappings: Vec<Mapping>,
         known: &RangeSet,
+        unwanted: &RangeSet,
         seen: &RangeSet,
-        skipped: &RangeSet,
         doubt: bool,
         sink: &Sink,
     ) -> Result<Self> {
         let pagemap = oracle::pagemap_of(member.pid)?;
         let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut untracked_mappings, mut left_out) = (0, Vec::new());
+        let mut untracked_mappings = 0;
         for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
             let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
                 .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
@@ -369,20 +376,20 @@ impl Surveyed {
                 // Nothing of the process's own is here, or will be.
                 continue;
             }
-            let here = backing.own.difference(skipped);
-            left_out.extend(backing.own.intersection(skipped).iter());
-            match take(member, mapping.start, mapping.end, &here, worthwhile)? {
+            match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
                 Some(pages) => taken.extend(pages),
-                None if !here.is_empty() => {
+                None if !backing.own.is_empty() => {
                     untracked_mappings += 1;
-                    untracked.extend(here.iter());
+                    untracked.extend(backing.own.iter());
                 }
                 None => {}
             }
-            own.extend(here.iter());
+            own.extend(backing.own.iter());
         }
         let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
-        let untracked = RangeSet::from_unsorted(untracked);
+        let left_out = own.intersection(unwanted);
+        let own = own.difference(&left_out);
+        let untracked = RangeSet::from_unsorted(untracked).intersection(&own);
         member.debt = member.debt.union(&taken);
 
         let mut dirty = member.debt.union(&untracked).union(&own.difference(known)).intersection(&own);
@@ -398,11 +405,11 @@ impl Surveyed {
             mappings,
             copy: dirty.difference(&copied),
             own,
+            left_out,
             dirty,
             doubtful,
             untracked: (untracked_mappings, untracked.count()),
             missed: missed.count(),
-            left_out: RangeSet::from_unsorted(left_out),
         })
     }
 }

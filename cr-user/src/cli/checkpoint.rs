@@ -18,15 +18,15 @@ The process goes on running. With --kill it is ended by SIGKILL, but only once t
 nothing it does after the checkpoint is lost to anybody.
 
 A checkpoint may be partial. --skip-memory and --honour-dontdump leave memory out: its mappings are restored, but not what was in \
-them. --only takes some processes of the job, in a store of their own. They can be restored if they have nothing in common with the \
-others; if they have, the checkpoint is taken all the same, names what leads to the others, and can only be looked at (cr show).";
+them. --only takes some processes of the job, into a store of their own; the others are not stopped, and --kill ends only those that were taken. They can be restored if they \
+have nothing in common with the others. If they have, the checkpoint is taken all the same, names what leads to the others, and can only be looked at (cr show).";
 
 const AFTER: &str = "\
 Examples:
   cr checkpoint 4711 --store ckpt
+  cr checkpoint 4711 --store ckpt --skip-memory 7f5a40000000-7f5a80000000    without a cache, say
   cr checkpoint 4711 --store ckpt --kill    to free the machine; `cr restore --store ckpt` goes on later
-  cr checkpoint 4711 --store ckpt --skip-memory 7f3c00000000-7f3c40000000    without a cache that can be filled again
-  cr checkpoint 4711 --store part --only 4800                                pid 4800 of the job, and its descendants
+  cr checkpoint 4711 --store part --only 4800    pid 4800 of the job, and its descendants
 
 Exit codes: 0 the checkpoint is durable; 120 the job holds something that could not be restored (nothing was stopped); \
 121 no such job, process or memory; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[command(flatten)]
     store: StoreArg,
 
-    /// Take only these processes of the job, each with its descendants. Needs a store of its own.
+    /// Take only these processes of the job, each with its descendants: 4800,4801. Needs a store of its own.
     #[arg(long, value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..))]
     only: Vec<i32>,
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use cr::checkpoint;
+use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
@@ -32,22 +32,21 @@ pub(super) struct Taking {
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     memory_limit: u64,
 
-    /// Leave out this memory: `START-END` in hexadecimal, as /proc/PID/maps has it, at pages. Repeatable.
+    /// Leave memory out: `7f0000000000-7f0000200000`, hexadecimal and at pages as in /proc/PID/maps, of every process of the
+    /// job; or `PID:START-END`, of one. May be given several times.
     ///
-    /// Of every process of the job that has something there, or of one with `PID:START-END`. The mapping is restored, its content
-    /// is not: `cr restore` wants --accept-missing then.
+    /// The checkpoint says what it leaves out, and is restored only with `cr restore --accept-missing`.
     #[arg(long, value_name = "START-END")]
-    skip_memory: Vec<checkpoint::MemoryRange>,
+    skip_memory: Vec<MemoryRange>,
 
-    /// Leave out the content of mappings of which the job has said `MADV_DONTDUMP`.
+    /// Leave out memory that the job wants left out of core dumps (`MADV_DONTDUMP`).
     #[arg(long)]
     honour_dontdump: bool,
 }
 
 impl Taking {
     pub(super) fn options(&self) -> checkpoint::Options {
-        let (asked, dont_dump) = (self.skip_memory.clone(), self.honour_dontdump);
-        let leave_out = checkpoint::LeaveOut { asked, dont_dump, ..checkpoint::LeaveOut::default() };
+        let leave_out = LeaveOut::default().with(&self.skip_memory, self.honour_dontdump);
         checkpoint::Options { memory_limit: self.memory_limit, leave_out, ..checkpoint::Options::default() }
     }
 }
@@ -67,10 +66,11 @@ pub(super) struct Supervision {
 }
 
 impl Supervision {
-    pub(super) fn config(&self, accept_missing: bool) -> Config {
+    pub(super) fn config(&self) -> Config {
         let mut checkpoints = self.taking.options();
+        // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints, accept_missing }
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints }
     }
 }
 

@@ -39,7 +39,7 @@ Exit codes:
     0  done
     2  wrong usage
   120  the job holds something that could not be restored: named, and nothing was changed
-  121  no such job, or not one that may be checkpointed (init, a kernel thread, another user's, cr itself)
+  121  no such job, process or memory, or not one that may be checkpointed (init, a kernel thread, another user's, cr itself)
   122  the store: not one of ours, of a newer format, damaged, or in use
   123  the checkpoint cannot be restored here and now (a pid is taken, a file changed, the CPU lacks a feature)
   124  input or output failed (a full disk, say): the older checkpoints are intact

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use cr::object::files::FilePolicy;
+use cr::restore;
 use cr::supervise::{self, Outcome, Started};
 use serde_json::json;
 
@@ -20,10 +21,7 @@ cr then waits for the job as `cr run` does: it passes signals on, takes checkpoi
 job's exit code. A job that had a terminal gets the one that cr restore was called from.
 
 Files that the job had open for writing and that grew after the checkpoint would hold the same results twice. By \
-default they are cut back; what is cut off is kept in DIR/cut and named.
-
-A checkpoint that leaves memory out is refused without --accept-missing. One of some processes only (cr checkpoint --only) is \
-refused if they lead to others that it leaves out: the error names what it would lack.";
+default they are cut back; what is cut off is kept in DIR/cut and named.";
 
 const AFTER: &str = "\
 Examples:
@@ -51,15 +49,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "POLICY", default_value = "rollback")]
     files: Files,
 
-    /// Restore also a checkpoint that leaves memory out (--skip-memory, --honour-dontdump).
-    ///
-    /// That memory reads as zero then; where a file is mapped, as what is in the file now.
-    #[arg(long)]
-    accept_missing: bool,
-
     /// Restore into a fresh pid namespace, where no pid of the job is taken. cr is its init.
     #[arg(long)]
     pid_namespace: bool,
+
+    /// Restore a checkpoint that leaves memory out: there will be zeroes there, or what is in the mapped file.
+    #[arg(long)]
+    accept_missing: bool,
 
     /// Leave the job to a controller in the background, and return once it runs.
     #[arg(long)]
@@ -104,8 +100,9 @@ impl Execute for Args {
             finish();
             tell_cuts(started);
         };
-        let config = self.supervision.config(self.accept_missing);
-        let outcome = supervise::restore(&config, self.id, self.files.into(), self.pid_namespace, self.detach, started);
+        let config = self.supervision.config();
+        let options = restore::Options { files: self.files.into(), accept_missing: self.accept_missing };
+        let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;
         if let Outcome::Detached(started) = &outcome {

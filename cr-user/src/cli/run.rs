@@ -39,10 +39,6 @@ pub(super) struct Args {
     #[arg(long)]
     resume: bool,
 
-    /// With --resume: also if the checkpoint leaves memory out, which reads as zero then.
-    #[arg(long, requires = "resume")]
-    accept_missing: bool,
-
     /// The command, with its arguments.
     #[arg(required = true, last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -56,7 +52,7 @@ impl Execute for Args {
     fn execute(&self, _: Output) -> cr::Result<u8> {
         let (program, args) = self.command.split_first().expect("clap requires one");
         let command = Command { program: program.clone(), args: args.to_vec() };
-        let outcome = supervise::run(&self.supervision.config(self.accept_missing), &command, self.resume, tell_cuts)?;
+        let outcome = supervise::run(&self.supervision.config(), &command, self.resume, tell_cuts)?;
         Ok(exit_code(&outcome))
     }
 }

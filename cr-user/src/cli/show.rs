@@ -68,9 +68,9 @@ fn print(output: Output, details: &Details) {
         ("file", bytes(c.stored_bytes)),
         ("time", format!("frozen {:.1} ms of {:.1} ms", c.frozen_ms, c.total_ms)),
     ];
-    facts.extend(c.widened.iter().map(|reason| ("note", reason.clone())));
     facts.extend(c.left_out.iter().map(|what| ("left out", what.clone())));
     facts.extend(c.missing.iter().map(|what| ("missing", what.clone())));
+    facts.extend(c.widened.iter().map(|reason| ("note", reason.clone())));
     for (name, value) in facts {
         output.print(&format!("{name:<11}{value}"));
     }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Image, RecordKind};
@@ -32,20 +32,16 @@ pub struct Memory {
     /// The process.
     pub pid: i32,
     /// First byte.
-    #[serde(serialize_with = "hexadecimal")]
     pub start: u64,
     /// Past the last byte.
-    #[serde(serialize_with = "hexadecimal")]
     pub end: u64,
     /// How many of its pages had content.
     pub pages: u64,
     /// Why it is left out.
     pub reason: Reason,
     /// The content space that lacks the pages.
-    #[serde(skip)]
     pub space: u64,
     /// The number of the first page there.
-    #[serde(skip)]
     pub first_page: u64,
 }
 
@@ -165,11 +161,6 @@ impl Omitted {
         }
         Ok(())
     }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
-fn hexadecimal<S: Serializer>(number: &u64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{number:#x}"))
 }
 
 /// The first few in words.

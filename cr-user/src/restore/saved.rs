@@ -35,12 +35,12 @@ pub struct Saved {
     pub ipc: Ipc,
     /// Control groups of all processes.
     pub cgroups: Cgroups,
-    /// What the checkpoint leaves out.
-    pub omitted: Omitted,
     /// In which order the processes are made.
     pub forest: Vec<Node>,
     /// Every process, dead or alive.
     pub ancestry: Vec<Ancestry>,
+    /// What the checkpoint leaves out.
+    pub omitted: Omitted,
 }
 
 /// The records of one living process.
@@ -72,15 +72,13 @@ impl Living {
 }
 
 impl Saved {
-    /// Reads the records. Unless `accept_missing`, memory must not be left out.
+    /// Reads the records.
     ///
     /// # Errors
-    /// When one is missing or damaged, or the checkpoint is of a part of the job that cannot stand alone.
-    pub fn read(chain: &Chain, accept_missing: bool) -> Result<Self> {
+    /// When one is missing or damaged.
+    pub fn read(chain: &Chain, omitted: Omitted) -> Result<Self> {
         let image = chain.newest();
         let id = image.id();
-        let omitted = Omitted::of_image(image)?;
-        omitted.check(id, accept_missing)?;
         let processes: Vec<Process> = get(image, process::KIND)?;
         let mut threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
         let mut mappings = ByPid::new(id, memory::KIND.name, get(image, memory::KIND)?, |r: &Mappings| r.pid);
@@ -123,9 +121,9 @@ impl Saved {
             ipc: get(image, ipc::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
             cgroups: get(image, cgroups::KIND)?,
-            omitted,
             forest,
             ancestry,
+            omitted,
         })
     }
 

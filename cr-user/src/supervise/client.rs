@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::control::{self, Place};
-use super::protocol::{Answer, Command, Done, Response, Status};
+use super::protocol::{Answer, Command, Done, Less, Response, Status};
 use super::{once, signals};
 use crate::checkpoint::{self, Job};
 use crate::describe::Checkpoint;
@@ -29,25 +29,37 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// When there is no such job, the store belongs to something else, or the checkpoint fails.
 pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
-    let job = options.only.as_ref().map_or_else(|| Job::open(pid), |only| Job::open_part(pid, only))?.pid();
-    if options.only.is_some()
-        && let Some(status) = status(dir).unwrap_or_default().filter(|s| s.pid != job)
-    {
-        return Err(Error::OtherJob { pid: job, owner: status.pid });
+    let Some(only) = &options.only else {
+        Job::open(pid)?;
+        return ask_or_take(pid, dir, kill, options);
+    };
+    // A part of a job has a chain, and so a store, of its own, which no controller of the whole writes to.
+    let part = Job::open_part(pid, only)?.pid();
+    if let Some(held) = status(dir)?.filter(|held| held.pid != part) {
+        return Err(Error::OtherJob { pid: part, owner: held.pid });
     }
+    signals::block()?;
+    once::checkpoint(pid, super::lock(&Store::create_or_open(dir, object::KINDS)?)?, kill, options)
+}
+
+/// Has the controller of the store take the checkpoint; without one, takes it here.
+fn ask_or_take(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     if let Ok(store) = Store::open_existing(dir, object::KINDS)
-        && options.only.is_none()
-        && let Some(response) = ask(store.dir(), command(pid, kill, options))?
+        && let Some(response) = ask(store.dir(), request(pid, kill, options))?
     {
         return taken(response);
     }
     // From here on we leave things behind, which a signal must not end us in the middle of.
     signals::block()?;
     let store = Store::create_or_open(dir, object::KINDS)?;
-    match lock(&store, pid, kill, options)? {
+    match lock(&store, || request(pid, kill, options))? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
         Turn::Answered(checkpoint) => Ok(checkpoint),
     }
+}
+
+fn request(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
+    Command::Checkpoint { kill, pid: Some(pid), less: Less::from(&options.leave_out) }
 }
 
 /// What the controller of a store holds; none if there is no controller.
@@ -63,27 +75,20 @@ pub fn status(dir: &Path) -> Result<Option<Status>> {
     }
 }
 
-fn command(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
-    let (skip_memory, honour_dontdump) = (options.leave_out.asked.clone(), options.leave_out.dont_dump);
-    Command::Checkpoint { kill, pid: Some(pid), skip_memory, honour_dontdump }
-}
-
 enum Turn {
     Writer(StoreWriter),
     Answered(Checkpoint),
 }
 
 /// The store's lock, or the answer of a controller that was just starting.
-fn lock(store: &Store, pid: i32, kill: bool, options: &checkpoint::Options) -> Result<Turn> {
+fn lock(store: &Store, request: impl Fn() -> Command) -> Result<Turn> {
     let until = Instant::now() + PATIENCE;
     loop {
         match store.lock() {
             Err(store::Error::Locked { .. }) if Instant::now() < until => sleep(Duration::from_millis(20)),
             other => return Ok(Turn::Writer(other?)),
         }
-        if options.only.is_none()
-            && let Some(response) = ask(store.dir(), command(pid, kill, options))?
-        {
+        if let Some(response) = ask(store.dir(), request())? {
             return taken(response).map(Turn::Answered);
         }
     }

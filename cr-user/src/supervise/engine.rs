@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
+use super::protocol::Less;
 use super::{Cut, Started};
-use crate::checkpoint::{self, Job, MemoryRange, Only, Report};
+use crate::checkpoint::{self, Job, Only, Report};
 use crate::error::{Error, Result};
-use crate::object::files::FilePolicy;
 use crate::object::files::caller::Lent;
 use crate::restore;
 use crate::store::StoreWriter;
@@ -30,10 +30,8 @@ pub(super) enum Origin {
     Chain {
         /// The checkpoint; none for the newest.
         id: Option<u64>,
-        /// What to do with files that grew.
-        files: FilePolicy,
-        /// Also if it leaves memory out.
-        accept_missing: bool,
+        /// How.
+        options: restore::Options,
         /// In a pid namespace of its own.
         pid_namespace: bool,
     },
@@ -43,18 +41,9 @@ pub(super) enum Origin {
 #[derive(Debug)]
 struct Order {
     kill: bool,
-    /// What is left out of this checkpoint besides.
-    left_out: LeftOut,
+    /// What is left out besides.
+    less: Less,
     reply: oneshot::Sender<Result<Report>>,
-}
-
-/// What is to be left out of one checkpoint.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LeftOut {
-    /// Memory.
-    pub(super) skip_memory: Vec<MemoryRange>,
-    /// What the job had said is not to be dumped.
-    pub(super) honour_dontdump: bool,
 }
 
 /// The thread, as its employer sees it.
@@ -111,9 +100,9 @@ impl Engine {
                 job.watch();
             }
             for order in work {
-                let leave_out = options.leave_out.clone();
-                let leave_out = leave_out.with(&order.left_out.skip_memory, order.left_out.honour_dontdump);
-                let outcome = held.checkpoint(&writer, &checkpoint::Options { leave_out, ..options.clone() });
+                let mut options = options.clone();
+                options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
+                let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();
                 }
@@ -144,10 +133,10 @@ impl Engine {
     }
 
     /// Orders a checkpoint.
-    pub(super) fn order(&self, kill: bool, left_out: LeftOut) -> Flight {
+    pub(super) fn order(&self, kill: bool, less: Less) -> Flight {
         let (reply, answer) = oneshot::channel();
         // Where the thread has died, the order is dropped, and so the flight fails.
-        let _ = self.orders.send(Order { kill, left_out, reply });
+        let _ = self.orders.send(Order { kill, less, reply });
         Flight(answer)
     }
 
@@ -241,8 +230,8 @@ fn begin(
             return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd, lent }));
         }
         Origin::Process(pid) => (open(pid, only, writer)?, Vec::new()),
-        Origin::Chain { id, files, accept_missing, .. } => {
-            let restored = restore::restore(writer.store(), id, &restore::Options { files, accept_missing })?;
+        Origin::Chain { id, options, .. } => {
+            let restored = restore::restore(writer.store(), id, options)?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 let message = "the restore was given up; nothing of it is left".to_owned();

@@ -1,6 +1,6 @@
 //! One checkpoint without a resident controller, and what an interruption leaves of it.
 
-use super::engine::{Engine, LeftOut, Origin};
+use super::engine::{Engine, Origin};
 use super::journal::{Journal, Trigger};
 use super::signals::Signals;
 use super::{event_loop, protocol};
@@ -39,7 +39,7 @@ async fn take(mut engine: Engine, kill: bool, store: &Store) -> Result<Report> {
         begun = engine.begun() => drop(begun?),
         interruption = signals.interruption("before the job was stopped") => return Err(interruption?),
     }
-    let mut flight = engine.order(kill, LeftOut::default());
+    let mut flight = engine.order(kill, protocol::Less::default());
     tokio::select! {
         taken = flight.landed() => {
             engine.end();

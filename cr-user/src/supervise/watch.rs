@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
 
 use super::control::{Asked, Server, Socket};
-use super::engine::{Engine, Flight, LeftOut, Origin};
+use super::engine::{Engine, Flight, Origin};
 use super::journal::{Journal, Trigger};
-use super::protocol::{Command, Done, Failure, Response, Status};
+use super::protocol::{Command, Done, Failure, Less, Response, Status};
 use super::signals::{Meaning, Received, Signals};
 use super::{Config, Outcome, Started, exit};
 use crate::checkpoint::Report;
@@ -121,7 +121,7 @@ async fn tick(ticks: &mut Option<Interval>) {
 struct Wish {
     trigger: Trigger,
     kill: bool,
-    left_out: LeftOut,
+    less: Less,
     reply: Option<oneshot::Sender<Response>>,
 }
 
@@ -182,12 +182,7 @@ impl<'c> Desk<'c> {
     /// The interval is over. A checkpoint that takes longer than that is not followed at once by another.
     fn is_time(&mut self) {
         if self.is_idle() && self.wishes.is_empty() {
-            self.wishes.push_back(Wish {
-                trigger: Trigger::Interval,
-                kill: false,
-                left_out: LeftOut::default(),
-                reply: None,
-            });
+            self.wishes.push_back(Wish { trigger: Trigger::Interval, kill: false, less: Less::default(), reply: None });
         }
     }
 
@@ -201,9 +196,8 @@ impl<'c> Desk<'c> {
                 let message = format!("{dir} holds the checkpoints of pid {held}, not of {pid}: name another store");
                 let _ = reply.send(Response::error(122, message));
             }
-            Command::Checkpoint { kill, skip_memory, honour_dontdump, .. } => {
-                let left_out = LeftOut { skip_memory, honour_dontdump };
-                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, left_out, reply: Some(reply) });
+            Command::Checkpoint { kill, less, .. } => {
+                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, less, reply: Some(reply) });
             }
         }
     }
@@ -223,8 +217,8 @@ impl<'c> Desk<'c> {
         if self.is_idle()
             && let Some(mut wish) = self.wishes.pop_front()
         {
-            let flight = self.engine.order(wish.kill, std::mem::take(&mut wish.left_out));
-            self.flight = Some((flight, wish));
+            let less = std::mem::take(&mut wish.less);
+            self.flight = Some((self.engine.order(wish.kill, less), wish));
         }
     }
 

@@ -526,7 +526,7 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
             "is a namespace that no process of the job is in",
         ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
-        ("s = socket.socket(); fd = s.fileno()", "is a socket"),
+        ("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()", "is a socket"),
         (
             "a, b = socket.socketpair(); fd = a.fileno()
 p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",
@@ -535,7 +535,7 @@ p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.c
         (
             "a, b = socket.socketpair(); fd = a.fileno(); os.set_inheritable(b.fileno(), True)
 p = subprocess.Popen(['sleep', '1000'], stdin=a, stdout=subprocess.DEVNULL)",
-            "is a Unix socket that pid",
+            "is a socket that pid",
         ),
         ("fd = os.open(f'/proc/self/fd/{libc.eventfd(0, 0)}', os.O_PATH)", "is an O_PATH descriptor of"),
         (
