@@ -35,7 +35,9 @@ pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Option
     };
     // A part of a job has a chain, and so a store, of its own, which no controller of the whole writes to.
     let part = Job::open_part(pid, only)?.pid();
-    if let Some(held) = status(dir)?.filter(|held| held.pid != part) {
+    if let Ok(store) = Store::open_existing(dir, object::KINDS)
+        && let Some(held) = status(store.dir())?.filter(|held| held.pid != part)
+    {
         return Err(Error::OtherJob { pid: part, owner: held.pid });
     }
     signals::block()?;
