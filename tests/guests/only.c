@@ -1,15 +1,16 @@
 /*
  * A tree of which a checkpoint may take a part.
  *
- *   only DIR [--pipe] [--shared]
+ *   only DIR [--pipe | --socket] [--shared]
  *
  * A root has two children. One (say.child) counts the steps and gives the verdict: it and a child of its own (say.grandchild) pass
- * a number on to each other through pipes of their own. With --pipe it tells the root, too, and with --shared it has memory with
+ * a number on to each other through pipes of their own. With --pipe or --socket it tells the root, too, and with --shared it has memory with
  * it. The other (say.other) waits.
  */
 #include "guest.h"
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 static void say_pid(const char *name, pid_t pid) {
@@ -67,6 +68,10 @@ int main(int argc, char **argv) {
     int ends[2] = {-1, -1};
     volatile uint64_t *shared = NULL;
     if (with_pipe) MUST(pipe2(ends, 0));
+    if (guest_option(argc, argv, "socket", 0)) {
+        MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+        with_pipe = true;
+    }
     if (with_memory) {
         shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));

@@ -96,6 +96,11 @@ fn a_pipe_to_the_rest() {
 }
 
 #[test]
+fn a_socket_to_the_rest() {
+    cannot_stand_alone(&["--socket"], &["child"], false, &["is a Unix socket", "(only), outside of the job"]);
+}
+
+#[test]
 fn memory_shared_with_the_rest() {
     cannot_stand_alone(&["--shared"], &["child"], false, &["is shared memory that pid", "(only), which is left out"]);
 }
