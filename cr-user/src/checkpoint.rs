@@ -560,7 +560,7 @@ impl Job {
     /// iterator shows that nothing changed since it was read, it is not read again.
     fn mappings_now(&self, pid: i32, look: &Look) -> Result<Vec<Vma>> {
         match self.watch.as_ref().and_then(|w| w.recall(pid, look)) {
-            Some(vmas) => Ok(vmas),
+            Some(vmas) => Ok(vmas.to_vec()),
             None => procfs::smaps(pid).map_err(|_| gone(pid, "a look at its mappings")),
         }
     }

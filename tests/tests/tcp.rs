@@ -1,6 +1,6 @@
 //! TCP over the loopback interface: listeners, connections with both ends in the job, what is queued in them.
 
-use cr_tests::{Pace, chain_and_back, full_and_back};
+use cr_tests::{Job, Pace, chain_and_back, full_and_back, run};
 
 #[test]
 fn full() {
@@ -10,4 +10,22 @@ fn full() {
 #[test]
 fn chain() {
     chain_and_back("tcp", &[], Pace::default());
+}
+
+/// Whatever becomes of `cr` while sockets of the job are under repair, they are as they were afterwards: the guest uses all of its
+/// connections in each step.
+#[test]
+fn repair_ends_with_cr() {
+    for (fault, code) in [("kill", 128 + 9), ("error", 125)] {
+        let mut job = Job::start("tcp", &[]);
+        job.advance(10);
+        let failed = run(job.checkpoint_command().env("CR_FAULT", format!("collect.sockets:{fault}")));
+        assert_eq!(failed.code, Some(code), "no socket was under repair\n{failed}");
+        job.advance(10);
+        job.checkpoint();
+        job.kill();
+        job.restore();
+        job.advance(10);
+        job.finish();
+    }
 }

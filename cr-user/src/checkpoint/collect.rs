@@ -12,6 +12,7 @@ use crate::checkpoint::told::{Kept, Told};
 use crate::checkpoint::watch::{Look, Watch};
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::image::ImageWriter;
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
@@ -141,6 +142,8 @@ impl State {
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
+        let statuses = tids.iter().map(|tid| Status::read(pid, *tid)).collect::<std::io::Result<Vec<_>>>();
+        let statuses = statuses.map_err(|_| gone(pid, "the collection of its state"))?;
         // As they are before anybody makes calls for us.
         let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
         let waits = Waits::look(pid, watch, look, &contexts);
@@ -149,25 +152,26 @@ impl State {
         let told = Kept::or_ask(&mut kept, evidence, || Told::ask(pid, &tids, known.gadgets(pid)?))?;
         signals.actions = signals::actions(told.actions, &told.answers);
         self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
+        fault::point("collect.process")?;
         self.processes.push(process::capture(
             pid,
+            &statuses[0],
             member.sharing,
             stopped.stop_signal(),
             &told.facts,
-            told.knobs,
             &told.answers,
             &mut alike.stamps,
         )?);
-        for (context, told) in contexts.into_iter().zip(&told.threads) {
+        for ((context, status), told) in contexts.into_iter().zip(&statuses).zip(&told.threads) {
             let tid = told.tid;
-            let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
-            refuse(threads::refusals(pid, tid, &status))?;
-            self.seccomp.add(pid, tid, &status)?;
+            refuse(threads::refusals(pid, tid, status))?;
+            self.seccomp.add(pid, tid, status)?;
             let wait = waits.of(tid, &context.regs);
             threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
-            credentials.threads.push(credentials::capture(tid, &status, told.rights, &told.answers));
+            credentials.threads.push(credentials::capture(tid, status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
+            fault::point("collect.threads")?;
         }
         signals.queued = signals::queued_for_process(pid)?;
         self.threads.push(threads);

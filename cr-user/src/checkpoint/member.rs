@@ -126,11 +126,11 @@ impl Member {
         self.program() != self.seen_program
     }
 
-    /// Notes which program it executes now. Instructions that were found in another one are forgotten.
+    /// Notes which program it executes now. What was found out about another one is forgotten.
     pub fn look_at_program(&mut self) {
         let program = self.program();
         if self.seen_program != program {
-            self.known.gadgets = None;
+            self.known = Known::default();
             self.seen_program = program;
         }
     }
@@ -141,7 +141,7 @@ impl Member {
         let lost = self.oracle.as_ref().is_some_and(|o| !o.is_alive());
         if lost {
             self.oracle = None;
-            self.known.gadgets = None;
+            self.known = Known::default();
             self.hopeless = false;
         }
         lost

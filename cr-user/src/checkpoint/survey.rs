@@ -147,7 +147,10 @@ fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result<R> 
         let mut done = all.into_iter().map(&work).collect::<Result<Vec<R>>>();
         for other in others.into_iter().rev() {
             let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done = done.and_then(|mut done| Ok([std::mem::take(&mut done), other?].into_iter().flatten().collect()));
+            done = done.and_then(|mut done| {
+                done.extend(other?);
+                Ok(done)
+            });
         }
         done
     })
@@ -177,7 +180,7 @@ struct Surveyed {
     own: RangeSet,
     /// Private pages with content that are left out.
     left_out: RangeSet,
-    /// Of these, the ones that were or may have been written since the last checkpoint.
+    /// Of its own ones, those that were or may have been written since the last checkpoint.
     dirty: RangeSet,
     /// Of the dirty ones, those that must be copied now.
     copy: RangeSet,

@@ -14,13 +14,11 @@ use crate::track::iters::Evidence;
 pub struct Told {
     /// Signal handlers.
     pub actions: signals::Asked,
-    /// The process's knobs.
-    pub knobs: process::Asked,
     /// Its timers.
     pub clocks: timers::Asked,
-    /// What `/proc` says of the process, and depends on the same.
+    /// The process's knobs, and what `/proc` says of it and depends on the same.
     pub facts: process::Facts,
-    /// Answers to these three.
+    /// Answers that these three refer to.
     pub answers: Answers,
     /// By thread.
     pub threads: Vec<ToldByThread>,
@@ -53,7 +51,7 @@ impl Told {
         let clocks = timers::ask(pid, &mut questions)?;
         let answers = questions.put(&mut puppet)?;
         knobs.see_locks(pid, &answers);
-        fault::point("collect.process")?;
+        fault::point("ask.process")?;
         let mut by_thread = Vec::with_capacity(tids.len());
         for &tid in tids {
             puppet.switch(tid)?;
@@ -62,11 +60,11 @@ impl Told {
                 (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
             let answers = questions.put(&mut puppet)?;
             by_thread.push(ToldByThread { tid, own, rights, turns, answers });
-            fault::point("collect.threads")?;
+            fault::point("ask.threads")?;
         }
         puppet.end()?;
-        let facts = process::Facts::read(pid)?;
-        Ok(Self { facts, actions, knobs, clocks, answers, threads: by_thread })
+        let facts = process::Facts::read(pid, knobs)?;
+        Ok(Self { facts, actions, clocks, answers, threads: by_thread })
     }
 }
 
@@ -88,12 +86,13 @@ impl Kept {
         evidence: Option<Evidence>,
         ask: impl FnOnce() -> Result<Told>,
     ) -> Result<&Told> {
-        if evidence.is_none() || slot.as_ref().is_none_or(|kept| kept.evidence != evidence) {
+        if evidence.is_none() || slot.as_ref().is_some_and(|kept| kept.evidence != evidence) {
             *slot = None;
-            let told = ask()?;
-            return Ok(&slot.insert(Self { evidence, told }).told);
         }
-        let kept = slot.as_ref().expect("one with this evidence");
+        let kept = match slot {
+            Some(kept) => kept,
+            none => none.insert(Self { evidence, told: ask()? }),
+        };
         Ok(&kept.told)
     }
 }

@@ -108,30 +108,30 @@ impl Watch {
         }
     }
 
-    /// Remembers mappings that were read in words just now, if nothing changed meanwhile.
-    fn learn(&mut self, pid: i32, read: impl FnOnce() -> std::io::Result<Vec<Vma>>) -> std::io::Result<Vec<Vma>> {
+    /// Reads mappings in words, and remembers them if nothing changed meanwhile.
+    fn learn(&mut self, pid: i32) {
         let before = self.hints.vmas(pid).ok();
-        let vmas = read()?;
+        let vmas = procfs::smaps(pid).ok();
         let after = self.hints.vmas(pid).ok();
-        match before.filter(|b| after.as_ref().is_some_and(|a| same(a, b))) {
-            Some(records) => drop(self.known.insert(pid, Known { state: None, records, vmas: vmas.clone() })),
+        let records = before.filter(|b| after.as_ref().is_some_and(|a| same(a, b)));
+        match records.zip(vmas) {
+            Some((records, vmas)) => drop(self.known.insert(pid, Known { state: None, records, vmas })),
             None => drop(self.known.remove(&pid)),
         }
-        Ok(vmas)
     }
 
     /// The mappings in words, if they are exactly those that are remembered.
-    pub fn recall(&self, pid: i32, look: &Look) -> Option<Vec<Vma>> {
+    pub fn recall(&self, pid: i32, look: &Look) -> Option<&[Vma]> {
         let known = self.known.get(&pid)?;
         let state = look.mappings_state(pid);
         let same = state.is_some() && state == known.state || same(&self.hints.vmas(pid).ok()?, &known.records);
-        same.then(|| known.vmas.clone())
+        same.then_some(&known.vmas)
     }
 
     /// Makes sure that the mappings are remembered as they are now; what cannot be read is not. `look` was before.
     pub fn refresh(&mut self, pid: i32, look: &Look) {
-        if self.recall(pid, look).is_none() && self.learn(pid, || procfs::smaps(pid)).is_err() {
-            return;
+        if self.recall(pid, look).is_none() {
+            self.learn(pid);
         }
         if let Some(known) = self.known.get_mut(&pid) {
             // Was it before the last change, then it never comes true again.

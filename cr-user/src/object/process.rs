@@ -217,9 +217,10 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(lost)
 }
 
-/// What `/proc` tells of a process and only the process itself, or nobody, changes.
+/// What `/proc` tells of a process and only the process itself, or nobody, changes; and where its own answers are.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    asked: Asked,
     command_line: Vec<u8>,
     limits: Vec<(u64, u64)>,
     auxv: Vec<u64>,
@@ -229,11 +230,11 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads them.
+    /// Reads them, of a process that was asked.
     ///
     /// # Errors
     /// When the process is gone.
-    pub fn read(pid: i32) -> Result<Self> {
+    pub fn read(pid: i32, asked: Asked) -> Result<Self> {
         let read = |name: &str| {
             let path = format!("/proc/{pid}/{name}");
             procfs::bytes(&path).map_err(|e| Error::system(format!("reading {path}"), e))
@@ -243,6 +244,7 @@ impl Facts {
             bytes.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect()
         };
         Ok(Self {
+            asked,
             command_line: read("cmdline")?,
             limits: limits(&text("limits")?),
             auxv: words(read("auxv")?),
@@ -259,10 +261,10 @@ impl Facts {
 /// When the process is gone.
 pub fn capture(
     pid: i32,
+    status: &Status,
     sharing: Sharing,
     stop_signal: Option<i32>,
     facts: &Facts,
-    asked: Asked,
     answers: &Answers,
     files: &mut Stamps,
 ) -> Result<Process> {
@@ -273,7 +275,7 @@ pub fn capture(
     let stat = procfs::stat(pid).map_err(|e| Error::system(format!("reading /proc/{pid}/stat"), e))?;
     // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
     let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-    let status = Status::read(pid, pid).map_err(|e| Error::system(format!("reading the status of pid {pid}"), e))?;
+    let asked = facts.asked;
     let has_vdso = facts.auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
     Ok(Process {
         pid,

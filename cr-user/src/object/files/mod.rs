@@ -50,6 +50,7 @@ pub mod regular;
 pub mod rollback;
 pub mod settings;
 pub mod signalfd;
+mod sock_diag;
 pub mod stdio;
 mod survey;
 pub mod terminal;

@@ -77,16 +77,12 @@ impl Sockets {
             let halves: Vec<Half<'_>> =
                 all.ends.iter().map(half).filter(|h| h.other != 0 && h.other != h.inode).collect();
             let mut queues = queue::read(&halves)?;
-            for (inode, socket) in all
-                .own
-                .iter()
-                .filter(|(inode, s)| s.ends().is_some() && !queues.contains_key(inode))
-                .map(|(i, s)| (*i, s))
-                .collect::<Vec<_>>()
-            {
-                let failed = |e| Error::system("looking into the queue of a TCP socket of the job", e);
-                let received = queue::unread(socket.fd.as_fd()).map_err(failed)?;
-                queues.insert(inode, Queues { received, sent: Vec::new() });
+            for (inode, socket) in all.own.iter().filter(|(_, s)| s.ends().is_some()) {
+                if !queues.contains_key(inode) {
+                    let failed = |e| Error::system("looking into the queue of a TCP socket of the job", e);
+                    let received = queue::unread(socket.fd.as_fd()).map_err(failed)?;
+                    queues.insert(*inode, Queues { received, sent: Vec::new() });
+                }
             }
             all.queues = Some(queues);
         }

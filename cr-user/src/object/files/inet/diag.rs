@@ -3,16 +3,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{MsgFlags, recv, send};
-
+use super::super::sock_diag::{self, u32_at};
 use super::{End, phase};
-use crate::sys::socket::socket;
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// Since 4.5, if the kernel is built so.
-const SOCK_DESTROY: u16 = 21;
 /// Bytes of `struct inet_diag_sockid`.
 const ID: usize = 48;
 
@@ -42,65 +36,23 @@ impl Shown {
 
 /// Asks the kernel.
 pub(super) fn ask() -> io::Result<Vec<Shown>> {
-    let netlink = open()?;
-    let mut all = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
-        body.extend_from_slice(&u32::MAX.to_ne_bytes());
-        body.extend_from_slice(&[0; ID]);
-        request(&netlink, SOCK_DIAG_BY_FAMILY, 0x301, &body)?;
-        answers(&netlink, &mut |message| all.extend(parse(message)))?;
-    }
+    let of = |family: i32| sock_diag::show_all(&question(family as u8, u32::MAX, &[0; ID]), parse);
+    let mut all = of(libc::AF_INET)?;
+    all.extend(of(libc::AF_INET6)?);
     Ok(all)
 }
 
 /// Takes away a socket that no process has: what is left of a closed connection.
 pub(super) fn destroy(shown: &Shown) -> io::Result<()> {
-    let netlink = open()?;
-    let mut body = vec![shown.family, libc::IPPROTO_TCP as u8, 0, 0];
-    body.extend_from_slice(&(1u32 << shown.state).to_ne_bytes());
-    body.extend_from_slice(&shown.id);
-    request(&netlink, SOCK_DESTROY, 0x5, &body)?;
-    answers(&netlink, &mut |_| ())
+    sock_diag::destroy(&question(shown.family, 1 << shown.state, &shown.id))
 }
 
-fn open() -> io::Result<OwnedFd> {
-    Ok(socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?)
-}
-
-fn request(netlink: &OwnedFd, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-    let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&flags.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(body);
-    send(netlink.as_raw_fd(), &bytes, MsgFlags::empty())?;
-    Ok(())
-}
-
-fn answers(netlink: &OwnedFd, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    const DONE: u16 = 3;
-    const ERROR: u16 = 2;
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..n];
-        while rest.len() >= 16 {
-            let (len, kind) = (u32_at(rest, 0) as usize, u16::from_ne_bytes([rest[4], rest[5]]));
-            if len < 16 || len > rest.len() {
-                return Err(io::Error::other("the answer about sockets is cut short"));
-            }
-            match kind {
-                DONE => return Ok(()),
-                ERROR => match -(u32_at(rest, 16) as i32) {
-                    0 => return Ok(()),
-                    error => return Err(io::Error::from_raw_os_error(error)),
-                },
-                _ => take(&rest[16..len]),
-            }
-            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+/// `struct inet_diag_req_v2`: `states` is a mask.
+fn question(family: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let mut body = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+    body.extend_from_slice(&states.to_ne_bytes());
+    body.extend_from_slice(id);
+    body
 }
 
 /// One `struct inet_diag_msg`: family, state, timer, retransmits, the id, then expiry, queues, user, inode.
@@ -119,8 +71,4 @@ fn parse(message: &[u8]) -> Option<Shown> {
     // What listens shows who waits in place of bytes.
     let unread = if message[1] == phase::LISTEN { 0 } else { u32_at(message, 56) };
     Some(Shown { family: message[0], state: message[1], local, remote, inode, unread, id })
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
 }

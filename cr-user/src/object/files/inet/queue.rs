@@ -9,6 +9,7 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use super::{options, phase};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::sys::fd::readable_bytes;
 use crate::sys::tcp::{Guard, REPAIR_ON, unacknowledged};
 
@@ -87,6 +88,7 @@ fn look_under_repair(halves: &[&Half<'_>], unacknowledged: &HashMap<u64, usize>)
     for half in halves {
         options::set_int(half.fd, IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON).map_err(failed)?;
     }
+    fault::point("collect.sockets")?;
     let mut all: HashMap<u64, Raw> = HashMap::new();
     for half in halves {
         choose(half.fd, SEND_QUEUE).map_err(failed)?;

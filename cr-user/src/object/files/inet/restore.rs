@@ -120,7 +120,11 @@ fn remove_remains(sockets: &HashMap<u64, &Inet>) -> Result<()> {
     if addresses.is_empty() {
         return Ok(());
     }
-    for remains in ask()?.iter().filter(|s| s.inode == 0 && s.state != phase::LISTEN) {
+    let shown = ask()?;
+    // What waits to be accepted by somebody is not the job's: its listeners are gone.
+    let waits =
+        |s: &diag::Shown| shown.iter().any(|l| l.state == phase::LISTEN && l.inode != 0 && l.local.1 == s.local.1);
+    for remains in shown.iter().filter(|s| s.inode == 0 && s.state != phase::LISTEN && !waits(s)) {
         let (local, remote) = (remains.local, remains.remote);
         let is_connection = connections.iter().any(|(l, r)| (*l, *r) == (local, remote) || (*r, *l) == (local, remote));
         // What was connected to a listener later than the checkpoint would keep its address busy.

@@ -3,11 +3,9 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{MsgFlags, recv, send};
-
-use crate::sys::socket::{socket, trim_name};
+use super::super::sock_diag::{self, u16_at, u32_at};
+use crate::sys::socket::trim_name;
 
 /// `TCP_LISTEN` of `net/tcp_states.h`, which these sockets use too.
 const LISTEN: u8 = 10;
@@ -49,16 +47,17 @@ pub(super) struct All {
 impl All {
     /// Asks the kernel.
     pub(super) fn ask() -> io::Result<Self> {
-        // An answer that others changed while it was given may have holes.
-        let mut last = Self::default();
-        for _ in 0..10 {
-            let (all, torn) = dump()?;
-            last = all;
-            if !torn {
-                break;
-            }
-        }
-        Ok(last)
+        // Name, file, peer, clients that wait, lengths of queues.
+        const SHOW: u32 = 0x1f;
+        // `struct unix_diag_req`: of any state, inode and cookie.
+        let mut question = vec![libc::AF_UNIX as u8, 0, 0, 0];
+        question.extend_from_slice(&u32::MAX.to_ne_bytes());
+        question.extend_from_slice(&0u32.to_ne_bytes());
+        question.extend_from_slice(&SHOW.to_ne_bytes());
+        question.extend_from_slice(&[0xff; 8]);
+        let shown = sock_diag::show_all(&question, parse)?;
+        let (unaccepted, others): (Vec<_>, Vec<_>) = shown.into_iter().partition(|s| s.inode == 0);
+        Ok(Self { sockets: others.into_iter().map(|s| (s.inode, s)).collect(), unaccepted })
     }
 
     /// Whether some socket has the file as its name.
@@ -78,60 +77,11 @@ pub(super) fn short_file(dev: u64, ino: u64) -> (u32, u32) {
     (libc::major(dev) << 20 | libc::minor(dev), ino as u32)
 }
 
-fn dump() -> io::Result<(All, bool)> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const REQUEST_DUMP: u16 = 0x301;
-    const DUMP_INTR: u16 = 0x10;
-    const DONE: u16 = 3;
-    const ERROR: u16 = 2;
-    // Name, file, peer, clients that wait, lengths of queues.
-    const SHOW: u32 = 0x1f;
-    let netlink = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
-    let mut request = Vec::with_capacity(40);
-    request.extend_from_slice(&40u32.to_ne_bytes());
-    request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
-    request.extend_from_slice(&[0; 8]);
-    request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend_from_slice(&u32::MAX.to_ne_bytes());
-    request.extend_from_slice(&0u32.to_ne_bytes());
-    request.extend_from_slice(&SHOW.to_ne_bytes());
-    request.extend_from_slice(&[0xff; 8]);
-    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
-    let (mut all, mut torn) = (All::default(), false);
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..n];
-        while rest.len() >= 16 {
-            let (len, kind, flags) = (u32_at(rest, 0) as usize, u16_at(rest, 4), u16_at(rest, 6));
-            if len < 16 || len > rest.len() {
-                return Err(io::Error::other("the answer about sockets is cut short"));
-            }
-            torn |= flags & DUMP_INTR != 0;
-            match kind {
-                DONE => return Ok((all, torn)),
-                ERROR => return Err(io::Error::from_raw_os_error(-(u32_at(rest, 16) as i32))),
-                SOCK_DIAG_BY_FAMILY if len >= 32 => {
-                    let shown = parse(&rest[16..len]);
-                    if shown.inode == 0 {
-                        all.unaccepted.push(shown);
-                    } else {
-                        all.sockets.insert(shown.inode, shown);
-                    }
-                }
-                _ => {}
-            }
-            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-}
-
 /// One `struct unix_diag_msg` and its attributes.
-fn parse(message: &[u8]) -> Shown {
+fn parse(message: &[u8]) -> Option<Shown> {
+    let mut rest = message.get(16..)?;
     let listening = message[2] == LISTEN;
     let mut shown = Shown { kind: message[1].into(), listening, inode: u32_at(message, 4).into(), ..Shown::default() };
-    let mut rest = &message[16..];
     while rest.len() >= 4 {
         let (len, kind) = (u16_at(rest, 0) as usize, u16_at(rest, 2));
         let Some(value) = rest.get(4..len) else { break };
@@ -146,13 +96,5 @@ fn parse(message: &[u8]) -> Shown {
         }
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    shown
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..at + 2).map_or(0, |b| u16::from_ne_bytes(b.try_into().expect("two bytes")))
+    Some(shown)
 }
