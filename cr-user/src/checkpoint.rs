@@ -29,7 +29,7 @@ use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, thr
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
-use crate::remote::Frozen;
+use crate::remote::{Frozen, freeze};
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::{PAGE, fd};
 use crate::track::Oracle;
@@ -141,7 +141,7 @@ impl Job {
         if status.get("Kthread") == "1" || status.get("VmSize").is_empty() && !status.get("State").starts_with('Z') {
             return Err(not_allowed("it is a kernel thread", "give the pid of the job"));
         }
-        if status.get("State").starts_with('Z') {
+        if Relative::look(pid).map_err(|_| Error::NoSuchJob { pid })?.zombie {
             return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
         }
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
@@ -149,7 +149,7 @@ impl Job {
         Ok(Self {
             family,
             pidfd,
-            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false, headless: false }, false)?],
+            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
@@ -176,7 +176,7 @@ impl Job {
         for member in &mut job.members {
             member.oracle = oracles.remove(&member.pid).flatten();
         }
-        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false, headless: false });
+        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
         for relative in relatives.collect::<Vec<_>>() {
             let mut member = Member::open(&relative, false)?;
             member.oracle = oracles.remove(&relative.pid).flatten();
@@ -229,7 +229,6 @@ impl Job {
         if let Err(lost) = lineage::forest(&ancestry) {
             all.push(lost.into_refusal());
         }
-        all.extend(relatives.iter().filter(|r| r.headless).map(|r| headless(r.pid)));
         if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
             let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
             let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
@@ -279,6 +278,7 @@ impl Job {
     /// looked at is left out.
     fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
+        relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
         // A pid may be that of another process by now.
         let (known, ended): (Vec<Member>, Vec<Member>) =
             std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());
@@ -293,7 +293,7 @@ impl Job {
             match member {
                 Ok(member) => self.members.push(member),
                 Err(e) if relative.pid == self.pid() => return Err(e),
-                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(true) => {}
+                Err(_) if !std::fs::exists(procfs::path(relative.pid, "exe")).unwrap_or(true) => {}
                 Err(_) if Relative::has_ended(relative.pid) => {}
                 Err(e) => return Err(e),
             }
@@ -315,7 +315,7 @@ impl Job {
             let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
             match shared {
                 Some(holder) => holder.sharers.push(member.pid),
-                None => holders.push(files::Holder { pid: member.pid, pidfd: member.pidfd(), sharers: Vec::new() }),
+                None => holders.push(files::Holder { pid: member.pid, pidfd: member.table_of(), sharers: Vec::new() }),
             }
         }
         holders
@@ -524,9 +524,8 @@ impl Job {
             }
         };
         let alive =
-            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false, headless: false });
+            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
-        refuse(frozen.headless().iter().map(|pid| headless(*pid)).collect())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
         Ok(frozen)
@@ -618,12 +617,6 @@ impl Job {
 
 fn gone(pid: i32, during: &'static str) -> Error {
     Error::JobGone { pid, during }
-}
-
-fn headless(pid: i32) -> Refusal {
-    let why = "has lost its main thread, while others go on".to_owned();
-    let todo = "have its main thread wait for the others (pthread_join) instead of ending before them".to_owned();
-    Refusal { pid, place: "the process".to_owned(), why, todo }
 }
 
 fn shared(what: fd::Shared) -> &'static str {

@@ -326,6 +326,9 @@ impl<'a> Birth<'a> {
                 let from = parent.map(|p| (p, self.saved.find(p).map_or(&[][..], |l| &l.mappings)));
                 self.prepared.build(&mut body, &living.mappings, from, self.chain)?;
             }
+            if living.threads.head.is_some() {
+                body.give_successor(living.threads.all[0].tid)?;
+            }
         }
         self.bodies.push(body);
         // A helper has the memory of whoever made it.

@@ -95,7 +95,7 @@ impl State {
         let pid = member.pid;
         let gadgets = member.gadgets()?;
         let tids = stopped.tids();
-        let mut threads = Threads { pid, all: Vec::new() };
+        let mut threads = Threads { pid, all: Vec::new(), head: None };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
@@ -124,6 +124,12 @@ impl State {
             let wait = waits.of(tid, &context.regs);
             threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
+            if stopped.has_lost_its_head() && threads.head.is_none() {
+                // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
+                let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
+                credentials.threads.push(credentials::capture(pid, &status, rights, &answers));
+                threads.head = Some(threads::capture_head(pid)?);
+            }
             credentials.threads.push(credentials::capture(tid, &status, rights, &answers));
             scheduling.threads.push(scheduling::capture(tid, turns, &answers)?);
             fault::point("collect.threads")?;

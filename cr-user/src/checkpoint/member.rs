@@ -23,6 +23,8 @@ pub struct Member {
     /// Its parent's.
     pub ppid: i32,
     pidfd: OwnedFd,
+    /// Another thread that speaks for it since its main thread has ended, and its pidfd.
+    voice: Option<(i32, OwnedFd)>,
     /// What it shares with its parent.
     pub sharing: Sharing,
     /// Its memory.
@@ -59,6 +61,7 @@ impl Member {
             pid,
             ppid: relative.ppid,
             pidfd,
+            voice: None,
             sharing: Sharing::default(),
             memory,
             oracle: None,
@@ -80,6 +83,13 @@ impl Member {
     /// When one of the two is gone.
     pub fn relate(&mut self, ppid: i32, in_job: bool) -> Result<()> {
         self.ppid = ppid;
+        let voice = procfs::voice(self.pid);
+        if voice == self.pid {
+            self.voice = None;
+        } else if self.voice.as_ref().is_none_or(|(tid, _)| *tid != voice) {
+            let failed = |e| Error::system(format!("opening a pidfd of thread {voice} (Linux 6.9 and later)"), e);
+            self.voice = Some((voice, fd::pidfd_open_with(voice, fd::PIDFD_THREAD).map_err(failed)?));
+        }
         self.sharing = if in_job {
             let failed = |e| Error::system(format!("comparing pid {} with its parent", self.pid), e);
             Sharing::between(self.pid, ppid).map_err(failed)?
@@ -92,6 +102,11 @@ impl Member {
     /// Becomes readable when the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// A pidfd by which its descriptors can be fetched.
+    pub fn table_of(&self) -> BorrowedFd<'_> {
+        self.voice.as_ref().map_or(&self.pidfd, |(_, pidfd)| pidfd).as_fd()
     }
 
     /// The content space of its address space.
@@ -113,7 +128,7 @@ impl Member {
 
     /// What changes whenever the process executes another program: where the kernel put its stack and its code.
     fn program(&self) -> (String, String) {
-        let stat = procfs::stat(self.pid).unwrap_or_default();
+        let stat = procfs::stat(procfs::voice(self.pid)).unwrap_or_default();
         let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
         (field(26), field(28))
     }
@@ -175,7 +190,7 @@ impl Member {
     pub fn open_oracle(&mut self, stopped: &Stopped) -> Result<Option<String>> {
         let gadgets = self.gadgets()?;
         let mut puppet = Puppet::begin(self.pid, &stopped.tids(), gadgets)?;
-        let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
+        let opened = Oracle::open(&mut puppet, self.pid, self.table_of());
         puppet.end()?;
         match opened {
             Ok(oracle) => self.oracle = Some(oracle),

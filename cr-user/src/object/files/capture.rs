@@ -283,7 +283,7 @@ impl<'a> Look<'a> {
     /// Finds processes whose working directory was removed.
     fn find_lost_places(&mut self) {
         for pid in self.files.tables.iter().flat_map(|t| t.pids.clone()) {
-            let path = format!("/proc/{pid}/cwd");
+            let path = procfs::path(pid, "cwd");
             let (Ok(meta), Ok(link)) = (std::fs::metadata(&path), std::fs::read_link(&path)) else { continue };
             if lost::is_lost(&meta) {
                 let index = lost::index_in(&mut self.files.lost, &link, &meta);
@@ -365,7 +365,7 @@ fn other_tables(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
             Err(_) => return Err(Error::NoSuchJob { pid }),
         };
         for tid in tids.into_iter().filter(|tid| *tid != pid) {
-            match same_table(pid, tid) {
+            match same_table(procfs::voice(pid), tid) {
                 Ok(true) | Err(Errno::ESRCH) => {}
                 // A thread that is just ending has no table any more: it is gone before the job stands still.
                 Ok(false) if is_ending(tid) => {}

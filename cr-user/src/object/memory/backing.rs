@@ -157,7 +157,7 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
             Err(refuse(why, "use private huge pages (MAP_PRIVATE | MAP_HUGETLB) or ordinary shared memory"))
         };
     }
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
+    let link = procfs::path(pid, &format!("map_files/{:x}-{:x}", vma.start, vma.end));
     let meta = fs::metadata(&link).map_err(|e| {
         let todo = if e.kind() == io::ErrorKind::PermissionDenied {
             "run cr as root or with CAP_CHECKPOINT_RESTORE"

@@ -12,7 +12,7 @@ use super::diag::{All, Shown};
 use super::queue::{self, Message};
 use super::{Listening, Orphaned, Peer, State, Unix, name, options, outside};
 use crate::error::{Error, Refusal, Result};
-use crate::procfs::Status;
+use crate::procfs::{self, Status};
 use crate::sys::fd::{compare_descriptions, owner};
 use crate::sys::socket::{filter_length, has_error, option, peer_name};
 
@@ -98,7 +98,7 @@ impl Queues {
         for (index, group) in groups.iter().enumerate() {
             let first = group.first();
             if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
-                && compare_descriptions(first.pid, first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
+                && compare_descriptions(procfs::voice(first.pid), first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
             {
                 return Ok(index as u32);
             }
