@@ -14,7 +14,10 @@ mod written;
 
 pub use event::{TaskEvent, TaskEventKind};
 pub use fields::{FIELDS, KernelField};
-pub use record::{ANON_NAME_LEN, CPUS, PEEKS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord, VmaRecord};
+pub use record::{
+    ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, PEEKS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord,
+    VmaRecord,
+};
 pub use written::{
     PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, WrittenBits, WrittenKey, WrittenRegion, page_in_region,
     region_of,

@@ -4,6 +4,10 @@
 pub const SIGNALS: usize = 64;
 /// Room for `struct restart_block`; it has 56 bytes in Linux 6.18.
 pub const RESTART_BLOCK_LEN: usize = 64;
+/// Two words for each of 16 resources (`RLIM_NLIMITS`).
+pub const LIMITS: usize = 32;
+/// Words of the auxiliary vector; Linux 6.18 has 54 on x86-64.
+pub const AUXV: usize = 64;
 /// `ANON_VMA_NAME_MAX_LEN` of `mm/madvise.c`, the terminating zero included.
 pub const ANON_NAME_LEN: usize = 80;
 
@@ -58,6 +62,24 @@ pub struct TaskRecord {
     pub real_timer_interval_ns: u64,
     /// The kernel's address of what is undone in System V semaphores when the task ends; 0 for nothing.
     pub undo_list: u64,
+    /// `mm->def_flags`: what `mlockall(MCL_FUTURE)` says of mappings to come.
+    pub mm_def_flags: u64,
+    /// The kernel's address of the task's credentials, which are replaced and never changed.
+    pub cred: u64,
+    /// `ITIMER_PROF` and `ITIMER_VIRTUAL`: of each, when it expires and its interval, in the kernel's units; 0 for not.
+    pub cpu_timers: [u64; 4],
+    /// The head of the process's list of POSIX timers; 0 for none.
+    pub posix_timers: u64,
+    /// The features of the extended state that the process may use. With the group leader only.
+    pub xstate_permission: u64,
+    /// The kernel's address of the executable's `struct file`.
+    pub exe_file: u64,
+    /// The kernel's addresses of the set of namespaces and of the set of control groups.
+    pub sets: [u64; 2],
+    /// Soft and hard limits, by resource number. With the group leader only.
+    pub limits: [u64; LIMITS],
+    /// The auxiliary vector, as far as there is room for it. With the group leader only.
+    pub auxv: [u64; AUXV],
     /// `struct restart_block`, bytewise: where an interrupted system call keeps what `restart_syscall` will need.
     pub restart_block: [u8; RESTART_BLOCK_LEN],
     /// Alternate signal stack: flags.
@@ -74,8 +96,12 @@ pub struct TaskRecord {
     pub oom_score_adj: i32,
     /// Whether the process's signal handlers follow, as they do for group leaders only (1 or 0).
     pub has_actions: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// A count that goes up whenever the address space's mappings may change (`mm->mm_lock_seq`).
+    pub mm_sequence: u32,
+    /// `SECBIT_*`.
+    pub securebits: u32,
+    /// The byte in which `PR_SET_CHILD_SUBREAPER` is a bit. Others belong to the kernel.
+    pub subreaper: u32,
 }
 
 /// The kernel's `struct k_sigaction` on x86-64.
@@ -114,6 +140,22 @@ pub struct VmaRecord {
     pub anon_name: [u8; ANON_NAME_LEN],
 }
 
+/// A descriptor of a process.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct FileRecord {
+    /// The open file description: the kernel's address of its `struct file`.
+    pub file: u64,
+    /// Not 0 if there are, or were, locks or leases on what it leads to.
+    pub locks: u64,
+    /// The descriptor's number.
+    pub fd: u32,
+    /// Whether `exec` closes it (1 or 0).
+    pub cloexec: u32,
+}
+
+const _: () = assert!(size_of::<FileRecord>() == 24);
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () = assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11) + RESTART_BLOCK_LEN + 8 * 4);
+const _: () =
+    assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

@@ -1,7 +1,7 @@
 //! Traits that only userspace needs.
 #![expect(unsafe_code, reason = "the traits are promises about the layout, which the types' own files assert")]
 
-use crate::{SignalAction, TaskEvent, TaskRecord, VmaRecord, WrittenKey, WrittenRegion};
+use crate::{FileRecord, SignalAction, TaskEvent, TaskRecord, VmaRecord, WrittenKey, WrittenRegion};
 
 macro_rules! plain {
     ($($type:ty),*) => {$(
@@ -15,4 +15,4 @@ macro_rules! plain {
     )*};
 }
 
-plain!(WrittenKey, WrittenRegion, TaskEvent, TaskRecord, VmaRecord, SignalAction);
+plain!(WrittenKey, WrittenRegion, TaskEvent, TaskRecord, VmaRecord, SignalAction, FileRecord);

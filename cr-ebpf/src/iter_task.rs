@@ -2,13 +2,17 @@
 //! process, and the kernel finds it by the number that it has in the controller's own pid namespace.
 
 use aya_ebpf::{
+    Global,
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_seq_write},
     macros::map,
     maps::PerCpuArray,
 };
-use cr_common::{KernelField, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
 
-use crate::kernel::{offset, read, seen_tgid, seen_tid};
+use crate::{
+    follow,
+    kernel::{offset, read, seen_tgid, seen_tid},
+};
 
 /// `struct bpf_iter_meta`, as far as it is read.
 #[repr(C)]
@@ -46,6 +50,27 @@ pub unsafe extern "C" fn iter_task(ctx: *const Context) -> i32 {
     if task.is_null() {
         return 0;
     }
+    tell(meta, task)
+}
+
+/// The same of all tasks that there are, as far as they are of followed processes: a whole job in one pass.
+///
+/// # Safety
+///
+/// The kernel calls it with its own context.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub unsafe extern "C" fn iter_job(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel's context; the verifier checks the two loads.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task) };
+    if task.is_null() || follow::process(read(task as u64, &offset::TASK_TGID)).is_none() {
+        return 0;
+    }
+    tell(meta, task)
+}
+
+#[inline(always)]
+fn tell(meta: *const Meta, task: *const u8) -> i32 {
     let (Some(record), Some(actions)) = (TASK_RECORD.get_ptr_mut(0), ACTIONS.get_ptr_mut(0)) else {
         return 0;
     };
@@ -118,7 +143,39 @@ fn fill(record: &mut TaskRecord, task: u64) {
     record.real_timer_expires_ns = read(signal, &offset::SIGNAL_REAL_TIMER_EXPIRES);
     record.real_timer_interval_ns = read(signal, &offset::SIGNAL_IT_REAL_INCR);
     record.has_actions = u32::from(leader == task);
-    record.reserved = 0;
+
+    record.mm_def_flags = read(mm, &offset::MM_DEF_FLAGS);
+    record.mm_sequence = read(mm, &offset::MM_SEQUENCE);
+    record.cred = read(task, &offset::TASK_CRED);
+    record.securebits = read(record.cred, &offset::CRED_SECUREBITS);
+    record.subreaper = u32::from(read::<u8>(signal, &offset::SIGNAL_SUBREAPER));
+    record.cpu_timers = read(signal, &offset::SIGNAL_CPU_TIMERS);
+    record.posix_timers = read(signal, &offset::SIGNAL_POSIX_TIMERS);
+    record.exe_file = read(mm, &offset::MM_EXE_FILE);
+    record.sets = [read(task, &offset::TASK_NSPROXY), read(task, &offset::TASK_CGROUPS)];
+    if leader == task {
+        copy(signal, &offset::SIGNAL_LIMITS, &mut record.limits);
+        copy(mm, &offset::MM_SAVED_AUXV, &mut record.auxv);
+    } else {
+        record.limits = [0; LIMITS];
+        record.auxv = [0; AUXV];
+    }
+    record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
+}
+
+/// Copies a field that is too large for the stack; zeroes if the kernel has none.
+#[inline(always)]
+fn copy<const N: usize>(base: u64, offset: &Global<u32>, to: &mut [u64; N]) {
+    let offset = offset.load();
+    // SAFETY: the buffer is part of the map's value, of the size given.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), N * size_of::<u64>()) };
+    // SAFETY: the helper checks the kernel's address.
+    let copied = base != 0
+        && offset != KernelField::ABSENT
+        && unsafe { bpf_probe_read_kernel_buf((base + u64::from(offset)) as *const u8, bytes) }.is_ok();
+    if !copied {
+        *to = [0; N];
+    }
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 
 mod atomic;
 mod follow;
+mod iter_file;
 mod iter_peek;
 mod iter_task;
 mod iter_vma;

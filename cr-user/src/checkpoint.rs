@@ -12,6 +12,7 @@ mod member;
 mod precopy;
 mod sink;
 mod survey;
+mod told;
 mod watch;
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,6 +25,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
+use crate::object::memory::backing::Files;
 use crate::object::spaces::Spaces;
 use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::phases::Phases;
@@ -40,7 +42,7 @@ use member::Member;
 use precopy::precopy;
 use sink::{Prior, Sink};
 use survey::Survey;
-use watch::Watch;
+use watch::{Look, Watch};
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -234,14 +236,15 @@ impl Job {
             let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
             all.push(Refusal { pid: one, place: "the process".to_owned(), why, todo });
         }
+        let look = self.watch.as_ref().map(Watch::look).unwrap_or_default();
         for member in &self.members {
             // One that executes another program meanwhile is looked at again; one that ends is no hindrance.
-            let mut found = self.preflight_of(member);
+            let mut found = self.preflight_of(member, &look);
             for _ in 0..3 {
                 if found.as_ref().is_ok_and(Vec::is_empty) || member.has_ended() {
                     break;
                 }
-                found = self.preflight_of(member);
+                found = self.preflight_of(member, &Look::default());
             }
             if !member.has_ended() || member.pid == self.pid() {
                 all.extend(found?);
@@ -253,7 +256,7 @@ impl Job {
         Ok(all)
     }
 
-    fn preflight_of(&self, member: &Member) -> Result<Vec<Refusal>> {
+    fn preflight_of(&self, member: &Member, look: &Look) -> Result<Vec<Refusal>> {
         let pid = member.pid;
         let mut all = process::refusals(pid)?;
         for tid in procfs::threads(pid).map_err(|_| self.gone("the preflight"))? {
@@ -263,8 +266,8 @@ impl Job {
         }
         all.extend(cgroups::refusals(pid)?);
         all.extend(seccomp::refusals(pid)?);
-        let vmas = self.mappings_now(member)?;
-        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone());
+        let vmas = self.mappings_now(pid, look)?;
+        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone(), &mut Files::default());
         if !refused.is_empty() {
             // What was unmapped since is no hindrance.
             let now = procfs::maps(pid).map_err(|_| gone(pid, "the preflight"))?;
@@ -307,18 +310,9 @@ impl Job {
         Ok(())
     }
 
-    /// The tables of descriptors of the job: each with the process that stands for it.
+    /// The tables of descriptors of the job.
     fn holders(&self) -> Vec<files::Holder<'_>> {
-        let mut holders: Vec<files::Holder<'_>> = Vec::new();
-        for member in &self.members {
-            let parent = member.sharing.files.then_some(member.ppid);
-            let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
-            match shared {
-                Some(holder) => holder.sharers.push(member.pid),
-                None => holders.push(files::Holder { pid: member.pid, pidfd: member.table_of(), sharers: Vec::new() }),
-            }
-        }
-        holders
+        member::holders(&self.members)
     }
 
     /// Goes on with a chain that another controller left: the next checkpoint is a delta, found by comparing contents.
@@ -495,20 +489,19 @@ impl Job {
     /// Reads the mappings in words before the frozen window, where their number may cost time.
     fn learn_mappings(&mut self) {
         let Some(watch) = &mut self.watch else { return };
+        let look = watch.look();
         for pid in self.members.iter().map(|m| m.pid) {
-            if watch.recall(pid).is_none() {
-                // Should it fail, they are read again in the frozen window, which will say why.
-                let _ = watch.learn(pid, || procfs::smaps(pid));
-            }
+            // Should it fail, they are read again in the frozen window, which will say why.
+            watch.refresh(pid, &look);
         }
     }
 
     /// The mappings of a process, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
     /// iterator shows that nothing changed since it was read, it is not read again.
-    fn mappings_now(&self, member: &Member) -> Result<Vec<Vma>> {
-        match self.watch.as_ref().and_then(|w| w.recall(member.pid)) {
+    fn mappings_now(&self, pid: i32, look: &Look) -> Result<Vec<Vma>> {
+        match self.watch.as_ref().and_then(|w| w.recall(pid, look)) {
             Some(vmas) => Ok(vmas),
-            None => procfs::smaps(member.pid).map_err(|_| gone(member.pid, "a look at its mappings")),
+            None => procfs::smaps(pid).map_err(|_| gone(pid, "a look at its mappings")),
         }
     }
 

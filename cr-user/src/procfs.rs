@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::RwLock;
 
@@ -34,6 +34,11 @@ pub fn set_voice(pid: i32, tid: i32) {
 pub fn path(pid: i32, name: &str) -> String {
     format!("/proc/{}/{name}", voice(pid))
 }
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::read;
 
 /// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -83,9 +88,36 @@ impl Vma {
 /// # Errors
 /// `ENOENT`/`ESRCH` when what it tells of is gone.
 pub fn bytes(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(8 << 10);
-    fs::File::open(path)?.read_to_end(&mut bytes)?;
+    const PIECE: usize = 8 << 10;
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let (mut bytes, mut len) = (vec![0; PIECE], 0);
+    loop {
+        match read(&file, &mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // The kernel answers with what fits, in whole records.
+        if bytes.len() - len < PIECE / 2 {
+            bytes.resize(bytes.len() * 2, 0);
+        }
+    }
+    bytes.truncate(len);
     Ok(bytes)
+}
+
+/// A file of `/proc` that the kernel gives whole in one piece where there is room for it.
+fn piece(path: &str) -> io::Result<String> {
+    const ROOM: usize = 16 << 10;
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut bytes = vec![0; ROOM];
+    let len = read(&file, &mut bytes)?;
+    if len == ROOM {
+        return text(path);
+    }
+    bytes.truncate(len);
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 /// The same as text.
@@ -202,7 +234,7 @@ impl Status {
     /// # Errors
     /// `ENOENT`/`ESRCH` when the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        text(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
+        piece(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
     }
 
     /// The value behind `key`, trimmed; empty when the kernel does not print it.
@@ -226,7 +258,7 @@ impl Status {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn stat(pid: i32) -> io::Result<Vec<String>> {
-    let text = text(&format!("/proc/{pid}/stat"))?;
+    let text = piece(&format!("/proc/{pid}/stat"))?;
     let tail = text.rsplit_once(')').map_or("", |(_, t)| t);
     Ok(tail.split_whitespace().map(str::to_owned).collect())
 }
@@ -307,7 +339,7 @@ pub fn has_write_lease(dev: u64, ino: u64) -> bool {
 /// # Errors
 /// `ENOENT` when the descriptor is gone.
 pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
-    let text = text(&path(pid, &format!("fdinfo/{fd}")))?;
+    let text = piece(&path(pid, &format!("fdinfo/{fd}")))?;
     let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
     Ok(FdInfo {
         position: value("pos:").parse().unwrap_or(0),
@@ -319,7 +351,7 @@ pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
 /// What the time namespace of a process (`self`, or a number) adds to `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME`, in nanoseconds;
 /// nothing where the kernel has none.
 pub fn clock_offsets(process: &str) -> [i64; 2] {
-    let text = fs::read_to_string(format!("/proc/{process}/timens_offsets")).unwrap_or_default();
+    let text = text(&format!("/proc/{process}/timens_offsets")).unwrap_or_default();
     ["monotonic", "boottime"].map(|clock| {
         let line = text.lines().find(|l| l.starts_with(clock)).unwrap_or_default();
         let mut numbers = line.split_whitespace().skip(1).filter_map(|w| w.parse::<i64>().ok());

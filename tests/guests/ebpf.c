@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -98,6 +100,62 @@ static long fork_and_write(long page) {
     return child;
 }
 
+static long put(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    long put = write(fd, text, strlen(text));
+    close(fd);
+    return put > 0 ? 0 : -1;
+}
+
+static long change_auxiliary_vector(void) {
+    unsigned long words[128];
+    int fd = open("/proc/self/auxv", O_RDONLY);
+    long bytes = read(fd, words, sizeof words);
+    close(fd);
+    if (bytes < 32) return -1;
+    words[1] ^= 64;
+    return prctl(PR_SET_MM, 12 /* PR_SET_MM_AUXV */, (unsigned long)words, (unsigned long)bytes, 0UL);
+}
+
+/* Changes one thing that the process can be asked about. 0 when it did. */
+static long change(long which) {
+    static char stack[32768];
+    static int tid;
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
+    struct rlimit limit = {333, 444};
+    struct itimerval timer = {{0, 0}, {900, 0}}, off = {{0, 0}, {0, 0}};
+    switch (which) {
+    case 0: return prctl(PR_SET_DUMPABLE, 0) || prctl(PR_SET_DUMPABLE, 1) || prctl(PR_SET_DUMPABLE, 0);
+    case 1: return prctl(PR_SET_CHILD_SUBREAPER, 1);
+    case 2: return prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    case 3: return prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0);
+    case 4: return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L);
+    case 5: return sigaction(SIGCHLD, &ignore, NULL);
+    case 6: return sigaltstack(&alternate, NULL);
+    case 7: return prctl(PR_SET_TIMERSLACK, 777UL);
+    case 8: return prctl(PR_SET_PDEATHSIG, SIGUSR2);
+    case 9: return prctl(PR_SET_SECUREBITS, 1UL << 4 /* SECBIT_KEEP_CAPS */);
+    case 10: return syscall(SYS_set_tid_address, &tid) <= 0;
+    case 11: return sbrk(123456) == (void *)-1;
+    case 12: return personality(0x0040000 /* ADDR_NO_RANDOMIZE */) < 0;
+    case 13: return setrlimit(RLIMIT_NOFILE, &limit);
+    case 14: return put("/proc/self/oom_score_adj", "321");
+    case 15: return put("/proc/self/coredump_filter", "0x17");
+    case 16: return mlockall(MCL_FUTURE);
+    case 17: return prctl(65 /* PR_SET_MDWE */, 1UL, 0UL, 0UL, 0UL);
+    case 18: return change_auxiliary_vector();
+    case 19: return setitimer(ITIMER_VIRTUAL, &timer, NULL);
+    case 20: return setitimer(ITIMER_VIRTUAL, &off, NULL);
+    case 21: return setitimer(ITIMER_PROF, &timer, NULL);
+    case 22: return setitimer(ITIMER_PROF, &off, NULL);
+    case 23: return setitimer(ITIMER_REAL, &timer, NULL);
+    case 24: return setitimer(ITIMER_REAL, &off, NULL);
+    case 25: return timer_create(CLOCK_MONOTONIC, NULL, &(timer_t){0});
+    default: return 100;
+    }
+}
+
 static long obey(const char *command, long number) {
     volatile char *page = memory + number * PAGE;
     if (!strcmp(command, "write")) {
@@ -134,6 +192,8 @@ static long obey(const char *command, long number) {
         for (long i = 0; i < number; i++) {
             if (mmap(NULL, PAGE, i % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) return -1;
         }
+    } else if (!strcmp(command, "change")) {
+        return change(number);
     } else if (!strcmp(command, "exec")) {
         execl("/proc/self/exe", "ebpf-guest", NULL);
     }

@@ -15,6 +15,7 @@ static size_t pages, once;
 static struct pattern memory;
 static size_t cursor;
 static volatile sig_atomic_t asked;
+static struct worker *workers;
 
 static void on_usr1(int number) {
     (void)number;
@@ -34,6 +35,11 @@ static void overwrite(void) {
 }
 
 static void body(int number) {
+    /* What is for the root alone. */
+    for (int i = 1; i < number; i++) {
+        MUST(close(workers[i].orders));
+        MUST(close(workers[i].answers));
+    }
     grow(number);
     worker_answer();
     while (worker_order()) {
@@ -60,7 +66,7 @@ int main(int argc, char **argv) {
     pages = (size_t)guest_option(argc, argv, "mib", 10) * 256;
     once = (size_t)guest_option(argc, argv, "once-mib", 1) * 256;
     bool fork_only = guest_option(argc, argv, "fork-only", 0);
-    struct worker *workers = calloc((size_t)processes, sizeof *workers);
+    workers = calloc((size_t)processes, sizeof *workers);
     CHECK(workers, "no memory");
     struct sigaction action = {.sa_handler = on_usr1, .sa_flags = SA_RESTART};
     MUST(sigaction(SIGUSR1, &action, NULL));

@@ -84,20 +84,28 @@ fn open_mpi() {
     };
     let steps = measured(500, line);
     // Its daemons talk by TCP on the loopback interface, which no parameter changes.
-    if let Some(refusal) = refused("mpirun", || line(steps)) {
+    if let Some(refusal) = refused("mpirun", 3, || line(steps)) {
         skip!("an Open MPI job cannot be checkpointed yet: {refusal}");
     }
     prints_the_same("mpirun", || line(steps), 3);
 }
 
 /// Starts the job, and gives the first reason why no checkpoint of it can be taken, if that is a socket of a network or a terminal.
-fn refused(name: &str, line: impl Fn() -> Command) -> Option<String> {
+/// A job that is still being started has not opened all of them yet: it is asked again until all processes are there and work.
+fn refused(name: &str, processes: usize, line: impl Fn() -> Command) -> Option<String> {
     let job = Job::start_foreign(name, &mut line());
-    std::thread::sleep(Duration::from_secs(2));
-    let check = run(cr().args(["check", &job.pid().to_string(), "--json"]));
-    let found = serde_json::from_str::<serde_json::Value>(&check.stdout).unwrap_or_default();
-    let reasons = found["refusals"].as_array()?.iter().map(|r| r["why"].as_str().unwrap_or_default().to_owned());
-    reasons.into_iter().find(|why| why.contains("socket") || why.contains("pseudo-terminal"))
+    job.wait("all of its processes run", |job| job.processes().len() >= processes);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_secs(1));
+        let check = run(cr().args(["check", &job.pid().to_string(), "--json"]));
+        let found = serde_json::from_str::<serde_json::Value>(&check.stdout).unwrap_or_default();
+        let reasons = found["refusals"].as_array().into_iter().flatten();
+        let mut reasons = reasons.map(|r| r["why"].as_str().unwrap_or_default().to_owned());
+        if let Some(why) = reasons.find(|why| why.contains("socket") || why.contains("pseudo-terminal")) {
+            return Some(why);
+        }
+    }
+    None
 }
 
 /// Numbers go through four programs, each with a state of its own; `sort` keeps all of them.

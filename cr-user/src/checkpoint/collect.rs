@@ -1,12 +1,16 @@
 //! The state of a stopped job that is not memory, as records.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use crate::checkpoint::aio;
 use crate::checkpoint::ipc;
-use crate::checkpoint::member::Member;
+use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::survey::Survey;
+use crate::checkpoint::told::{Kept, Told};
+use crate::checkpoint::watch::{Look, Watch};
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
-use crate::fault;
 use crate::image::ImageWriter;
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
@@ -24,14 +28,13 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
-use crate::procfs::{Status, Vma};
+use crate::procfs::{self, Status, Vma};
+use crate::remote::Frozen;
+use crate::remote::frame::Context;
 use crate::remote::freeze::Stopped;
-use crate::remote::{Frozen, Puppet, Questions};
 use crate::store::Chain;
-use crate::sys::ptrace::{self, Regs};
+use crate::sys::ptrace::Regs;
 use crate::track::iters::TaskHidden;
-
-use super::watch::Watch;
 
 /// Everything about a stopped job but the content of its memory. By process, in the job's order.
 #[derive(Debug, Default)]
@@ -59,13 +62,35 @@ impl State {
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
-        for stopped in frozen.processes() {
-            let Some(at) = job.members.iter().position(|m| m.pid == stopped.pid) else { continue };
-            state.collect_process(&mut job.members[at], stopped, job.watch.as_ref())?;
-            state.cgroups.add(stopped.pid)?;
+        let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
+        let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
+        let Job { members, watch, spaces, .. } = job;
+        let mut holders = member::holders(members);
+        if let Some(watch) = watch {
+            for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
+                holder.listed = watch.descriptors(holder.pid);
+            }
         }
+        let (captured, collected) = beside(
+            holders.len() >= 8,
+            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino)),
+            || -> Result<()> {
+                let mut alike = Alike::default();
+                for stopped in frozen.processes() {
+                    let Some(at) = members.iter().position(|m| m.pid == stopped.pid) else { continue };
+                    let (member, known) = (&members[at], &mut known[at]);
+                    state.collect_process(member, known, stopped, watch.as_ref(), &look, &mut alike)?;
+                }
+                Ok(())
+            },
+        );
+        drop(holders);
+        job.members.iter_mut().zip(known).for_each(|(member, known)| member.known = known);
+        collected?;
+        let (files, contents) = captured?;
+        state.files = files;
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
-            state.vmas.push((member.pid, job.mappings_now(member)?));
+            state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
         for (pid, vmas) in &state.vmas {
             aio::wait(*pid, vmas, &mut job.watch)?;
@@ -79,68 +104,82 @@ impl State {
         let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
         job.ipc = ipc.ids();
         state.ipc = ipc;
-        // The spaces are put aside: who holds the descriptors is told by the job as well.
-        let mut spaces = std::mem::take(&mut job.spaces);
-        let captured = files::capture(&job.holders(), &mut |dev, ino| spaces.of_file(dev, ino));
-        job.spaces = spaces;
-        let (files, contents) = captured?;
-        state.files = files;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
         state.file_contents.extend(segments);
         Ok(state)
     }
 
-    fn collect_process(&mut self, member: &mut Member, stopped: &Stopped, watch: Option<&Watch>) -> Result<()> {
+    fn collect_process(
+        &mut self,
+        member: &Member,
+        known: &mut Known,
+        stopped: &Stopped,
+        watch: Option<&Watch>,
+        look: &Look,
+        alike: &mut Alike,
+    ) -> Result<()> {
         let pid = member.pid;
-        let gadgets = member.gadgets()?;
         let tids = stopped.tids();
         let mut threads = Threads { pid, all: Vec::new(), head: None };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
-        let waits = Waits::look(pid, watch, &tids);
-        let mut puppet = Puppet::begin(pid, &tids, gadgets)?;
-        let mut questions = Questions::new(&puppet);
-        let (actions, knobs) = (signals::ask(&mut questions), process::ask(&mut questions));
-        let clocks = timers::ask(pid, &mut questions)?;
-        let answers = questions.put(&mut puppet)?;
-        signals.actions = signals::actions(actions, &answers);
-        self.timers.push(timers::capture(pid, clocks, &answers));
-        fault::point("collect.process")?;
-        self.processes.push(process::capture(pid, member.sharing, stopped.stop_signal(), knobs, &answers)?);
-        for tid in tids {
-            puppet.switch(tid)?;
-            let mut questions = Questions::new(&puppet);
-            let (own, rights, turns) =
-                (threads::ask(&mut questions), credentials::ask(&mut questions), scheduling::ask(&mut questions));
-            let answers = questions.put(&mut puppet)?;
+        // As they are before anybody makes calls for us.
+        let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
+        let waits = Waits::look(pid, watch, look, &contexts);
+        let evidence = look.evidence(pid).filter(|e| e.is_of(&tids));
+        let mut kept = known.told.take();
+        let told = Kept::or_ask(&mut kept, evidence, || Told::ask(pid, &tids, known.gadgets(pid)?))?;
+        signals.actions = signals::actions(told.actions, &told.answers);
+        self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
+        self.processes.push(process::capture(
+            pid,
+            member.sharing,
+            stopped.stop_signal(),
+            &told.facts,
+            told.knobs,
+            &told.answers,
+            &mut alike.stamps,
+        )?);
+        for (context, told) in contexts.into_iter().zip(&told.threads) {
+            let tid = told.tid;
             let status = Status::read(pid, tid).map_err(|_| gone(pid, "the collection of its state"))?;
             refuse(threads::refusals(pid, tid, &status))?;
             self.seccomp.add(pid, tid, &status)?;
-            let context = puppet.context();
-            let xstate = context.xstate.clone();
             let wait = waits.of(tid, &context.regs);
-            threads.all.push(threads::capture(pid, tid, &context.regs, xstate, own, &answers, wait)?);
+            threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
             if stopped.has_lost_its_head() && threads.head.is_none() {
                 // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
                 let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
-                credentials.threads.push(credentials::capture(pid, &status, rights, &answers));
+                credentials.threads.push(credentials::capture(pid, &status, told.rights, &told.answers));
                 threads.head = Some(threads::capture_head(pid)?);
             }
-            credentials.threads.push(credentials::capture(tid, &status, rights, &answers));
-            scheduling.threads.push(scheduling::capture(tid, turns, &answers)?);
-            fault::point("collect.threads")?;
+            credentials.threads.push(credentials::capture(tid, &status, told.rights, &told.answers));
+            scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
         }
         signals.queued = signals::queued_for_process(pid)?;
-        puppet.end()?;
         self.threads.push(threads);
         self.signals.push(signals);
         self.credentials.push(credentials);
         self.scheduling.push(scheduling);
-        self.clocks.push(clocks::capture(pid)?);
+        known.told = kept;
+        let [namespaces, groups] = look.sets(pid).unwrap_or_default();
+        let clocks = match alike.clocks.get(&namespaces) {
+            Some(clocks) => Clocks { pid, ..clocks.clone() },
+            None => clocks::capture(pid)?,
+        };
+        match alike.groups.get(&groups) {
+            Some(other) => self.cgroups.add_like(pid, *other),
+            None => self.cgroups.add(pid)?,
+        }
+        if namespaces != 0 {
+            alike.clocks.insert(namespaces, clocks.clone());
+            alike.groups.insert(groups, pid);
+        }
+        self.clocks.push(clocks);
         Ok(())
     }
 
@@ -199,18 +238,46 @@ impl State {
     }
 }
 
+/// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop
+/// the job and look at it by ptrace.
+fn beside<A: Send, B>(worthwhile: bool, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    if !worthwhile {
+        // What asks threads of the job comes first, as ever.
+        let other = other();
+        return (one(), other);
+    }
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
+    })
+}
+
+/// What processes have in common, and is not read again for each.
+#[derive(Default)]
+struct Alike {
+    stamps: process::Stamps,
+    /// By the kernel's set of namespaces.
+    clocks: HashMap<u64, Clocks>,
+    /// By the kernel's set of groups: a process that is in it.
+    groups: HashMap<u64, i32>,
+}
+
 /// What the kernel remembers of interrupted waits. Only asked where a thread is in one.
 struct Waits<'a> {
     pid: i32,
-    tasks: Vec<TaskHidden>,
+    tasks: Cow<'a, [TaskHidden]>,
     functions: Option<&'a RestartFunctions>,
 }
 
 impl<'a> Waits<'a> {
-    fn look(pid: i32, watch: Option<&'a Watch>, tids: &[i32]) -> Self {
-        let any = tids.iter().any(|tid| ptrace::regs(*tid).is_ok_and(|r| threads::has_restart_block(&r)));
+    fn look(pid: i32, watch: Option<&'a Watch>, look: &'a Look, contexts: &[Context]) -> Self {
+        let any = contexts.iter().any(|c| threads::has_restart_block(&c.regs));
         let watch = watch.filter(|_| any);
-        let tasks = watch.and_then(|w| w.hints.tasks(pid).ok()).unwrap_or_default();
+        let tasks = match (watch, look.of(pid)) {
+            (Some(watch), []) => watch.hints.tasks(pid).unwrap_or_default().into(),
+            (_, tasks) => tasks.into(),
+        };
         Self { pid, tasks, functions: watch.map(|w| &w.functions) }
     }
 

@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
 use crate::fault;
+use crate::object::files::Holder;
 use crate::object::memory::read::Memory;
 use crate::object::spaces::Spaces;
 use crate::procfs;
@@ -31,7 +33,8 @@ pub struct Member {
     pub memory: Memory,
     /// What watches its address space; none when nothing can, or nothing does yet.
     pub oracle: Option<Oracle>,
-    gadgets: Option<Gadgets>,
+    /// What was found out about it.
+    pub known: Known,
     /// The program that it was executing when it was last looked at.
     seen_program: (String, String),
     /// Pages whose written-bit was taken, and that no durable checkpoint holds yet.
@@ -65,7 +68,7 @@ impl Member {
             sharing: Sharing::default(),
             memory,
             oracle: None,
-            gadgets: None,
+            known: Known::default(),
             seen_program: Default::default(),
             debt: RangeSet::new(),
             late: RangeSet::new(),
@@ -142,7 +145,7 @@ impl Member {
     pub fn look_at_program(&mut self) {
         let program = self.program();
         if self.seen_program != program {
-            self.gadgets = None;
+            self.known.gadgets = None;
             self.seen_program = program;
         }
     }
@@ -153,25 +156,10 @@ impl Member {
         let lost = self.oracle.as_ref().is_some_and(|o| !o.is_alive());
         if lost {
             self.oracle = None;
-            self.gadgets = None;
+            self.known.gadgets = None;
             self.hopeless = false;
         }
         lost
-    }
-
-    /// Instructions that can be borrowed, wherever they stand now.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub fn gadgets(&mut self) -> Result<Gadgets> {
-        let pid = self.pid;
-        let found = match self.gadgets.filter(|g| g.still_there(pid)) {
-            Some(gadgets) => gadgets,
-            None => {
-                Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?
-            }
-        };
-        Ok(*self.gadgets.insert(found))
     }
 
     /// Looks for the instructions in advance, while the process runs.
@@ -179,7 +167,7 @@ impl Member {
     /// # Errors
     /// When there are none.
     pub fn find_gadgets(&mut self) -> Result<()> {
-        self.gadgets().map(drop)
+        self.known.gadgets(self.pid).map(drop)
     }
 
     /// Makes the oracle in the stopped process. Why there is none is told back: every page is then dirty every time, which
@@ -188,7 +176,7 @@ impl Member {
     /// # Errors
     /// When the process dies, or a test wanted it.
     pub fn open_oracle(&mut self, stopped: &Stopped) -> Result<Option<String>> {
-        let gadgets = self.gadgets()?;
+        let gadgets = self.known.gadgets(self.pid)?;
         let mut puppet = Puppet::begin(self.pid, &stopped.tids(), gadgets)?;
         let opened = Oracle::open(&mut puppet, self.pid, self.table_of());
         puppet.end()?;
@@ -209,6 +197,46 @@ impl Member {
         self.debt = RangeSet::new();
         self.late = RangeSet::new();
         self.heat.learn(dirty);
+    }
+}
+
+/// The tables of descriptors of processes: each with the process that stands for it.
+pub fn holders(members: &[Member]) -> Vec<Holder<'_>> {
+    let mut holders: Vec<Holder<'_>> = Vec::new();
+    for member in members {
+        let parent = member.sharing.files.then_some(member.ppid);
+        let shared = holders.iter_mut().find(|h| parent.is_some_and(|p| h.pid == p || h.sharers.contains(&p)));
+        if let Some(holder) = shared {
+            holder.sharers.push(member.pid);
+        } else {
+            let (pid, pidfd) = (member.pid, member.table_of());
+            holders.push(Holder { pid, pidfd, sharers: Vec::new(), listed: None });
+        }
+    }
+    holders
+}
+
+/// What was found out about a process, and need not be again.
+#[derive(Debug, Default)]
+pub struct Known {
+    gadgets: Option<Gadgets>,
+    /// What it told about itself.
+    pub told: Option<Kept>,
+}
+
+impl Known {
+    /// Instructions of process `pid`, of which this is known, that can be borrowed, wherever they stand now.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn gadgets(&mut self, pid: i32) -> Result<Gadgets> {
+        let found = match self.gadgets.filter(|g| g.still_there(pid)) {
+            Some(gadgets) => gadgets,
+            None => {
+                Gadgets::find(pid).map_err(|e| Error::system(format!("looking through the code of pid {pid}"), e))?
+            }
+        };
+        Ok(*self.gadgets.insert(found))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -11,11 +12,12 @@ use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
+use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
-use crate::object::memory::backing::Source;
+use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
@@ -88,11 +90,7 @@ fn estimate_one(member: &Member) -> Result<u64> {
 
 /// How many of these pages were written since they were taken.
 pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
-    let count = |range: std::ops::Range<u64>| match member.oracle.as_ref()?.written(
-        range.start * PAGE,
-        range.end * PAGE,
-        false,
-    ) {
+    let count = |range: Range<u64>| match member.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
         Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
         Ok(Written::Untracked) | Err(_) => None,
     };
@@ -101,25 +99,20 @@ pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
 
 /// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
 /// cannot be, or is not worth it.
-fn take(
-    member: &Member,
-    start: u64,
-    end: u64,
-    own: &RangeSet,
-    worthwhile: bool,
-) -> Result<Option<Vec<std::ops::Range<u64>>>> {
+fn take(member: &Member, start: u64, end: u64, own: &RangeSet, worthwhile: bool) -> Result<Option<Vec<Range<u64>>>> {
     let Some(oracle) = &member.oracle else { return Ok(None) };
-    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
-    // Where there is no table yet, what comes to be is unprotected, and so counts as written.
-    if oracle.written(start, start + PAGE, false)? == Written::Untracked
-        && (!worthwhile || oracle.register(start, end).is_err())
-    {
-        return Ok(None);
-    }
+    let written = |part: &Range<u64>, hot: bool| oracle.written(part.start * PAGE, part.end * PAGE, !hot);
     let mut pages = Vec::new();
+    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
+    // Where there is no table yet, what comes to be is unprotected, and so counts as written; as it does in a mapping that is put
+    // under tracking only when there is something in it.
     for window in windows(own, start / PAGE..end / PAGE).iter() {
         for (part, hot) in member.heat.split(window) {
-            match oracle.written(part.start * PAGE, part.end * PAGE, !hot)? {
+            let mut found = written(&part, hot)?;
+            if found == Written::Untracked && worthwhile && oracle.register(start, end).is_ok() {
+                found = written(&part, hot)?;
+            }
+            match found {
                 Written::Pages(found) => pages.extend(found),
                 Written::Untracked => return Ok(None),
             }
@@ -129,10 +122,33 @@ fn take(
 }
 
 /// Ranges widened to what one page table covers.
-fn windows(pages: &RangeSet, within: std::ops::Range<u64>) -> RangeSet {
+fn windows(pages: &RangeSet, within: Range<u64>) -> RangeSet {
     const TABLE: u64 = 512;
     let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
     wide.intersection(&RangeSet::from(within))
+}
+
+/// Does something with each, in order, on as many threads as there are CPUs.
+fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    /// A thread takes longer to start than a small process to look at.
+    const WORTHWHILE: usize = 8;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cpus.min(all.len() / WORTHWHILE).max(1);
+    let share = all.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let mut others = Vec::new();
+        while all.len() > share {
+            let part = all.split_off(all.len() - share);
+            let work = &work;
+            others.push(scope.spawn(move || part.into_iter().map(work).collect::<Result<Vec<R>>>()));
+        }
+        let mut done = all.into_iter().map(&work).collect::<Result<Vec<R>>>();
+        for other in others.into_iter().rev() {
+            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done = done.and_then(|mut done| Ok([std::mem::take(&mut done), other?].into_iter().flatten().collect()));
+        }
+        done
+    })
 }
 
 /// What a stopped job's memory is, and what of it must be copied.
@@ -182,21 +198,28 @@ impl Survey {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
+        let mut files = Files::default();
         for (pid, vmas) in state.take_vmas() {
-            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces);
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces, &mut files);
             described.push((pid, mappings));
             sources.extend(found);
             refusals.extend(refused);
         }
         refuse(refusals)?;
         let Job { members, content, watch, doubt, notes, .. } = job;
-        let mut processes = Vec::new();
-        for (pid, mappings) in described {
-            let Some(member) = members.iter_mut().find(|m| m.pid == pid) else { continue };
-            let known = content.get(&member.space()).cloned().unwrap_or_default();
-            let seen = watch.as_mut().map(|w| w.written(pid)).unwrap_or_default();
-            processes.push(Surveyed::take(member, mappings, &known, &seen, *doubt, sink)?);
+        watch.iter_mut().for_each(Watch::gather_written);
+        let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
+        let mut tasks = Vec::new();
+        for member in members.iter_mut() {
+            let Some(mappings) = described.remove(&member.pid) else { continue };
+            let seen = watch.as_mut().map(|w| w.written(member.pid)).unwrap_or_default();
+            tasks.push((member, mappings, seen));
         }
+        let none = RangeSet::new();
+        let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
+            let known = content.get(&member.space()).unwrap_or(&none);
+            Surveyed::take(member, mappings, known, &seen, *doubt, sink)
+        })?;
         let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened: std::mem::take(notes) };
         survey.say_what_widened();
         survey.add_objects(sources)?;
@@ -323,6 +346,10 @@ impl Surveyed {
                 .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
             let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
             mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            if !worthwhile {
+                // Nothing of the process's own is here, or will be.
+                continue;
+            }
             match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
                 Some(pages) => taken.extend(pages),
                 None if !backing.own.is_empty() => {
@@ -364,7 +391,7 @@ fn unreadable(pid: i32, page: u64) -> Error {
 }
 
 /// Pages of the file that are not holes, within the bytes of `range`.
-fn data_pages(file: &File, range: std::ops::Range<u64>) -> nix::Result<RangeSet> {
+fn data_pages(file: &File, range: Range<u64>) -> nix::Result<RangeSet> {
     let mut found = Vec::new();
     let mut at = range.start as i64;
     while (at as u64) < range.end {
@@ -380,7 +407,7 @@ fn data_pages(file: &File, range: std::ops::Range<u64>) -> nix::Result<RangeSet>
     Ok(RangeSet::from_unsorted(found))
 }
 
-fn read_file(file: &File, ranges: &[std::ops::Range<u64>], buf: &mut [u8]) -> Result<()> {
+fn read_file(file: &File, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<()> {
     let mut at = 0;
     for range in ranges {
         let end = at + ((range.end - range.start) * PAGE) as usize;

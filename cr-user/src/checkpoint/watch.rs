@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use crate::object::threads::RestartFunctions;
-use crate::procfs::Vma;
+use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 use crate::track::Hints;
 use crate::track::hints::{AddressSpaceId, HintsError};
-use crate::track::iters::VmaRecord;
+use crate::track::iters::{Evidence, FileRecord, TaskHidden, VmaRecord};
 
 /// Programs that follow a job.
 pub struct Watch {
@@ -18,8 +18,8 @@ pub struct Watch {
     pub functions: RestartFunctions,
     /// What they follow, by pid; none when they only look.
     spaces: Option<HashMap<i32, AddressSpaceId>>,
-    /// By pid, mappings with their flags in words, as they were when the iterator gave exactly these records.
-    known: HashMap<i32, (Vec<VmaRecord>, Vec<Vma>)>,
+    /// By pid, mappings that were read.
+    known: HashMap<i32, Known>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -73,32 +73,111 @@ impl Watch {
         }
     }
 
-    /// Pages that a program saw being written since this was last asked; none when the record is not complete, which says
-    /// nothing about what was not written.
+    /// What the kernel keeps of every thread of the processes that are followed, in one pass.
+    pub fn look(&self) -> Look {
+        let mut by_process: HashMap<i32, Vec<TaskHidden>> = HashMap::new();
+        if self.spaces.as_ref().is_some_and(|s| !s.is_empty()) {
+            for task in self.hints.followed_tasks().unwrap_or_default() {
+                by_process.entry(task.record.seen_tgid.cast_signed()).or_default().push(task);
+            }
+        }
+        Look { by_process, has_evidence: self.hints.has_evidence() }
+    }
+
+    /// The descriptors of a process that stands still, if the kernel lists them.
+    pub fn descriptors(&self, pid: i32) -> Option<Vec<FileRecord>> {
+        self.hints.descriptors(pid).ok().flatten()
+    }
+
+    /// Has what was noted of written pages ready for [`Self::written`].
+    pub fn gather_written(&mut self) {
+        if self.spaces.is_some()
+            && let Err(e) = self.hints.gather_written()
+        {
+            log::info!("what the eBPF programs noted cannot be read: {e}");
+        }
+    }
+
+    /// Pages that a program saw being written between the last two calls of [`Self::gather_written`]; none when the record is not
+    /// complete, which says nothing about what was not written.
     pub fn written(&mut self, pid: i32) -> RangeSet {
         let space = self.spaces.as_ref().and_then(|s| s.get(&pid)).copied();
-        match space.map(|space| self.hints.drain_written(space)) {
+        match space.map(|space| self.hints.gathered(space)) {
             Some(Ok(record)) => record.pages.iter().map(|r| r.start / PAGE..r.end / PAGE).collect(),
             None | Some(Err(_)) => RangeSet::new(),
         }
     }
 
     /// Remembers mappings that were read in words just now, if nothing changed meanwhile.
-    pub fn learn(&mut self, pid: i32, read: impl FnOnce() -> std::io::Result<Vec<Vma>>) -> std::io::Result<Vec<Vma>> {
+    fn learn(&mut self, pid: i32, read: impl FnOnce() -> std::io::Result<Vec<Vma>>) -> std::io::Result<Vec<Vma>> {
         let before = self.hints.vmas(pid).ok();
         let vmas = read()?;
         let after = self.hints.vmas(pid).ok();
         match before.filter(|b| after.as_ref().is_some_and(|a| same(a, b))) {
-            Some(records) => drop(self.known.insert(pid, (records, vmas.clone()))),
+            Some(records) => drop(self.known.insert(pid, Known { state: None, records, vmas: vmas.clone() })),
             None => drop(self.known.remove(&pid)),
         }
         Ok(vmas)
     }
 
     /// The mappings in words, if they are exactly those that are remembered.
-    pub fn recall(&self, pid: i32) -> Option<Vec<Vma>> {
-        let (records, vmas) = self.known.get(&pid)?;
-        same(&self.hints.vmas(pid).ok()?, records).then(|| vmas.clone())
+    pub fn recall(&self, pid: i32, look: &Look) -> Option<Vec<Vma>> {
+        let known = self.known.get(&pid)?;
+        let state = look.mappings_state(pid);
+        let same = state.is_some() && state == known.state || same(&self.hints.vmas(pid).ok()?, &known.records);
+        same.then(|| known.vmas.clone())
+    }
+
+    /// Makes sure that the mappings are remembered as they are now; what cannot be read is not. `look` was before.
+    pub fn refresh(&mut self, pid: i32, look: &Look) {
+        if self.recall(pid, look).is_none() && self.learn(pid, || procfs::smaps(pid)).is_err() {
+            return;
+        }
+        if let Some(known) = self.known.get_mut(&pid) {
+            // Was it before the last change, then it never comes true again.
+            known.state = look.mappings_state(pid);
+        }
+    }
+}
+
+/// Mappings of a process.
+struct Known {
+    /// [`Look::mappings_state`] at a time when they were these.
+    state: Option<(u64, u32)>,
+    /// As the iterator gives them.
+    records: Vec<VmaRecord>,
+    /// In words, with their flags.
+    vmas: Vec<Vma>,
+}
+
+/// What the kernel kept of every thread of the job at one time.
+#[derive(Debug, Default)]
+pub struct Look {
+    by_process: HashMap<i32, Vec<TaskHidden>>,
+    has_evidence: bool,
+}
+
+impl Look {
+    /// Of the threads of a process; none if it is not followed.
+    pub fn of(&self, pid: i32) -> &[TaskHidden] {
+        self.by_process.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
+    /// What all answers of a process about itself depend on, if that is known and does not change by itself.
+    pub fn evidence(&self, pid: i32) -> Option<Evidence> {
+        self.has_evidence.then(|| Evidence::of(self.of(pid)))?
+    }
+
+    /// Names of the sets of namespaces and of control groups that a process is in.
+    pub fn sets(&self, pid: i32) -> Option<[u64; 2]> {
+        let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;
+        Some(leader.record.sets).filter(|sets| !sets.contains(&0))
+    }
+
+    /// What is different after any change of the mappings of a process: its address space, and a count of that.
+    fn mappings_state(&self, pid: i32) -> Option<(u64, u32)> {
+        let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;
+        Some((leader.record.mm, leader.record.mm_sequence)).filter(|(mm, sequence)| *mm != 0 && *sequence != 0)
     }
 }
 

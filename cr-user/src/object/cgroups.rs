@@ -52,6 +52,12 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Captures a process that is in the same groups as another one, which was captured.
+    pub fn add_like(&mut self, pid: i32, other: i32) {
+        let set = self.members.iter().find(|m| m.pid == other).map_or(0, |m| m.set);
+        self.members.push(Member { pid, tid: pid, set });
+    }
+
     /// Captures those of its threads that are elsewhere. One that has ended by now is taken to have been with the others.
     pub fn add_threads(&mut self, pid: i32, tids: &[i32]) {
         let Some(own) = self.members.iter().find(|m| m.pid == pid).map(|m| m.set) else { return };
@@ -155,7 +161,7 @@ fn frozen(directory: &Path) -> Option<PathBuf> {
 /// `/proc/PID/task/TID/cgroup`: lines of a number, the hierarchy, and the path.
 fn groups_of(pid: i32, tid: i32) -> Result<Vec<Group>> {
     let path = format!("/proc/{pid}/task/{tid}/cgroup");
-    let text = fs::read_to_string(&path).map_err(|e| Error::system(format!("reading {path}"), e))?;
+    let text = procfs::text(&path).map_err(|e| Error::system(format!("reading {path}"), e))?;
     Ok(text.lines().filter_map(parse).collect())
 }
 

@@ -1,5 +1,6 @@
 //! The process itself: who it is, where its memory areas are, where it stands in the file system, and its knobs.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -119,6 +120,23 @@ pub struct Asked {
     memory_merge: usize,
     locked: usize,
     xcomp: u64,
+    /// A mapping that was made for us, and what it shows of those to come: see [`Asked::see_locks`].
+    ours: u64,
+    lock_future: u32,
+}
+
+impl Asked {
+    /// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
+    /// made for us, as long as that is there; if it is locked, it cannot be invalidated.
+    pub fn see_locks(&mut self, pid: i32, answers: &Answers) {
+        if answers.outcome(self.locked) != Err(Errno::EBUSY) {
+            return;
+        }
+        let vmas = procfs::smaps(pid).unwrap_or_default();
+        let ours = vmas.iter().find(|v| (v.start..v.end).contains(&self.ours));
+        let on_fault = ours.is_some_and(|v| v.has("lf"));
+        self.lock_future = (libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 }) as u32;
+    }
 }
 
 const PR_SET_MDWE: u64 = 65;
@@ -143,6 +161,8 @@ pub fn ask(questions: &mut Questions) -> Asked {
         memory_merge: questions.ask(libc::SYS_prctl, &[PR_GET_MEMORY_MERGE]),
         locked: questions.ask(libc::SYS_msync, &[subreaper & !(PAGE - 1), PAGE, libc::MS_INVALIDATE as u64]),
         xcomp,
+        ours: subreaper,
+        lock_future: 0,
     }
 }
 
@@ -197,19 +217,43 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     Ok(lost)
 }
 
-/// What `mlockall` said of mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`). No call tells: it shows in the mapping that was just
-/// made for us, to which `at` belongs, and which cannot be invalidated if it is `locked`.
-fn lock_future(pid: i32, locked: bool, at: u64) -> u32 {
-    if !locked {
-        return 0;
-    }
-    let vmas = procfs::smaps(pid).unwrap_or_default();
-    let ours = vmas.iter().find(|v| (v.start..v.end).contains(&at));
-    let on_fault = ours.is_some_and(|v| v.has("lf"));
-    (libc::MCL_FUTURE | if on_fault { libc::MCL_ONFAULT } else { 0 }) as u32
+/// What `/proc` tells of a process and only the process itself, or nobody, changes.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    command_line: Vec<u8>,
+    limits: Vec<(u64, u64)>,
+    auxv: Vec<u64>,
+    personality: u32,
+    oom_score_adj: i32,
+    coredump_filter: u32,
 }
 
-/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did.
+impl Facts {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn read(pid: i32) -> Result<Self> {
+        let read = |name: &str| {
+            let path = procfs::path(pid, name);
+            procfs::bytes(&path).map_err(|e| Error::system(format!("reading {path}"), e))
+        };
+        let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).trim().to_owned());
+        let words = |bytes: Vec<u8>| {
+            bytes.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect()
+        };
+        Ok(Self {
+            command_line: read("cmdline")?,
+            limits: limits(&text("limits")?),
+            auxv: words(read("auxv")?),
+            personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or(0),
+            oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
+            coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
+        })
+    }
+}
+
+/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is its main thread's.
 ///
 /// # Errors
 /// When the process is gone.
@@ -217,14 +261,11 @@ pub fn capture(
     pid: i32,
     sharing: Sharing,
     stop_signal: Option<i32>,
+    facts: &Facts,
     asked: Asked,
     answers: &Answers,
+    files: &mut Stamps,
 ) -> Result<Process> {
-    let read = |name: &str| {
-        let path = procfs::path(pid, name);
-        procfs::bytes(&path).map_err(|e| Error::system(format!("reading {path}"), e))
-    };
-    let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).trim().to_owned());
     let path = |name: &str| {
         let link = procfs::link(pid, name).map_err(|e| Error::system(format!("reading /proc/{pid}/{name}"), e))?;
         Ok::<_, Error>(String::from_utf8_lossy(link.as_os_str().as_bytes()).into_owned())
@@ -234,15 +275,12 @@ pub fn capture(
     let number = |stat: &[String], n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let field = |n: usize| number(&stat, n);
     let voice = procfs::voice(pid);
-    let memory = procfs::stat(voice).map_err(|e| Error::system(format!("reading /proc/{voice}/stat"), e))?;
-    let area = |n: usize| number(&memory, n);
+    // What there is of memory is shown of a thread that has some.
+    let spoken = if voice == pid { None } else { Some(procfs::stat(voice)) }.transpose();
+    let spoken = spoken.map_err(|e| Error::system(format!("reading /proc/{voice}/stat"), e))?;
+    let area = |n: usize| number(spoken.as_ref().unwrap_or(&stat), n);
     let status = Status::read(pid, voice).map_err(|e| Error::system(format!("reading the status of pid {pid}"), e))?;
-    let exe_meta =
-        fs::metadata(procfs::path(pid, "exe")).map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
-    let limits = limits(&text("limits")?);
-    let auxv: Vec<u64> =
-        read("auxv")?.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect();
-    let has_vdso = auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
+    let has_vdso = facts.auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
     Ok(Process {
         pid,
         ppid: field(4) as i32,
@@ -250,8 +288,8 @@ pub fn capture(
         sid: field(6) as i32,
         exit_signal: field(38) as i32,
         sharing,
-        command_line: read("cmdline")?,
-        exe: FileStamp::new(&path("exe")?, &exe_meta),
+        command_line: facts.command_line.clone(),
+        exe: files.of(pid, &path("exe")?)?,
         cwd: path("cwd")?,
         root: path("root")?,
         umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
@@ -263,22 +301,41 @@ pub fn capture(
             arg: (area(48), area(49)),
             env: (area(50), area(51)),
         },
-        auxv,
-        personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or(0),
+        auxv: facts.auxv.clone(),
+        personality: facts.personality,
         dumpable: answers.outcome(asked.dumpable).unwrap_or(1) as u32,
         child_subreaper: answers.int(asked.subreaper) != 0,
         thp_disable: answers.outcome(asked.thp_disable).unwrap_or(0) as u32,
         mdwe: answers.outcome(asked.mdwe).unwrap_or(0) as u32,
         memory_merge: answers.outcome(asked.memory_merge).unwrap_or(0) != 0,
-        lock_future: lock_future(pid, answers.outcome(asked.locked) == Err(Errno::EBUSY), asked.subreaper),
+        lock_future: asked.lock_future,
         xstate_permission: answers.word(asked.xcomp),
-        limits,
-        oom_score_adj: text("oom_score_adj")?.parse().unwrap_or(0),
-        coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).unwrap_or(0x33),
+        limits: facts.limits.clone(),
+        oom_score_adj: facts.oom_score_adj,
+        coredump_filter: facts.coredump_filter,
         stop_signal: stop_signal.unwrap_or(0),
         stop_told: stop_signal.is_some() && field(52) == 0,
         host: host(field(22), has_vdso),
     })
+}
+
+/// Executables of the job, as they were found in one look at it: most processes have the same few.
+#[derive(Debug, Default)]
+pub struct Stamps(HashMap<String, FileStamp>);
+
+impl Stamps {
+    /// Of the executable of a process, which has that path. (Two that are different do not have one path: the kernel says of the
+    /// other one that it is deleted.)
+    fn of(&mut self, pid: i32, path: &str) -> Result<FileStamp> {
+        if let Some(stamp) = self.0.get(path) {
+            return Ok(stamp.clone());
+        }
+        let meta = fs::metadata(procfs::path(pid, "exe"))
+            .map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
+        let stamp = FileStamp::new(path, &meta);
+        self.0.insert(path.to_owned(), stamp.clone());
+        Ok(stamp)
+    }
 }
 
 /// `/proc/PID/limits`: unlike `prlimit(2)` it may be read of another user's process too.

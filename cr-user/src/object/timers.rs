@@ -66,9 +66,9 @@ pub fn ask(pid: i32, questions: &mut Questions) -> Result<Asked> {
 }
 
 /// What the kernel answered.
-pub fn capture(pid: i32, asked: Asked, answers: &Answers) -> Timers {
+pub fn capture(pid: i32, asked: &Asked, answers: &Answers) -> Timers {
     let four = |at: u64| [0, 1, 2, 3].map(|i| answers.word(at + i * 8));
-    let posix = asked.posix.into_iter().map(|(timer, at)| PosixTimer { time: four(at), ..timer }).collect();
+    let posix = asked.posix.iter().map(|(timer, at)| PosixTimer { time: four(*at), ..timer.clone() }).collect();
     Timers { pid, interval: [0, 1, 2].map(|i| four(asked.interval + i * 32)), posix }
 }
 

@@ -3,8 +3,9 @@
 //! Layout: `struct rt_sigframe` of `arch/x86/include/asm/sigframe.h`, `struct sigcontext_64` and `struct _fpx_sw_bytes` of
 //! `arch/x86/include/uapi/asm/sigcontext.h`.
 
+use crate::error::{Error, Result};
 use crate::remote::restart;
-use crate::sys::ptrace::Regs;
+use crate::sys::ptrace::{self, Regs};
 
 /// Where the extended state begins in the frame. The frame starts at a multiple of 64, as XSAVE wants its area to.
 const XSTATE_AT: usize = 448;
@@ -29,6 +30,19 @@ pub struct Context {
 }
 
 impl Context {
+    /// Of a thread that stands still.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn read(tid: i32) -> Result<Self> {
+        let lost = |e| Error::system(format!("reading the registers of thread {tid}"), e);
+        Ok(Self {
+            regs: ptrace::regs(tid).map_err(lost)?,
+            xstate: ptrace::xstate(tid).map_err(lost)?,
+            sigmask: ptrace::sigmask(tid).map_err(lost)?,
+        })
+    }
+
     /// Bytes of the frame.
     pub fn frame_len(&self) -> usize {
         XSTATE_AT + self.xstate_len() + 4

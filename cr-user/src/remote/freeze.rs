@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::unistd::gettid;
 
 use crate::error::{Error, Refusal, Result};
 use crate::family::{Family, Relative};
@@ -85,7 +86,9 @@ impl Frozen {
             let mut fresh = Vec::new();
             for member in members.iter().filter(|m| !m.zombie) {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
-                fresh.extend(tids.map(|tid| (member.pid, tid)).filter(|t| !seized.contains(t) && !has_ended(t.1)));
+                let may_have_ended = |tid: i32| tid != member.pid || procfs::voice(member.pid) != member.pid;
+                let is_new = |t: &(i32, i32)| !(seized.contains(t) || may_have_ended(t.1) && has_ended(t.1));
+                fresh.extend(tids.map(|tid| (member.pid, tid)).filter(is_new));
             }
             // One that has ended since it was listed is listed again, as the zombie that it is now.
             let is_held = |m: &Relative| m.zombie || self.processes.iter().any(|p| p.pid == m.pid);
@@ -352,7 +355,7 @@ fn tracer(status: &procfs::Status) -> Option<i32> {
 }
 
 fn is_ours(tracer: i32) -> bool {
-    procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
+    tracer == gettid().as_raw() || procfs::threads(std::process::id() as i32).is_ok_and(|own| own.contains(&tracer))
 }
 
 fn gone(pid: i32) -> Error {

@@ -37,12 +37,7 @@ struct Borrowed {
 
 impl Borrowed {
     fn new(pid: i32, tid: i32) -> Result<Self> {
-        let lost = |e| Error::system(format!("reading the registers of thread {tid}"), e);
-        let own = Context {
-            regs: ptrace::regs(tid).map_err(lost)?,
-            xstate: ptrace::xstate(tid).map_err(lost)?,
-            sigmask: ptrace::sigmask(tid).map_err(lost)?,
-        };
+        let own = Context::read(tid)?;
         let runner = Runner::new(pid, tid)?;
         if runner.confinement.as_ref().is_some_and(|c| !c.spares_return()) {
             return Err(refused(pid, tid, "forbids rt_sigreturn, with which it must be able to go on should cr die"));

@@ -166,6 +166,10 @@ impl Prepared {
                 match patch.source.advanced(at - patch.first_page) {
                     Source::Stored { image, offset } => {
                         if count >= WORTH_POPULATING {
+                            if patch.over && is_anonymous(&private, address) {
+                                // Or else the parent's pages would be copied first.
+                                calls.push(Call::new(libc::SYS_madvise, &[address, len, libc::MADV_DONTNEED as u64]));
+                            }
                             calls.push(Call::new(libc::SYS_madvise, &[address, len, MADV_POPULATE_WRITE]));
                         }
                         let from = self.images[image] as u64;

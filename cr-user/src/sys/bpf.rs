@@ -10,6 +10,8 @@ use std::{
 /// What an iterator is to go over.
 #[derive(Clone, Copy, Debug)]
 pub enum IterTarget<'a> {
+    /// Every task.
+    All,
     /// Every task of the process with this number in the caller's own pid namespace.
     Process(i32),
     /// The one task with this number in the caller's own pid namespace.
@@ -59,6 +61,7 @@ const _: () = assert!(size_of::<IterInfo>() == 16);
 /// Fails with `ESRCH` if there is no such process or task.
 pub fn iter_open(program: BorrowedFd<'_>, target: IterTarget<'_>) -> io::Result<File> {
     let info = match target {
+        IterTarget::All => IterInfo::default(),
         IterTarget::Process(pid) => IterInfo { pid: pid.cast_unsigned(), ..IterInfo::default() },
         IterTarget::Task(tid) => IterInfo { tid: tid.cast_unsigned(), ..IterInfo::default() },
         IterTarget::Map(map) => IterInfo { tid: map.as_raw_fd().cast_unsigned(), ..IterInfo::default() },

@@ -165,6 +165,14 @@ pub fn wait_change(tid: i32) -> nix::Result<Change> {
 /// # Errors
 /// `ECHILD` when `tid` is neither child nor tracee (any more).
 pub fn poll_change(tid: i32) -> nix::Result<Option<Change>> {
+    // Mostly it has stopped. That it has ended is only looked at, as by `wait_change`.
+    if let Ok(stopped) = wait_id(tid, libc::WSTOPPED | libc::WNOHANG | libc::__WALL) {
+        // SAFETY: `waitid` filled the SIGCHLD part of the union, or left it zeroed.
+        let (pid, status) = unsafe { (stopped.si_pid(), stopped.si_status()) };
+        if pid != 0 {
+            return Ok(Some(Change::Trapped { signal: status & 0xff, event: status >> 8 }));
+        }
+    }
     let info = wait_id(tid, libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL)?;
     // SAFETY: `waitid` filled the SIGCHLD part of the union, or left it zeroed.
     if unsafe { info.si_pid() } == 0 { Ok(None) } else { wait_change(tid).map(Some) }

@@ -23,10 +23,10 @@ use cr_common::{CPUS, Lost, PAGE_SHIFT, PEEKS, REGION_SHIFT, TaskEventKind, Writ
 pub use self::error::HintsError;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
-    load::{ITER_CPUS, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
+    load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
-use super::iters::{self, RestartLayout, TaskHidden, VmaRecord};
+use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
 use super::undo::{self, UndoLayout, UndoList};
 use crate::procfs;
 use crate::sys::bpf::{IterTarget, iter_open};
@@ -105,6 +105,8 @@ pub struct Hints {
     restart: RestartLayout,
     aio: Option<AioLayout>,
     undo: Option<UndoLayout>,
+    evidence: bool,
+    descriptors: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
@@ -142,7 +144,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio, undo, evidence, descriptors } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -153,6 +155,8 @@ impl Hints {
             restart,
             aio,
             undo,
+            evidence,
+            descriptors,
             cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
@@ -203,11 +207,22 @@ impl Hints {
     /// `/proc/PID/mem`, `O_DIRECT` and `io_uring` transfers into pinned pages, stores through another mapping of a shared
     /// page, and stores to pages that are writable already.
     pub fn drain_written(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        self.gather_written()?;
+        self.gathered(space)
+    }
+
+    /// Takes what was recorded of all address spaces out of the kernel, for [`gathered`](Self::gathered).
+    pub fn gather_written(&mut self) -> Result<(), HintsError> {
         for WrittenRegion { key, bits } in self.take_regions()? {
             let pending = self.pending.entry(AddressSpaceId(key.mm)).or_default();
             let known = pending.entry(key.region).or_default();
             known.iter_mut().zip(bits).for_each(|(known, new)| *known |= new);
         }
+        Ok(())
+    }
+
+    /// What was gathered of one address space, as [`drain_written`](Self::drain_written) answers.
+    pub fn gathered(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
         let regions = self.pending.remove(&space).unwrap_or_default();
 
         let total = self.lost_pages()?;
@@ -246,6 +261,29 @@ impl Hints {
     pub fn tasks(&self, pid: i32) -> Result<Vec<TaskHidden>, HintsError> {
         let bytes = self.read_iter(ITER_TASK.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
         iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
+    }
+
+    /// What the kernel keeps about each thread of every followed process, in one pass.
+    pub fn followed_tasks(&self) -> Result<Vec<TaskHidden>, HintsError> {
+        let bytes = self.read_iter(ITER_JOB.0, IterTarget::All, || "all tasks".to_owned())?;
+        iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_JOB.0, 0))
+    }
+
+    /// The descriptors of a process (`pid` as this process sees it), which must be stopped, ascending by number; none where this
+    /// kernel does not show all that belongs to them.
+    pub fn descriptors(&self, pid: i32) -> Result<Option<Vec<FileRecord>>, HintsError> {
+        if !self.descriptors {
+            return Ok(None);
+        }
+        let bytes = self.read_iter(ITER_FILE.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
+        iters::records(&bytes).map(Some).ok_or_else(|| torn(ITER_FILE.0, pid))
+    }
+
+    /// Whether the records of tasks hold everything on which their answers about themselves depend, see [`Evidence`].
+    ///
+    /// [`Evidence`]: super::iters::Evidence
+    pub fn has_evidence(&self) -> bool {
+        self.evidence
     }
 
     /// The Linux AIO contexts of a process (`pid` as this process sees it), which must be stopped.

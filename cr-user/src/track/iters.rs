@@ -6,8 +6,8 @@ use std::{
 };
 
 use bytemuck::AnyBitPattern;
-pub use cr_common::VmaRecord;
-use cr_common::{RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+pub use cr_common::{FileRecord, VmaRecord};
 
 use super::btf::{Btf, BtfError};
 
@@ -114,6 +114,74 @@ impl TaskHidden {
 
     fn long(&self, at: u32) -> u64 {
         field(&self.record.restart_block, at)
+    }
+}
+
+/// Everything on which the answers depend that a process gives to questions about itself: as long as this stays the same, they do.
+/// (Kernel addresses are only names here.) Not what changes by itself as time goes on: of a process with timers there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence(Vec<TaskEvidence>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TaskEvidence {
+    tid: u32,
+    mm: [u64; 4],
+    bounds: [u64; 11],
+    namespaces: u64,
+    limits: [u64; LIMITS],
+    auxv: [u64; AUXV],
+    personality: u32,
+    oom_score_adj: i32,
+    clear_child_tid: u64,
+    alternate_stack: (u64, u64, u32),
+    timer_slack: u64,
+    death_signal: u32,
+    cred: (u64, u32),
+    subreaper: u32,
+    xstate_permission: u64,
+    actions: Option<Box<[SignalAction; SIGNALS]>>,
+}
+
+impl Evidence {
+    /// Of all threads of a process.
+    pub fn of(tasks: &[TaskHidden]) -> Option<Self> {
+        let timed = |r: &TaskRecord| {
+            r.real_timer_armed != 0 || r.real_timer_interval_ns != 0 || r.posix_timers != 0 || r.cpu_timers != [0; 4]
+        };
+        let has_leader = tasks.iter().any(|task| task.actions.is_some());
+        if !has_leader || tasks.iter().any(|task| timed(&task.record)) {
+            return None;
+        }
+        let of = |task: &TaskHidden| {
+            let r = &task.record;
+            TaskEvidence {
+                tid: r.seen_tid,
+                mm: [r.mm, r.mm_flags, r.mm_def_flags, r.exe_file],
+                bounds: r.mm_bounds,
+                namespaces: r.sets[0],
+                limits: r.limits,
+                auxv: r.auxv,
+                personality: r.personality,
+                oom_score_adj: r.oom_score_adj,
+                clear_child_tid: r.clear_child_tid,
+                alternate_stack: (r.sas_ss_sp, r.sas_ss_size, r.sas_ss_flags),
+                timer_slack: r.timer_slack_ns,
+                death_signal: r.pdeath_signal,
+                cred: (r.cred, r.securebits),
+                subreaper: r.subreaper,
+                xstate_permission: r.xstate_permission,
+                actions: task.actions.clone(),
+            }
+        };
+        let mut all: Vec<TaskEvidence> = tasks.iter().map(of).collect();
+        all.sort_unstable_by_key(|task| task.tid);
+        Some(Self(all))
+    }
+
+    /// Whether it is of exactly these threads.
+    pub fn is_of(&self, tids: &[i32]) -> bool {
+        let is_here = |tid: &i32| self.0.binary_search_by_key(tid, |task| task.tid.cast_signed()).is_ok();
+        tids.len() == self.0.len() && tids.iter().all(is_here)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use cr::{sys::fd::compare_descriptions, track::iters::Evidence};
 use cr_tests::note_skip;
 use nix::libc;
 
@@ -9,6 +10,82 @@ use crate::{
     guest::{Guest, PAGE},
     hints,
 };
+
+/// Whatever a process may change of what it can be asked about, the evidence for its answers is different after it, or there is none
+/// (with a timer that runs). Without such a change it stays the same.
+#[test]
+fn no_answer_changes_without_its_evidence() {
+    let Some(mut hints) = hints() else { return };
+    if !hints.has_evidence() {
+        return note_skip("this kernel does not show all that a process's answers depend on");
+    }
+    let mut guest = Guest::start();
+    guest.obey("change 24");
+    hints.follow(guest.pid()).expect("follow");
+    let evidence = || Evidence::of(&hints.followed_tasks().expect("tasks"));
+    let mut tried = 0;
+    for change in 0.. {
+        let before = evidence();
+        guest.obey("write 3");
+        guest.obey("load 4");
+        assert_eq!(evidence(), before, "before change {change}");
+        match guest.obey(&format!("change {change}")) {
+            0 => {}
+            100 => break,
+            _ => {
+                note_skip(&format!("this kernel, or CPU, does not do change {change} of tests/guests/ebpf.c"));
+                continue;
+            }
+        }
+        tried += 1;
+        let after = evidence();
+        assert!(after.is_none() || after != before, "change {change} does not show");
+        assert_eq!(after.is_none(), matches!(change, 19 | 21 | 23 | 25), "after change {change}: {after:?}");
+    }
+    assert!(tried > 20, "only {tried} changes were made");
+}
+
+/// Every mapping changes the count that goes with them.
+#[test]
+fn no_mapping_changes_without_the_count() {
+    let Some(mut hints) = hints() else { return };
+    let mut guest = Guest::start();
+    hints.follow(guest.pid()).expect("follow");
+    let count = || hints.followed_tasks().expect("tasks")[0].record.mm_sequence;
+    if count() == 0 {
+        return note_skip("this kernel does not count changes of mappings");
+    }
+    for command in ["mappings 1", "change 16", "mappings 1", "change 11"] {
+        let before = count();
+        guest.obey("write 3");
+        guest.obey("drop 3");
+        assert_eq!(count(), before, "before {command}");
+        guest.obey(command);
+        assert_ne!(count(), before, "after {command}");
+    }
+}
+
+/// The list of descriptors is that of `/proc`, and two have the same name exactly if they are the same open file description.
+#[test]
+fn descriptors_are_listed_as_proc_shows_them() {
+    let Some(hints) = hints() else { return };
+    let guest = Guest::start();
+    guest.stop();
+    let pid = guest.pid();
+    let Some(listed) = hints.descriptors(pid).expect("descriptors") else {
+        return note_skip("this kernel does not list descriptors with all that belongs to them");
+    };
+    let numbers: Vec<i32> = listed.iter().map(|r| r.fd.cast_signed()).collect();
+    assert_eq!(numbers, cr::procfs::descriptors(pid).expect("descriptors"));
+    for one in &listed {
+        let flags = cr::procfs::fdinfo(pid, one.fd.cast_signed()).expect("fdinfo").flags;
+        assert_eq!(one.cloexec != 0, flags & libc::O_CLOEXEC != 0, "fd {}", one.fd);
+        for other in &listed {
+            let same = compare_descriptions(pid, one.fd.cast_signed(), pid, other.fd.cast_signed()).expect("kcmp");
+            assert_eq!(one.file == other.file, same.is_eq(), "fds {} and {}", one.fd, other.fd);
+        }
+    }
+}
 
 #[test]
 fn the_task_iterator_tells_what_the_job_knows_about_itself() {

@@ -65,7 +65,6 @@ pub fn capture(
 ) -> Result<(Files, Vec<ContentSource>)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
-    timerfd::count_ticks(holders, &groups)?;
     let mut look = Look::new(holders, &groups, Some(queues))?;
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
@@ -312,7 +311,7 @@ impl<'a> Look<'a> {
     fn nameless(&self, seen: &Seen) -> Option<std::result::Result<Description, No>> {
         Some(match seen.link.to_str()? {
             "anon_inode:[eventfd]" => eventfd::describe(seen).map(Description::Eventfd),
-            timerfd::LINK => timerfd::describe(seen).map(Description::Timerfd),
+            timerfd::LINK => timerfd::describe(self.holders, seen).map(Description::Timerfd),
             "anon_inode:[signalfd]" => signalfd::describe(seen).map(Description::Signalfd),
             "anon_inode:[eventpoll]" => epoll::describe(self.holders, seen).map(Description::Epoll),
             "anon_inode:inotify" => inotify::describe(self.holders, seen).map(Description::Inotify),

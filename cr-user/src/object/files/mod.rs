@@ -69,6 +69,7 @@ use nix::unistd::{Whence, lseek64};
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::sys::fd::fcntl;
+use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
 pub use capture::{ContentSource, capture, refusals};
@@ -121,6 +122,8 @@ pub struct Holder<'a> {
     pub pidfd: BorrowedFd<'a>,
     /// Other processes that have the same table.
     pub sharers: Vec<i32>,
+    /// Its descriptors, as an iterator lists them while the process stands still; none: `/proc` is read.
+    pub listed: Option<Vec<FileRecord>>,
 }
 
 /// One descriptor.

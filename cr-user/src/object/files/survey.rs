@@ -1,6 +1,7 @@
 //! What `/proc` shows of the descriptors of the job's processes, gathered by open file description.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::fd::{compare_descriptions, pidfd_getfd, pidfd_open};
+use crate::track::iters::FileRecord;
 
 /// One descriptor, as `/proc` shows it.
 #[derive(Debug)]
@@ -58,6 +60,12 @@ impl Seen {
         })
     }
 
+    /// The same description at another place.
+    fn at(&self, pid: i32, fd: i32, cloexec: bool) -> Self {
+        let (link, locks) = (self.link.clone(), self.locks.clone());
+        Self { pid, fd, cloexec, link, meta: self.meta.clone(), locks, ..*self }
+    }
+
     /// A descriptor that is not there.
     #[cfg(test)]
     pub(super) fn for_test(pid: i32, fd: i32, meta: Metadata) -> Self {
@@ -67,7 +75,7 @@ impl Seen {
 
     /// What the kernel says of it besides.
     pub(super) fn info(&self) -> std::result::Result<Info, No> {
-        let text = fs::read_to_string(procfs::path(self.pid, &format!("fdinfo/{}", self.fd)));
+        let text = procfs::text(&procfs::path(self.pid, &format!("fdinfo/{}", self.fd)));
         text.map(Info).map_err(|e| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner"))
     }
 
@@ -131,6 +139,42 @@ impl Group {
 /// Descriptors that a running process closes meanwhile are left out, and so are processes that end meanwhile, but for the
 /// first.
 pub(super) fn look(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
+    match holders.iter().map(listed).collect::<Option<Vec<_>>>() {
+        Some(lists) => by_lists(lists),
+        None => by_comparing(holders),
+    }
+}
+
+/// The list of a process's descriptors, if there is one that holds as many as `/proc` counts.
+fn listed<'h>(holder: &'h Holder<'_>) -> Option<(i32, &'h [FileRecord])> {
+    let list = holder.listed.as_deref()?;
+    let count = fs::metadata(format!("/proc/{}/fd", holder.pid)).ok()?.len();
+    (count == list.len() as u64).then_some((holder.pid, list))
+}
+
+/// Descriptors of one description are next to each other in no list, but have the same name there: only the first is looked at.
+fn by_lists(lists: Vec<(i32, &[FileRecord])>) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    for (pid, list) in lists {
+        for record in list {
+            let fd = record.fd.cast_signed();
+            let place = *places.entry(record.file).or_insert(groups.len());
+            let seen = match groups.get(place) {
+                // Each process has locks of its own.
+                Some(group) if record.locks == 0 => group.first().at(pid, fd, record.cloexec != 0),
+                _ => Seen::of(pid, fd).map_err(|e| gone(pid, e))?,
+            };
+            match groups.get_mut(place) {
+                Some(group) => group.members.push(seen),
+                None => groups.push(Group { members: vec![seen] }),
+            }
+        }
+    }
+    Ok(groups)
+}
+
+fn by_comparing(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
     let mut all = Vec::new();
     for (nth, holder) in holders.iter().enumerate() {
         match look_at(holder.pid) {

@@ -51,7 +51,7 @@ impl Guest {
     }
 
     fn holder(&self) -> Holder<'_> {
-        Holder { pid: self.pid(), pidfd: self.pidfd.as_fd(), sharers: Vec::new() }
+        Holder { pid: self.pid(), pidfd: self.pidfd.as_fd(), sharers: Vec::new(), listed: None }
     }
 
     fn line(&mut self) -> String {
@@ -478,7 +478,7 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     BufReader::new(File::from(pty.master.try_clone().unwrap())).read_line(&mut line).unwrap();
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).unwrap();
-    let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new() }];
+    let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new(), listed: None }];
     let outcome = (refusals(&holder), capture(&holder, &mut |_, _| 0));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -588,7 +588,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let [child, set, pipe, signals, pidfd, maps, counter] = numbers[..] else { panic!("{numbers:?}") };
     let parent = guest.pid();
     let child_fd = pidfd_open(child).unwrap();
-    let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new() }];
+    let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
     assert_eq!(refusals(&both).unwrap(), []);
     let (files, _) = capture(&both, &mut |_, _| 0).unwrap();
     let of = |pid, fd| {
@@ -656,7 +656,7 @@ fn a_record_with_a_wild_index_is_an_error() {
 #[test]
 fn no_such_process_is_said() {
     assert!(matches!(
-        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new() }]),
+        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new(), listed: None }]),
         Err(Error::NoSuchJob { .. })
     ));
 }

@@ -5,11 +5,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 
 use super::batch::Batches;
-use super::survey::{self, Group, Info, Seen};
+use super::survey::{self, Info, Seen};
 use super::{Holder, No, not_here, set_flags};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -46,23 +45,6 @@ pub struct Timerfd {
     pub interval: u64,
 }
 
-/// Has the kernel count the ticks of periodic timers that have expired: it only does so when somebody asks, and until then
-/// does not tell when the next one is due. For the job nothing changes by it.
-///
-/// # Errors
-/// When a descriptor cannot be fetched.
-pub(super) fn count_ticks(holders: &[Holder<'_>], groups: &[Group]) -> Result<()> {
-    for seen in groups.iter().map(Group::first).filter(|s| s.link.as_os_str() == LINK) {
-        let Ok(now) = seen.info().and_then(|info| Reading::of(&info)) else { continue };
-        if now.interval > 0 && now.left == 0 && now.ticks > 0 {
-            let failed = |e: Errno| Error::system(format!("asking timerfd {} of pid {}", seen.fd, seen.pid), e);
-            let theirs = survey::fetch(holders, seen.pid, seen.fd).map_err(failed)?;
-            events::count_ticks(theirs.as_fd()).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
 /// One look at `fdinfo`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Reading {
@@ -93,24 +75,36 @@ impl Reading {
         all().ok_or_else(|| No::new("is a timerfd whose state the kernel does not tell".to_owned(), "try again"))
     }
 
-    /// The kernel takes time and ticks one after the other: two looks with the same ticks make one that is consistent.
-    fn consistent(seen: &Seen) -> std::result::Result<Self, No> {
-        const TRIES: usize = 20;
+    /// Whether it ticks, and the kernel has not counted since the last tick: it only does so when somebody asks, and until then does
+    /// not tell when the next one is due.
+    fn is_uncounted(&self) -> bool {
+        self.interval > 0 && self.left == 0 && self.ticks > 0
+    }
+
+    /// Looks until time and ticks belong together: the kernel takes one after the other, and a tick may come between having them
+    /// counted and looking. For the job nothing changes by it.
+    fn consistent(holders: &[Holder<'_>], seen: &Seen) -> std::result::Result<Self, No> {
+        const TRIES: usize = 100;
         let mut last = Self::of(&seen.info()?)?;
         for _ in 0..TRIES {
+            if last.is_uncounted() {
+                let asked = survey::fetch(holders, seen.pid, seen.fd).and_then(|fd| events::count_ticks(fd.as_fd()));
+                asked.map_err(|e| No::new(format!("is a timerfd that cannot be asked ({e})"), "try again"))?;
+            }
             let now = Self::of(&seen.info()?)?;
-            if (now.ticks, now.left == 0) == (last.ticks, last.left == 0) {
+            if !now.is_uncounted() && (now.ticks, now.left == 0) == (last.ticks, last.left == 0) {
                 return Ok(now);
             }
             last = now;
         }
-        Ok(last)
+        // It ticks faster than one can look: the next tick is now.
+        Ok(Self { left: if last.is_uncounted() { 1 } else { last.left }, ..last })
     }
 }
 
 /// The record.
-pub(super) fn describe(seen: &Seen) -> std::result::Result<Timerfd, No> {
-    let Reading { clock, how, ticks, left, interval } = Reading::consistent(seen)?;
+pub(super) fn describe(holders: &[Holder<'_>], seen: &Seen) -> std::result::Result<Timerfd, No> {
+    let Reading { clock, how, ticks, left, interval } = Reading::consistent(holders, seen)?;
     // One that can only have been told that the clock was set: it has ticks, and is still to expire for the first time.
     if how & CANCEL_ON_SET != 0 && ticks > 0 && left > 0 {
         let why = "is a timerfd that may have been told that the clock was set (TFD_TIMER_CANCEL_ON_SET)".to_owned();

@@ -1,5 +1,6 @@
 //! What stands behind a mapping, found out from `/proc/PID/map_files`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -102,6 +103,23 @@ impl FileStamp {
     }
 }
 
+/// Files that are not stored, as they were found in one look at the job: most of its mappings are of the same few.
+#[derive(Debug, Default)]
+pub struct Files(HashMap<((u32, u32), u64, String), FileStamp>);
+
+impl Files {
+    fn recall(&self, vma: &Vma) -> Option<&FileStamp> {
+        // What may be written through the mapping is stored.
+        let written = vma.shared && advice::of(vma) & advice::MAY_WRITE != 0;
+        if written { None } else { self.0.get(&(vma.dev, vma.inode, vma.name.clone())) }
+    }
+
+    fn learn(&mut self, vma: &Vma, stamp: FileStamp) -> FileStamp {
+        self.0.insert((vma.dev, vma.inode, vma.name.clone()), stamp.clone());
+        stamp
+    }
+}
+
 /// Where to read the bytes of a stored object.
 #[derive(Debug)]
 pub struct Source {
@@ -114,7 +132,12 @@ pub struct Source {
 }
 
 /// What stands behind a mapping, or why it cannot be restored. Stored objects give their [`Source`].
-pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result<(Backing, Option<Source>), Refusal> {
+pub fn identify(
+    pid: i32,
+    vma: &Vma,
+    spaces: &mut Spaces,
+    files: &mut Files,
+) -> std::result::Result<(Backing, Option<Source>), Refusal> {
     let refuse = |why: String, todo: &str| {
         let place = format!("{:#x}", vma.start);
         Refusal { pid, place, why, todo: todo.to_owned() }
@@ -157,6 +180,9 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
             Err(refuse(why, "use private huge pages (MAP_PRIVATE | MAP_HUGETLB) or ordinary shared memory"))
         };
     }
+    if let Some(stamp) = files.recall(vma) {
+        return Ok((Backing::File(stamp.clone()), None));
+    }
     let link = procfs::path(pid, &format!("map_files/{:x}-{:x}", vma.start, vma.end));
     let meta = fs::metadata(&link).map_err(|e| {
         let todo = if e.kind() == io::ErrorKind::PermissionDenied {
@@ -179,7 +205,7 @@ pub fn identify(pid: i32, vma: &Vma, spaces: &mut Spaces) -> std::result::Result
     }
     let kind = match object_kind(vma, &meta) {
         Ok(Some(kind)) => kind,
-        Ok(None) => return Ok((Backing::File(FileStamp::new(&vma.name, &meta)), None)),
+        Ok(None) => return Ok((Backing::File(files.learn(vma, FileStamp::new(&vma.name, &meta))), None)),
         Err(why) => return Err(refuse(why, "put the file back under its old name, or unmap it")),
     };
     if !matches!(kind, ObjectKind::SharedAnonymous) && procfs::has_write_lease(meta.dev(), meta.ino()) {

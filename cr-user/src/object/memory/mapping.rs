@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::advice;
-use crate::object::memory::backing::{self, Backing, Object, ObjectKind, Source};
+use crate::object::memory::backing::{self, Backing, Files, Object, ObjectKind, Source};
 use crate::object::spaces::Spaces;
 use crate::procfs::Vma;
 use crate::remote::Call;
@@ -98,10 +98,17 @@ impl Mapping {
 }
 
 /// Describes mappings: records, the stored objects behind them, and what cannot be restored.
-pub fn describe(pid: i32, vmas: &[Vma], spaces: &mut Spaces) -> (Vec<Mapping>, Vec<Source>, Vec<Refusal>) {
+///
+/// `files`: what was found out already in the same look at the job.
+pub fn describe(
+    pid: i32,
+    vmas: &[Vma],
+    spaces: &mut Spaces,
+    files: &mut Files,
+) -> (Vec<Mapping>, Vec<Source>, Vec<Refusal>) {
     let (mut mappings, mut sources, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
     for vma in vmas.iter().filter(|v| v.name != "[vsyscall]") {
-        match backing::identify(pid, vma, spaces) {
+        match backing::identify(pid, vma, spaces, files) {
             Ok((backing, source)) => {
                 mappings.push(record(vma, backing));
                 sources.extend(source);

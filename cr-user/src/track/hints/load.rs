@@ -22,6 +22,8 @@ const TRACEPOINTS: [&str; 5] =
 
 /// Iterator programs, and what they go over.
 pub(super) const ITER_TASK: (&str, &str) = ("iter_task", "task");
+pub(super) const ITER_JOB: (&str, &str) = ("iter_job", "task");
+pub(super) const ITER_FILE: (&str, &str) = ("iter_file", "task_file");
 pub(super) const ITER_PEEK: (&str, &str) = ("iter_peek", "task");
 pub(super) const ITER_CPUS: (&str, &str) = ("iter_cpus", "task");
 pub(super) const ITER_VMA: (&str, &str) = ("iter_vma", "task_vma");
@@ -33,7 +35,32 @@ pub(super) struct Loaded {
     pub(super) restart: RestartLayout,
     pub(super) aio: Option<AioLayout>,
     pub(super) undo: Option<UndoLayout>,
+    /// Whether everything is known on which what a task tells about itself depends.
+    pub(super) evidence: bool,
+    /// Whether everything is known that records of descriptors consist of.
+    pub(super) descriptors: bool,
 }
+
+/// What these take beyond what every kernel has.
+const DESCRIPTORS: [&str; 4] = ["TASK_FILES", "FILES_TABLE", "TABLE_CLOEXEC", "INODE_LOCKS"];
+
+/// What of a task's record this takes beyond what every kernel has.
+const EVIDENCE: [&str; 14] = [
+    "TASK_NSPROXY",
+    "SIGNAL_LIMITS",
+    "MM_EXE_FILE",
+    "MM_SAVED_AUXV",
+    "TASK_CRED",
+    "TASK_XSTATE_PERMISSION",
+    "CRED_SECUREBITS",
+    "SIGNAL_SUBREAPER",
+    "SIGNAL_CPU_TIMERS",
+    "SIGNAL_POSIX_TIMERS",
+    "SIGNAL_REAL_TIMER_STATE",
+    "SIGNAL_REAL_TIMER_EXPIRES",
+    "SIGNAL_IT_REAL_INCR",
+    "MM_DEF_FLAGS",
+];
 
 /// Loads the programs; those on tracepoints only with `follow`.
 pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, HintsError> {
@@ -64,7 +91,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
         program.load(name, &attach_types).map_err(|error| program_error(name, error))?;
         program.attach().map_err(|error| program_error(name, error))?;
     }
-    for (name, over) in [ITER_TASK, ITER_VMA, ITER_WRITTEN] {
+    for (name, over) in [ITER_TASK, ITER_JOB, ITER_FILE, ITER_VMA, ITER_WRITTEN] {
         let program: &mut Iter = program(&mut ebpf, name)?;
         program.load(over, &attach_types).map_err(|error| program_error(name, error))?;
     }
@@ -75,7 +102,9 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
             log::info!("{}", program_error(name, error));
         }
     }
-    Ok(Loaded { ebpf, restart, aio, undo })
+    let known = |name: &str| FIELDS.iter().zip(&offsets).any(|(f, o)| f.global == name && *o != KernelField::ABSENT);
+    let (evidence, descriptors) = (EVIDENCE.into_iter().all(known), DESCRIPTORS.into_iter().all(known));
+    Ok(Loaded { ebpf, restart, aio, undo, evidence, descriptors })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>
@@ -91,6 +120,7 @@ fn offsets(kernel: &Btf) -> Result<Vec<u32>, BtfError> {
     let offset = |field: &KernelField| {
         let found = match field.path {
             "" => kernel.size(field.structure),
+            _ if field.global == "TASK_XSTATE_PERMISSION" => xstate_permission(kernel, field),
             path => kernel.offset(field.structure, path),
         };
         match found {
@@ -99,6 +129,12 @@ fn offsets(kernel: &Btf) -> Result<Vec<u32>, BtfError> {
         }
     };
     FIELDS.iter().map(offset).collect()
+}
+
+/// Since Linux 6.16 the state of the FPU stands behind a task's structure and not within it (`x86_task_fpu`).
+fn xstate_permission(kernel: &Btf, field: &KernelField) -> Result<u32, BtfError> {
+    let within = kernel.offset(field.structure, field.path);
+    within.or_else(|_| Ok(kernel.size(field.structure)? + kernel.offset("fpu", "perm.__state_perm")?))
 }
 
 /// The inode number that names this process's pid namespace.
