@@ -516,8 +516,7 @@ impl Job {
                 other => break other?,
             }
         };
-        let alive =
-            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
+        let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;

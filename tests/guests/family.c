@@ -6,6 +6,7 @@
  */
 #include "guest.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -434,6 +435,91 @@ static void forker(void) {
     for (int i = 0; i < 3; i++) spawn(forker_life);
 }
 
+/* ------------------------------------------------------------------------------------------------------------- headless */
+
+/* A process whose main thread has ended, and whose other two go on. */
+static int headless_pipe[2], headless_value = 4711, orphan_told, main_tid;
+
+static void orphan_tell(int signal) { (void)signal, orphan_told++; }
+
+/* Its parent is a thread that lives on: the end of the main one is none of its concern, the first time or any other. */
+static void headless_child_life(void) {
+    struct sigaction action = {.sa_handler = orphan_tell};
+    CHILD(sigaction(SIGUSR2, &action, NULL) == 0 && prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0, "prctl");
+    while (!shared->finish) beat();
+    CHILD(orphan_told == 0, "the end of its parent's thread was told %d times", orphan_told);
+}
+
+static void *headless_second(void *unused) {
+    while (!shared->finish) usleep(500);
+    syscall(SYS_exit, 0);
+    return unused;
+}
+
+static void *headless_first(void *own) {
+    slot = *(int *)own;
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", main_tid);
+    do { /* until it has really ended */
+        usleep(500);
+        guest_read_file(path, text, sizeof text);
+    } while (!strstr(text, ") Z "));
+    pid_t child = spawn(headless_child_life);
+    be_ready(*(int *)own);
+    while (!shared->finish) beat();
+    check_who();
+    check_memory();
+    guest_read_file(path, text, sizeof text);
+    CHILD(strstr(text, "(gone before) Z "), "the main thread: %s", text);
+    CHILD(strstr(text, " 19712\n"), "the main thread ended with another code than 77: %s", text);
+    CHILD(gettid() != main_tid && getpid() == main_tid, "it is the main thread");
+    int got = 0, status = 0;
+    CHILD(read(headless_pipe[0], &got, sizeof got) == sizeof got && got == 4711, "the pipe holds %d", got);
+    CHILD(headless_value == 4711 && getcwd(text, sizeof text) && strcmp(text, guest_dir) == 0, "directory %s", text);
+    CHILD(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 20 + slot + 1, "child: %x", status);
+    shared->verdicts[slot] = 1;
+    syscall(SYS_exit, 66); /* the last one to end */
+    return NULL;
+}
+
+static void check_headless_root(void) {
+    char text[512];
+    guest_read_file("/proc/self/stat", text, sizeof text);
+    CHECK(strstr(text, "(gone before) Z ") && gettid() != getpid(), "the main thread: %s", text);
+}
+
+static pid_t headless_process;
+
+__attribute__((noreturn)) static void lose_head(int own, bool is_root) {
+    static int number;
+    pthread_t threads[2];
+    number = own;
+    main_tid = gettid();
+    if (!is_root) {
+        own_memory();
+        if (pipe(headless_pipe) != 0 || write(headless_pipe[1], &headless_value, 4) != 4 || chdir(guest_dir) != 0) _exit(9);
+        pthread_create(&threads[0], NULL, headless_first, &number);
+        pthread_create(&threads[1], NULL, headless_second, NULL);
+    }
+    prctl(PR_SET_NAME, "gone before");
+    syscall(SYS_exit, 77);
+    abort();
+}
+
+static void headless(void) {
+    int own = new_slot();
+    headless_process = MUST(fork());
+    if (headless_process == 0) lose_head(own, false);
+}
+
+static void check_headless(void) {
+    int status = 0;
+    MUST(waitpid(headless_process, &status, 0));
+    /* Before Linux 5.19 it was the main thread that counted, now it is the last one. */
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    CHECK(code == 66 || code == 77, "the process without its head ended with %x", status);
+}
+
 /* ------------------------------------------------------------------------------------------------------------------ main */
 
 static const struct part {
@@ -443,7 +529,8 @@ static const struct part {
 } parts[] = {
     {"deep", deep, NULL},           {"wide", wide, NULL},       {"sessions", sessions, NULL}, {"zombies", zombies, check_zombies},
     {"stopped", stopped, check_stopped}, {"waiting", waiting, NULL}, {"files", files, check_files}, {"cow", cow, check_cow},
-    {"sharing", sharing, NULL},     {"forker", forker, NULL},
+    {"sharing", sharing, NULL},     {"forker", forker, NULL},   {"headless", headless, check_headless},
+    {"headless-root", deep, check_headless_root},
 };
 
 /* Waits until every process has made a beat more. */
@@ -458,15 +545,8 @@ static void all_beat(void) {
         }
 }
 
-int main(int argc, char **argv) {
-    guest_start(argc, argv);
-    const struct part *part = NULL;
-    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
-        for (int a = 2; a < argc; a++)
-            if (strcmp(argv[a], parts[i].name) == 0) part = &parts[i];
-    CHECK(part, "which part?");
-    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
+static void *speak(void *chosen) {
+    const struct part *part = chosen;
     part->set_up();
     wait_ready();
     struct who root = who_am_i();
@@ -490,4 +570,20 @@ int main(int argc, char **argv) {
     if (part->check) part->check();
     while (wait(NULL) > 0 || errno == EINTR) continue;
     guest_ok();
+}
+
+int main(int argc, char **argv) {
+    guest_start(argc, argv);
+    const struct part *part = NULL;
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        for (int a = 2; a < argc; a++)
+            if (strcmp(argv[a], parts[i].name) == 0) part = &parts[i];
+    CHECK(part, "which part?");
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
+    if (strcmp(part->name, "headless-root") != 0) speak((void *)part);
+    /* All that the root does is done by another thread than its main one, which ends now. */
+    pthread_t speaker;
+    MUST0(pthread_create(&speaker, NULL, speak, (void *)part));
+    lose_head(-1, true);
 }

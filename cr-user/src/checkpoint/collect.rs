@@ -160,7 +160,7 @@ impl State {
             credentials.threads.push(credentials::capture(tid, &status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
         }
-        signals.queued = signals::queued_for_process(pid)?;
+        signals.queued = signals::queued_for_process(procfs::voice(pid))?;
         self.threads.push(threads);
         self.signals.push(signals);
         self.credentials.push(credentials);

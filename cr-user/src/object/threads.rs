@@ -27,7 +27,7 @@ pub struct Threads {
 pub struct Head {
     /// Its name, at most 15 bytes.
     pub name: Vec<u8>,
-    /// What it gave to `exit(2)`: how the whole process is said to have ended, unless a later thread ends it as a whole.
+    /// What it gave to `exit(2)`.
     pub code: u8,
 }
 
@@ -175,8 +175,8 @@ fn call_number(pid: i32, regs: &Regs) -> u64 {
     const MOV_EAX: u8 = 0xb8;
     let mut code = [0; 7];
     let range = vm::Range { start: regs.rip.wrapping_sub(7), len: 7 };
-    let read =
-        regs.orig_rax == libc::SYS_restart_syscall as u64 && vm::read(procfs::voice(pid), &[range], &mut code).is_ok_and(|n| n == 7);
+    let read = regs.orig_rax == libc::SYS_restart_syscall as u64
+        && vm::read(procfs::voice(pid), &[range], &mut code).is_ok_and(|n| n == 7);
     match code {
         [MOV_EAX, a, b, c, d, 0x0f, 0x05] if read => u64::from(u32::from_le_bytes([a, b, c, d])),
         _ => regs.orig_rax,

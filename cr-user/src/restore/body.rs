@@ -35,15 +35,14 @@ impl Body {
         spawn(pid, exit_signal)?;
         procfs::set_voice(pid, pid);
         // From here on dropping the body ends the process.
-        let mut body =
-            Self {
-                pid,
-                threads: Vec::new(),
-                head: None,
-                scratch: Scratch { base: 0 },
-                regs: ptrace::no_regs(),
-                released: false,
-            };
+        let mut body = Self {
+            pid,
+            threads: Vec::new(),
+            head: None,
+            scratch: Scratch { base: 0 },
+            regs: ptrace::no_regs(),
+            released: false,
+        };
         ptrace::seize(pid, ptrace::OPTIONS_PUPPET)
             .and_then(|()| ptrace::interrupt(pid))
             .map_err(|e| Error::system(format!("tracing the new process {pid}"), e))?;

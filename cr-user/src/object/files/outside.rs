@@ -34,7 +34,8 @@ pub(super) fn shared(holders: &[Holder<'_>], groups: &[Group]) -> Vec<Refusal> {
             let Some(link) = procfs::link(other, &format!("fd/{fd}")).ok().filter(|l| of_kind(l)) else { continue };
             let same = |g: &&Group| {
                 let ours = g.first();
-                ours.link == link && compare_descriptions(procfs::voice(ours.pid), ours.fd, other, fd) == Ok(Ordering::Equal)
+                ours.link == link
+                    && compare_descriptions(procfs::voice(ours.pid), ours.fd, other, fd) == Ok(Ordering::Equal)
             };
             let Some(at) = left.iter().position(same) else { continue };
             let group = left.swap_remove(at);

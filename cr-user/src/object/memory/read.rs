@@ -39,7 +39,8 @@ impl Memory {
             let count = (queue.len() - first).min(vm::MAX_PIECES);
             let wanted: u64 = queue[first..first + count].iter().map(|r| r.len).sum();
             let piece = &mut buf[at..at + wanted as usize];
-            let got = vm::read(procfs::voice(self.pid), &queue[first..first + count], piece).unwrap_or(0) as u64 / PAGE * PAGE;
+            let got = vm::read(procfs::voice(self.pid), &queue[first..first + count], piece).unwrap_or(0) as u64 / PAGE
+                * PAGE;
             at += got as usize;
             let mut left = got;
             while first < queue.len() && left >= queue[first].len {

@@ -98,7 +98,9 @@ impl Queues {
         for (index, group) in groups.iter().enumerate() {
             let first = group.first();
             if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
-                && compare_descriptions(procfs::voice(first.pid), first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
+                && compare_descriptions(procfs::voice(first.pid), first.fd, me, seen.fd)
+                    .map_err(|e| failed(e.into()))?
+                    .is_eq()
             {
                 return Ok(index as u32);
             }
