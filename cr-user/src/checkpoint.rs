@@ -12,6 +12,7 @@ mod member;
 mod precopy;
 mod sink;
 mod survey;
+mod terminals;
 mod told;
 mod watch;
 
@@ -478,7 +479,7 @@ impl Job {
     /// For a single checkpoint: where threads are in waits of which only the kernel knows how long they still take, an eBPF
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
-        let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid);
+        let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid) || terminals::has_any(m.pid);
         let any = ipc::has_semaphores() || self.members.iter().any(asks);
         let wanted = self.watch.is_none() && !self.watch_tried && any;
         wanted.then(|| {

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
+use crate::object::files::caller::{Caller, Lent};
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::lineage::{self, Node};
 use crate::object::memory::Mapping;
@@ -108,6 +109,8 @@ struct Built {
     oracles: HashMap<i32, Option<Oracle>>,
     spaces: Spaces,
     cuts: Vec<Cut>,
+    /// What its terminal is to be like.
+    caller: Option<Caller>,
 }
 
 impl Built {
@@ -127,7 +130,9 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("files");
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
-    let mut bodies = Birth { saved, chain, prepared: &prepared, bodies: Vec::new(), ending: Vec::new() }.all()?;
+    let terminals = files::pty::controlling(&saved.files, &opened);
+    let birth = Birth { saved, chain, prepared: &prepared, terminals, bodies: Vec::new(), ending: Vec::new() };
+    let mut bodies = birth.all()?;
     let mut made = ipc::Made::default();
     ipc::attach(&mut bodies, saved, chain, &mut made)?;
     steps.end("processes and memory");
@@ -191,7 +196,7 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Res
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, made, oracles, spaces, cuts })
+    Ok(Built { bodies, made, oracles, spaces, cuts, caller: saved.files.caller })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -252,6 +257,8 @@ struct Birth<'a> {
     saved: &'a Saved,
     chain: &'a Chain,
     prepared: &'a Prepared,
+    /// How leaders of sessions take their terminals.
+    terminals: HashMap<i32, Call>,
     /// Living ones, and helpers, so far.
     bodies: Vec<Body>,
     /// Zombies that still live.
@@ -339,6 +346,9 @@ impl<'a> Birth<'a> {
         if node.leads {
             let at = self.position(node.pid);
             self.bodies[at].run(0, vec![Call::new(libc::SYS_setsid, &[])], "entering its session")?;
+            if let Some(take) = self.terminals.remove(&node.pid) {
+                self.bodies[at].run(0, vec![take], "taking its session's terminal")?;
+            }
         }
         for child in node.after.iter().chain(&node.siblings) {
             self.child(node, child, memory, helpers)?;
@@ -425,6 +435,11 @@ impl Places {
 }
 
 impl Restored {
+    /// Lends the job our terminal, if it had one and we are in its foreground.
+    pub fn lend_terminal(&self) -> Option<Lent> {
+        self.job.caller.and_then(Caller::lend)
+    }
+
     /// The pid of the job's root.
     pub fn job_pid(&self) -> i32 {
         self.job.bodies[0].pid()

@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -88,6 +89,9 @@ UNUSED static void guest_start(int argc, char **argv) {
         fprintf(stderr, "usage: %s DIR [options]; DIR must exist (the protocol is described in guest.h)\n", argv[0]);
         exit(2);
     }
+    /* Where a shell started the tests in the background, it has them ignored. */
+    signal(SIGINT, SIG_DFL);
+    signal(SIGQUIT, SIG_DFL);
     char path[PATH_MAX];
     int step = MUST(open(guest_path(path, "step"), O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0666));
     MUST(fchmod(step, 0666)); /* a guest that gives up its privileges still counts */

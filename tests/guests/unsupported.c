@@ -171,7 +171,25 @@ static void make_owner(void) {
 }
 static void make_device(void) { at_fd(open("/dev/kmsg", O_RDONLY | O_NONBLOCK)); }
 static void make_tun(void) { at_fd(open("/dev/net/tun", O_RDWR)); }
-static void make_pty(void) { at_fd(open("/dev/ptmx", O_RDWR | O_NOCTTY)); }
+/* The other end is with a process outside of the job: an orphan. */
+static void make_pty(void) {
+    int master = open("/dev/ptmx", O_RDWR | O_NOCTTY);
+    if (master >= 0 && unlockpt(master) == 0) {
+        int terminal = MUST(open(ptsname(master), O_RDWR | O_NOCTTY));
+        pid_t guest = getpid(), between = MUST(fork());
+        if (between == 0) {
+            if (fork() == 0) {
+                setsid();
+                close(master);
+                while (kill(guest, 0) == 0) guest_sleep_ms_eintr(20);
+            }
+            _exit(0);
+        }
+        MUST(waitpid(between, NULL, 0));
+        MUST(close(terminal));
+    }
+    at_fd(master);
+}
 static void make_proc_file(void) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/status", getppid());

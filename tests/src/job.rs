@@ -418,6 +418,12 @@ impl Job {
     /// What everybody said so far, for a failed test.
     pub fn diagnosis(&self) -> String {
         let mut text = format!("-- {} (pid {}), step {}\n", self.name, self.pid, self.step());
+        let controller = self.controller.as_ref().map(|c| c.id().cast_signed());
+        for (who, pid) in [("root", Some(self.pid)), ("controller", controller)] {
+            let Some(pid) = pid else { continue };
+            let (state, ended) = state_of(pid);
+            let _ = writeln!(text, "-- {who} {pid}: {state}, ended with {ended} (as for waitpid)");
+        }
         let mut files: Vec<_> = (0..self.spawned)
             .flat_map(|number| [self.dir().join(format!("out.{number}")), self.dir().join(format!("err.{number}"))])
             .collect();
@@ -431,6 +437,14 @@ impl Job {
         }
         text
     }
+}
+
+/// State and exit status of a process: fields 3 and 52 of proc(5).
+fn state_of(pid: i32) -> (String, String) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split_whitespace().collect();
+    let field = |n: usize| fields.get(n - 3).map_or_else(|| "gone".to_owned(), |field| (*field).to_owned());
+    (field(3), field(52))
 }
 
 impl Drop for Job {

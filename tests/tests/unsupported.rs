@@ -25,7 +25,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("owner", &["sends signals to process"]),
     ("device", &["device", "kmsg"]),
     ("tun", &["device", "tun"]),
-    ("pty", &["terminal", "pty", "ptmx"]),
+    ("pty", &["which pid", "has open"]),
     ("proc-file", &["not of the job"]),
     ("sysv-huge", &["huge"]),
     ("device-mapping", &["perf", "device"]),

@@ -7,6 +7,7 @@ use crate::checkpoint::aio;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::survey::Survey;
+use crate::checkpoint::terminals;
 use crate::checkpoint::told::{Kept, Told};
 use crate::checkpoint::watch::{Look, Watch};
 use crate::checkpoint::{Job, gone, refuse};
@@ -89,6 +90,7 @@ impl State {
         collected?;
         let (files, contents) = captured?;
         state.files = files;
+        terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }

@@ -71,10 +71,10 @@ impl Prepared {
             }
             if let Backing::Object(Object { space, .. }) = &mapping.backing
                 && mapping.is_read_only_object()
+                && let Some(writable) = prepared.fds.objects.get(space)
                 && !prepared.fds.read_only.contains_key(space)
             {
-                let file =
-                    open(&format!("/proc/self/fd/{}", prepared.fds.objects[space]), OpenOptions::new().read(true))?;
+                let file = open(&format!("/proc/self/fd/{writable}"), OpenOptions::new().read(true))?;
                 let number = prepared.hold(&file, base)?;
                 prepared.fds.read_only.insert(*space, number);
             }

@@ -14,6 +14,7 @@ use super::{Cut, Started};
 use crate::checkpoint::{self, Job, Report};
 use crate::error::{Error, Result};
 use crate::object::files::FilePolicy;
+use crate::object::files::caller::Lent;
 use crate::restore;
 use crate::store::StoreWriter;
 use crate::sys::fd;
@@ -62,6 +63,8 @@ pub(super) struct Begun {
     pub(super) started: Started,
     /// Readable once it has ended.
     pub(super) pidfd: OwnedFd,
+    /// Our terminal, which it has.
+    pub(super) lent: Option<Lent>,
 }
 
 impl Engine {
@@ -204,6 +207,7 @@ const LET_GO: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
 fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> Result<(Held, Begun)> {
+    let mut lent = None;
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
             // It may have ended, or become somebody else's by executing a set-user-id program: that is its right.
@@ -213,7 +217,7 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
             }
             let pidfd = fd::pidfd_open(pid).map_err(|e| Error::system(format!("pidfd_open of pid {pid}"), e))?;
             let started = Started { pid, cuts: Vec::new() };
-            return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd }));
+            return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd, lent }));
         }
         Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
         Origin::Chain { id, files, .. } => {
@@ -223,6 +227,7 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
                 let message = "the restore was given up; nothing of it is left".to_owned();
                 return Err(Error::Controller { code: 125, message });
             }
+            lent = restored.lend_terminal().filter(|_| stays);
             (restored.run()?, cuts)
         }
     };
@@ -232,7 +237,7 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
         job.adopt_orphans();
     }
     let pidfd = job.pidfd().try_clone_to_owned().map_err(|e| Error::system("duplicating a pidfd", e))?;
-    Ok((Held { pid, job: Some(job), reaps }, Begun { started: Started { pid, cuts }, pidfd }))
+    Ok((Held { pid, job: Some(job), reaps }, Begun { started: Started { pid, cuts }, pidfd, lent }))
 }
 
 /// Opens a job whose store may hold older checkpoints of it.

@@ -18,6 +18,7 @@ use super::{Config, Outcome, Started, exit};
 use crate::checkpoint::Report;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
+use crate::object::files::caller::Lent;
 use crate::procfs;
 use crate::store::Store;
 use crate::sys::fd::pidfd_send_signal;
@@ -56,6 +57,7 @@ pub(super) async fn watch(
     started(&begun.started);
 
     let mut desk = Desk::new(config, store, engine, pid);
+    desk.lent = begun.lent;
     loop {
         tokio::select! {
             biased;
@@ -68,6 +70,7 @@ pub(super) async fn watch(
             Some(asked) = server.next() => desk.asked(asked),
             () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
             () = sleep(Duration::from_millis(20)), if desk.stopping.is_some() => (),
+            () = sleep(Duration::from_millis(100)), if desk.has_terminal() => (),
             () = sleep(Duration::from_secs(1)), if desk.is_ours => (),
         }
         if desk.is_idle() && desk.is_ours {
@@ -138,6 +141,8 @@ struct Desk<'c> {
     leaving: bool,
     /// We were told to stop, and until when the job may follow suit.
     stopping: Option<Instant>,
+    /// Our terminal, while the job has it.
+    lent: Option<Lent>,
     taken: u64,
     failed: u64,
     /// The refusal that was reported last: it stays as it is for as long as the job does.
@@ -158,10 +163,15 @@ impl<'c> Desk<'c> {
             last_words: Vec::new(),
             leaving: false,
             stopping: None,
+            lent: None,
             taken: 0,
             failed: 0,
             refusal: None,
         }
+    }
+
+    fn has_terminal(&self) -> bool {
+        self.lent.as_ref().is_some_and(Lent::is_given)
     }
 
     fn is_idle(&self) -> bool {
@@ -264,6 +274,11 @@ impl<'c> Desk<'c> {
     }
 
     fn signalled(&mut self, signal: Received, job: &AsyncFd<OwnedFd>) -> Result<()> {
+        // Before anybody of the job goes on: in the background it would be stopped again.
+        if let Some(lent) = self.lent.as_mut().filter(|_| signal.number == libc::SIGCONT) {
+            lent.give();
+            lent.resume();
+        }
         if self.is_ours {
             if signal.is_for_job(self.pid)
                 && let Err(e) = pidfd_send_signal(job.as_fd(), signal.number)
@@ -287,11 +302,16 @@ impl<'c> Desk<'c> {
     /// Stops as a shell expects of its foreground job, but not in the middle of a checkpoint; and if the job is our child,
     /// only once it has stopped too.
     fn stop_if_job_has(&mut self) {
-        let Some(until) = self.stopping else { return };
         let has_stopped =
             || procfs::stat(self.pid).is_ok_and(|fields| fields.first().is_some_and(|state| state == "T"));
+        // The terminal tells its foreground alone to stop, and that is the job.
+        if self.stopping.is_none() && self.has_terminal() && self.is_idle() && has_stopped() {
+            self.stopping = Some(Instant::now() + TIME_TO_STOP);
+        }
+        let Some(until) = self.stopping else { return };
         if self.is_idle() && (!self.is_ours || has_stopped()) {
             self.stopping = None;
+            self.lent.iter_mut().for_each(Lent::take_back);
             if let Err(e) = raise(Signal::SIGSTOP) {
                 log::info!("cannot stop: {e}");
             }

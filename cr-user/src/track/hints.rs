@@ -27,6 +27,7 @@ use self::{
 };
 use super::aio::{self, AioContext, AioLayout};
 use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
+use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
 use crate::procfs;
 use crate::sys::bpf::{IterTarget, iter_open};
@@ -105,6 +106,7 @@ pub struct Hints {
     restart: RestartLayout,
     aio: Option<AioLayout>,
     undo: Option<UndoLayout>,
+    tty: Option<TtyLayout>,
     evidence: bool,
     descriptors: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
@@ -144,7 +146,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, evidence, descriptors } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio, undo, tty, evidence, descriptors } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -155,6 +157,7 @@ impl Hints {
             restart,
             aio,
             undo,
+            tty,
             evidence,
             descriptors,
             cpu_offsets: Vec::new(),
@@ -314,6 +317,13 @@ impl Hints {
         }
         lists.retain(|list| list.sets.iter().any(|(_, all)| all.iter().any(|adjustment| *adjustment != 0)));
         Ok(lists)
+    }
+
+    /// What is queued in a pseudo-terminal of which `file` (the kernel's address) is the master; both ends must rest.
+    pub fn tty_queues(&mut self, file: u64) -> Result<TtyQueues, HintsError> {
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct n_tty_data is not known".into() };
+        let layout = self.tty.ok_or_else(unknown)?;
+        tty::queues(file, layout, |addresses| self.peek(addresses))
     }
 
     /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.

@@ -129,7 +129,7 @@ struct TaskEvidence {
     bounds: [u64; 11],
     namespaces: u64,
     limits: [u64; LIMITS],
-    auxv: [u64; AUXV],
+    auxv: Vec<u64>,
     personality: u32,
     oom_score_adj: i32,
     clear_child_tid: u64,
@@ -160,7 +160,7 @@ impl Evidence {
                 bounds: r.mm_bounds,
                 namespaces: r.sets[0],
                 limits: r.limits,
-                auxv: r.auxv,
+                auxv: until_its_end(&r.auxv),
                 personality: r.personality,
                 oom_score_adj: r.oom_score_adj,
                 clear_child_tid: r.clear_child_tid,
@@ -183,6 +183,11 @@ impl Evidence {
         let is_here = |tid: &i32| self.0.binary_search_by_key(tid, |task| task.tid.cast_signed()).is_ok();
         tids.len() == self.0.len() && tids.iter().all(is_here)
     }
+}
+
+/// Of what was read in place of the auxiliary vector, the vector; behind it stands something else.
+fn until_its_end(auxv: &[u64; AUXV]) -> Vec<u64> {
+    auxv.chunks_exact(2).take_while(|pair| pair[0] != libc::AT_NULL).flatten().copied().collect()
 }
 
 /// Where the fields of `struct restart_block` are in this kernel.

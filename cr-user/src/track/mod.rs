@@ -6,6 +6,7 @@ pub mod heat;
 pub mod hints;
 pub mod iters;
 pub mod oracle;
+pub mod tty;
 pub mod undo;
 
 pub use heat::Heat;

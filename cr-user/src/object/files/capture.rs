@@ -9,9 +9,9 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, deleted, device, directory, epoll, eventfd, fifo, inotify,
-    locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, regular, settings, signalfd, stdio,
-    terminal, timerfd, unix, unsupported,
+    Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo,
+    inotify, locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
+    signalfd, stdio, terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
@@ -41,6 +41,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
     look.refusals.extend(look.pipes.shared_with_others(holders));
     look.refusals.extend(look.fifos.shared_with_others(holders));
     look.refusals.extend(mqueue::shared_with_others(holders, &groups, &look.files.queues));
+    look.refusals.extend(look.ptys.shared_with_others(holders, &groups));
     look.refusals.extend(look.sockets_of_others());
     look.refusals.extend(outside::shared(holders, &groups));
     let still_there = |r: &Refusal| {
@@ -75,6 +76,8 @@ pub fn capture(
     look.resolve_rights();
     look.files.pipes = look.pipes.capture(holders)?;
     look.files.fifos = look.fifos.capture(holders)?;
+    look.files.ptys = look.ptys.all;
+    look.files.caller = caller::describe(holders, &groups, &look.files);
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
     Ok((look.files, look.sources))
 }
@@ -85,6 +88,7 @@ struct Look<'a> {
     groups: &'a [Group],
     pipes: pipe::Pipes,
     fifos: fifo::Fifos,
+    ptys: pty::Ptys,
     sockets: unix::capture::Sockets,
     /// The description of each group.
     described: Vec<u32>,
@@ -115,6 +119,7 @@ impl<'a> Look<'a> {
             groups,
             pipes: pipe::Pipes::of(groups),
             fifos: fifo::Fifos::default(),
+            ptys: pty::Ptys::of(groups),
             sockets: unix::capture::Sockets::of(groups, queues)?,
             described: Vec::new(),
             sets: Vec::new(),
@@ -221,8 +226,8 @@ impl<'a> Look<'a> {
             return Ok(Kind::Standard(number));
         } else if let Some(device) = device::describe(seen) {
             Description::Device(device)
-        } else if terminal::is_master(seen) {
-            return Err(unsupported::terminal_master(seen));
+        } else if let Some(end) = self.ptys.describe(self.holders, group, self.groups)? {
+            Description::Pty(end)
         } else if isatty(self.get(seen)?).unwrap_or(false) {
             match stdio::standing_for(|n| group.members.iter().any(|s| s.fd == n), seen.writable()) {
                 Some(number) => return Ok(Kind::Standard(number)),

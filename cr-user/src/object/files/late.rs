@@ -11,7 +11,7 @@ use super::batch::{Batch, Batches};
 use super::epoll::{Epoll, Trigger};
 use super::open::Opened;
 use super::unix::{self, Crew};
-use super::{Description, Files, timerfd};
+use super::{Description, Files, pty, timerfd};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::pidfd_open;
@@ -85,13 +85,13 @@ pub struct Late {
     fds: Vec<(usize, OwnedFd)>,
 }
 
-/// Makes the sockets of the job, and gives them to its processes under the numbers that everything else was inherited with.
+/// Makes the sockets of the job and settles its terminals, and gives them to its processes under the numbers that everything else was inherited with.
 /// What else is opened late and lies in a message must be opened before: it is given back.
 ///
 /// # Errors
 /// When one cannot be made.
 pub fn make_sockets(files: &Files, opened: &mut Opened, crew: &mut dyn Crew) -> Result<Late> {
-    let mut late = Late { fds: Vec::new() };
+    let mut late = Late { fds: pty::settle(files, opened, crew)? };
     let queued = unix::queued(files);
     late.open(files, |index| queued.contains(&index))?;
     unix::make(files, opened, &late, crew)?;

@@ -12,6 +12,7 @@
 //! | [`fifo`] whose ends are all in the job | opened by name, with the same data |
 //! | [`mqueue`] that is empty | opened by name, or a new one |
 //! | [`unix`] socket within the job | a new one with the same connection and queue |
+//! | [`pty`] pair within the job | a new one of the same number, with its settings, session and foreground group |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
 //! | [`epoll`] set | a new one that watches the same files, under the numbers that they had |
@@ -20,6 +21,7 @@
 //! | everything else | refused by name |
 
 mod batch;
+pub mod caller;
 mod capture;
 pub mod deleted;
 pub mod device;
@@ -42,6 +44,7 @@ mod own;
 pub mod pidfd;
 pub mod pipe;
 pub mod procfile;
+pub mod pty;
 pub mod regular;
 pub mod rollback;
 pub mod settings;
@@ -79,7 +82,7 @@ pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 4, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 5, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -94,10 +97,14 @@ pub struct Files {
     pub fifos: Vec<fifo::Fifo>,
     /// The message queues that descriptions are of.
     pub queues: Vec<mqueue::Queue>,
+    /// The pseudo-terminals that descriptions are ends of.
+    pub ptys: Vec<pty::Pty>,
     /// Directories that were removed.
     pub lost: Vec<lost::LostDirectory>,
     /// Processes whose working directory was removed, and its index in `lost`.
     pub lost_places: Vec<(i32, u32)>,
+    /// The terminal that the job shares with whoever started it.
+    pub caller: Option<caller::Caller>,
     /// Locks and leases.
     pub locks: Vec<locks::Lock>,
     /// Who is signalled.
@@ -160,6 +167,8 @@ pub enum Description {
     Queue(mqueue::QueueEnd),
     /// Standard input, output or error from outside.
     Stdio(stdio::Stdio),
+    /// An end of a pseudo-terminal of the job.
+    Pty(pty::PtyEnd),
     /// Another terminal.
     Terminal(terminal::Terminal),
     /// An event counter.
@@ -196,6 +205,7 @@ impl Description {
             Self::Fifo(_) => "FIFO",
             Self::Queue(_) => "message queue",
             Self::Stdio(_) => "stdio",
+            Self::Pty(_) => "pseudo-terminal",
             Self::Terminal(_) => "terminal",
             Self::Eventfd(_) => "eventfd",
             Self::Timerfd(_) => "timerfd",
@@ -240,6 +250,7 @@ impl Description {
         match self {
             Self::Pidfd(r) => r.is_late(),
             Self::Proc(r) => r.is_late(),
+            Self::Pty(r) => r.is_late(),
             Self::Namespace(_) => true,
             _ => false,
         }
@@ -259,6 +270,7 @@ impl Description {
             Self::Fifo(r) => r.flags,
             Self::Queue(r) => r.flags,
             Self::Stdio(r) => r.flags,
+            Self::Pty(r) => r.flags,
             Self::Terminal(r) => r.flags,
             Self::Eventfd(r) => r.flags,
             Self::Timerfd(r) => r.flags,
@@ -333,6 +345,7 @@ impl Files {
             Description::Pipe(end) => (end.pipe as usize) < self.pipes.len(),
             Description::Fifo(end) => (end.fifo as usize) < self.fifos.len(),
             Description::Queue(end) => (end.queue as usize) < self.queues.len(),
+            Description::Pty(end) => (end.pty as usize) < self.ptys.len(),
             Description::Directory(r) => r.lost.is_none_or(|l| (l as usize) < self.lost.len()),
             _ => true,
         });
@@ -397,6 +410,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     }
     files.fifos.iter().try_for_each(fifo::Fifo::check)?;
     files.queues.iter().try_for_each(mqueue::Queue::check)?;
+    pty::check(files)?;
     unix::check(files)?;
     Ok(plan)
 }

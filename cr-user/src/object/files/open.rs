@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::epoll::Trigger;
-use super::{Description, Files, Table, late, open_again, own_link, settings};
+use super::{Description, Files, Table, late, open_again, own_link, pty, settings};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -102,6 +102,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let lost = lost.collect::<Result<Vec<File>>>()?;
     let queues = files.queues.iter().map(super::mqueue::Queue::make).collect::<Result<Vec<_>>>()?;
     let mut fifo_ends = open_fifos(files)?;
+    let mut pty_ends = pty::open_all(files)?;
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description {
@@ -119,6 +120,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
             },
             Description::PathOnly(r) => r.open()?,
             Description::Fifo(_) => fifo_ends.remove(&index).expect("each end was opened"),
+            Description::Pty(_) => pty_ends.remove(&index).expect("each end was opened"),
             Description::Queue(r) => files.queues[r.queue as usize].open(&queues[r.queue as usize], r)?,
             Description::Device(r) => r.open()?,
             Description::Pipe(r) => r.open(&mut pipes[r.pipe as usize])?,

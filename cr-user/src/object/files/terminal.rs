@@ -1,9 +1,8 @@
 //! A terminal that is open as something else than standard input, output or error, such as `/dev/tty`. A restore opens the
-//! terminal that `cr restore` was called from. Its settings (`termios(3)`) are not put back.
+//! terminal that `cr restore` was called from.
 
 use std::io::{stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::unistd::isatty;
@@ -17,12 +16,6 @@ use crate::error::Result;
 pub struct Terminal {
     /// Access mode and status flags (`O_*`).
     pub flags: i32,
-}
-
-/// Whether the descriptor is the master of a pseudo-terminal, which answers as a terminal too: `/dev/ptmx`, 5:2
-/// (`Documentation/admin-guide/devices.txt`).
-pub(super) fn is_master(seen: &Seen) -> bool {
-    (libc::major(seen.meta.rdev()), libc::minor(seen.meta.rdev())) == (5, 2)
 }
 
 /// The record.

@@ -77,11 +77,6 @@ pub(super) fn device(seen: &Seen) -> No {
     No::new(why, "have the job close it before the checkpoint")
 }
 
-/// The master of a pseudo-terminal.
-pub(super) fn terminal_master(seen: &Seen) -> No {
-    No::new(format!("is the master of a pseudo-terminal ({})", seen.link.display()), CLOSE)
-}
-
 fn anonymous(seen: &Seen, name: &str) -> No {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     let Some((kind, what, todo)) = ANONYMOUS.iter().find(|(kind, ..)| bare.starts_with(kind)) else {

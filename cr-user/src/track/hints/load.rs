@@ -13,6 +13,7 @@ use crate::track::{
     aio::AioLayout,
     btf::{Btf, BtfError},
     iters::RestartLayout,
+    tty::TtyLayout,
     undo::UndoLayout,
 };
 
@@ -35,6 +36,7 @@ pub(super) struct Loaded {
     pub(super) restart: RestartLayout,
     pub(super) aio: Option<AioLayout>,
     pub(super) undo: Option<UndoLayout>,
+    pub(super) tty: Option<TtyLayout>,
     /// Whether everything is known on which what a task tells about itself depends.
     pub(super) evidence: bool,
     /// Whether everything is known that records of descriptors consist of.
@@ -72,6 +74,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     let restart = RestartLayout::of(&kernel)?;
     // Kernels are built without, too.
     let (aio, undo) = (AioLayout::of(&kernel).ok(), UndoLayout::of(&kernel).ok());
+    let tty = TtyLayout::of(&kernel).inspect_err(|e| log::info!("queues of terminals cannot be read: {e}")).ok();
     let attach_types = aya::Btf::from_sys_fs()
         .map_err(|error| HintsError::Refused { program: "(all)".into(), why: error.to_string() })?;
 
@@ -104,7 +107,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     }
     let known = |name: &str| FIELDS.iter().zip(&offsets).any(|(f, o)| f.global == name && *o != KernelField::ABSENT);
     let (evidence, descriptors) = (EVIDENCE.into_iter().all(known), DESCRIPTORS.into_iter().all(known));
-    Ok(Loaded { ebpf, restart, aio, undo, evidence, descriptors })
+    Ok(Loaded { ebpf, restart, aio, undo, tty, evidence, descriptors })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>
