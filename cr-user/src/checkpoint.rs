@@ -6,7 +6,7 @@
 
 mod aio;
 mod arena;
-mod collect;
+pub(crate) mod collect;
 mod ipc;
 mod member;
 mod precopy;
@@ -228,8 +228,11 @@ impl Job {
             self.members.iter().for_each(|m| watch.follow(m.pid));
         }
         let mut all = Vec::new();
-        let ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
-        if let Err(lost) = lineage::forest(&ancestry) {
+        let mut ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
+        for own in &mut ancestry {
+            own.shares = self.members.iter().any(|m| m.pid == own.pid && m.sharing.any());
+        }
+        if let Err(lost) = lineage::plan(&ancestry) {
             all.push(lost.into_refusal());
         }
         if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {

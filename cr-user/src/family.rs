@@ -162,6 +162,11 @@ impl Sharing {
         })
     }
 
+    /// Whether it is anything at all.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+
     /// The flags of `clone(2)` that make it so.
     pub fn clone_flags(self) -> u64 {
         let flag = |wanted: bool, flag: i32| if wanted { flag as u64 } else { 0 };

@@ -201,6 +201,137 @@ static void sessions(void) {
     session_without_leader();
 }
 
+/* -------------------------------------------------------------------------------------------------------------- orphans */
+
+static void (*orphan_then)(void);
+
+/* A process in the caller's session, whose parent ends at once. */
+static pid_t leave_orphan(void (*life)(void)) {
+    int own = new_slot();
+    orphan_then = life;
+    pid_t between = fork();
+    if (between == 0) {
+        pid_t maker = getpid();
+        if (fork() == 0) {
+            while (getppid() == maker) usleep(500);
+            be_ready(own);
+            orphan_then();
+            live_and_die();
+        }
+        _exit(0);
+    }
+    waitpid(between, NULL, 0);
+    return between;
+}
+
+static void nothing(void) {}
+
+/* A session's leader; two orphans of it come to the root, one of which leads a session with an orphan of its own. */
+static void makes_leader(void) { in_own_session(); leave_orphan(in_own_group); }
+
+static void leaves_orphans(void) {
+    in_own_session();
+    leave_orphan(nothing);
+    leave_orphan(makes_leader);
+}
+
+/* Leads a session, and gets an orphan of the one that its grandchild leads. */
+static void gets_orphans(void) {
+    CHILD(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0, "prctl");
+    in_own_session();
+    spawn(leaves_orphans);
+}
+
+/* In a session of its own whose leader ends: one member stays with who made it, another comes to the root. */
+static void survives_leader(void) {
+    pid_t leader = getsid(0);
+    while (kill(leader, 0) == 0) usleep(500);
+    shared->who[slot] = who_am_i();
+}
+
+static void old_session(void) {
+    int first = new_slot(), second = new_slot();
+    pid_t leader = MUST(fork());
+    if (leader == 0) {
+        setsid();
+        for (int i = 0; i < 2; i++) {
+            if (fork() != 0) continue;
+            slot = i == 0 ? first : second;
+            if (i == 1) setpgid(0, 0);
+            survives_leader();
+            be_ready(slot);
+            live_and_die();
+        }
+        _exit(0);
+    }
+    waitpid(leader, NULL, 0);
+}
+
+/* The leader of a session has ended, unnoticed, and its orphan goes on. */
+static void unnoticed_leader(void) {
+    int own = new_slot();
+    pid_t leader = MUST(fork());
+    if (leader == 0) {
+        setsid();
+        if (fork() == 0) {
+            while (getppid() == getsid(0)) usleep(500);
+            be_ready(own);
+            live_and_die();
+        }
+        _exit(33);
+    }
+    siginfo_t info;
+    MUST(waitid(P_PID, (id_t)leader, &info, WEXITED | WNOWAIT));
+}
+
+/* Two processes that have each gone over to the group that the other one led. */
+static void swapped_groups(void) {
+    pid_t both[2];
+    int go[2][2], slots[2];
+    for (int i = 0; i < 2; i++) {
+        slots[i] = new_slot();
+        MUST(pipe(go[i]));
+        both[i] = MUST(fork());
+        if (both[i] == 0) {
+            pid_t other = 0;
+            setpgid(0, 0);
+            if (read(go[i][0], &other, sizeof other) != sizeof other || setpgid(0, other) != 0) _exit(9);
+            for (int n = 0; n <= i; n++) close(go[n][0]), close(go[n][1]);
+            be_ready(slots[i]);
+            live_and_die();
+        }
+        while (getpgid(both[i]) != both[i]) usleep(500);
+    }
+    pid_t holder = MUST(fork()); /* the group of the first one lives on while that leaves it */
+    if (holder == 0) {
+        setpgid(0, both[0]);
+        for (;;) pause();
+    }
+    while (getpgid(holder) != both[0]) usleep(500);
+    for (int i = 0; i < 2; i++) {
+        MUST(write(go[i][1], &both[1 - i], sizeof both[1 - i]));
+        while (getpgid(both[i]) != both[1 - i]) usleep(500);
+        close(go[i][0]), close(go[i][1]);
+    }
+    kill(holder, SIGKILL);
+    waitpid(holder, NULL, 0);
+}
+
+static void orphans(void) {
+    MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
+    spawn(leaves_orphans);
+    spawn(gets_orphans);
+    old_session();
+    unnoticed_leader();
+    swapped_groups();
+}
+
+static void check_orphans(void) {
+    int ended = 0, status = 0;
+    while (wait(&status) > 0) ended += WIFEXITED(status) && WEXITSTATUS(status) == 33;
+    CHECK(ended == 1, "%d unnoticed leaders of sessions had ended", ended);
+}
+
 /* -------------------------------------------------------------------------------------------------------------- zombies */
 
 static volatile sig_atomic_t told;
@@ -530,7 +661,7 @@ static const struct part {
     {"deep", deep, NULL},           {"wide", wide, NULL},       {"sessions", sessions, NULL}, {"zombies", zombies, check_zombies},
     {"stopped", stopped, check_stopped}, {"waiting", waiting, NULL}, {"files", files, check_files}, {"cow", cow, check_cow},
     {"sharing", sharing, NULL},     {"forker", forker, NULL},   {"headless", headless, check_headless},
-    {"headless-root", deep, check_headless_root},
+    {"headless-root", deep, check_headless_root}, {"orphans", orphans, check_orphans},
 };
 
 /* Waits until every process has made a beat more. */

@@ -3,7 +3,7 @@
 
 use cr_tests::{Pace, chain_and_back, full_and_back, in_pid_namespace};
 
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "deep",
     "wide",
     "sessions",
@@ -15,7 +15,7 @@ const PARTS: [&str; 12] = [
     "sharing",
     "forker",
     "headless",
-    "headless-root",
+    "headless-root", "orphans",
 ];
 
 fn both_ways(part: &str) {
@@ -75,6 +75,11 @@ fn processes_that_come_and_go() {
 }
 
 #[test]
+fn orphans_in_the_sessions_of_others() {
+    both_ways("orphans");
+}
+
+#[test]
 fn a_process_whose_main_thread_has_ended() {
     both_ways("headless");
 }
@@ -87,7 +92,7 @@ fn a_root_whose_main_thread_has_ended() {
 #[test]
 fn all_in_a_pid_namespace() {
     in_pid_namespace("all_in_a_pid_namespace", || {
-        for part in ["deep", "sessions", "zombies", "stopped", "headless"] {
+        for part in ["deep", "sessions", "zombies", "stopped", "headless", "orphans"] {
             chain_and_back("family", &["--part", part], Pace::default());
         }
     });

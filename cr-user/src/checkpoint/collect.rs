@@ -190,12 +190,9 @@ impl State {
     /// # Errors
     /// [`Error::Refused`] when a process could not be brought into its session again.
     fn find_lineage(&mut self) -> Result<()> {
-        let living = self.processes.iter().map(|p| (p.pid, p.ppid, p.pgid, p.sid));
-        let ended = self.zombies.iter().map(|z| (z.pid, z.ppid, z.pgid, z.sid));
-        let mut all: Vec<Ancestry> =
-            living.chain(ended).map(|(pid, ppid, pgid, sid)| Ancestry { pid, ppid, pgid, sid }).collect();
+        let mut all = ancestry(&self.processes, &self.zombies);
         lineage::mark_outside(&mut all);
-        lineage::forest(&all).map_err(|lost| Error::Refused(vec![lost.into_refusal()]))?;
+        lineage::plan(&all).map_err(|lost| Error::Refused(vec![lost.into_refusal()]))?;
         let living = self.processes.iter_mut().map(|p| (&mut p.pgid, &mut p.sid));
         let ended = self.zombies.iter_mut().map(|z| (&mut z.pgid, &mut z.sid));
         for ((pgid, sid), now) in living.chain(ended).zip(all) {
@@ -238,6 +235,27 @@ impl State {
         put(image, cgroups::KIND, &self.cgroups)?;
         put(image, zombies::KIND, &self.zombies)
     }
+}
+
+/// Of all processes, the living ones first.
+pub fn ancestry(living: &[Process], ended: &[Zombie]) -> Vec<Ancestry> {
+    let of_living = living.iter().map(|p| Ancestry {
+        pid: p.pid,
+        ppid: p.ppid,
+        pgid: p.pgid,
+        sid: p.sid,
+        exit_signal: p.exit_signal,
+        shares: p.sharing.any(),
+    });
+    let of_ended = ended.iter().map(|z| Ancestry {
+        pid: z.pid,
+        ppid: z.ppid,
+        pgid: z.pgid,
+        sid: z.sid,
+        exit_signal: z.exit_signal,
+        shares: false,
+    });
+    of_living.chain(of_ended).collect()
 }
 
 /// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop
