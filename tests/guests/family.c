@@ -278,7 +278,7 @@ static void unnoticed_leader(void) {
             be_ready(own);
             live_and_die();
         }
-        _exit(33);
+        _exit(99);
     }
     siginfo_t info;
     MUST(waitid(P_PID, (id_t)leader, &info, WEXITED | WNOWAIT));
@@ -328,7 +328,7 @@ static void orphans(void) {
 
 static void check_orphans(void) {
     int ended = 0, status = 0;
-    while (wait(&status) > 0) ended += WIFEXITED(status) && WEXITSTATUS(status) == 33;
+    while (wait(&status) > 0) ended += WIFEXITED(status) && WEXITSTATUS(status) == 99;
     CHECK(ended == 1, "%d unnoticed leaders of sessions had ended", ended);
 }
 
