@@ -16,7 +16,7 @@ mod terminals;
 mod told;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
@@ -109,6 +109,8 @@ pub struct Job {
     spaces: Spaces,
     /// System V objects that are the job's.
     ipc: BTreeSet<(object::ipc::Kind, i32)>,
+    /// Every process that was seen to be the job's, with the time of that in seconds since 1970.
+    past: BTreeMap<i32, i64>,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -157,6 +159,7 @@ impl Job {
             watch_tried: false,
             spaces: Spaces::default(),
             ipc: BTreeSet::new(),
+            past: BTreeMap::new(),
             parent: None,
             content: HashMap::new(),
             doubt: false,
@@ -286,6 +289,12 @@ impl Job {
     fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
         relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
+        // Those that came and went are known from the programs that follow the job, if they do; the last look saw those that have
+        // ended since.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let forked = self.watch.as_mut().map(Watch::forked).unwrap_or_default();
+        let seen = self.members.iter().map(|m| m.pid).chain(relatives.iter().map(|r| r.pid)).chain(forked);
+        self.past.extend(seen.map(|pid| (pid, now)));
         // A pid may be that of another process by now.
         let (known, ended): (Vec<Member>, Vec<Member>) =
             std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());

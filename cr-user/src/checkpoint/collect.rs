@@ -102,7 +102,7 @@ impl State {
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
         state.find_lineage()?;
-        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
+        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &job.past, &mut job.watch)?;
         let (ipc, segments) = objects::capture(&users, &mut job.spaces)?;
         job.ipc = ipc.ids();
         state.ipc = ipc;
