@@ -8,6 +8,7 @@ mod aio;
 mod arena;
 pub(crate) mod collect;
 mod ipc;
+mod leave_out;
 mod member;
 mod precopy;
 mod sink;
@@ -39,6 +40,7 @@ use crate::track::Oracle;
 
 use arena::Arena;
 use collect::State;
+pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
 use precopy::precopy;
 use sink::{Prior, Sink};
@@ -52,11 +54,13 @@ pub struct Options {
     pub memory_limit: u64,
     /// Take a full checkpoint even where a delta is possible.
     pub full: bool,
+    /// Memory that is left out.
+    pub leave_out: LeaveOut,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_limit: 256 << 20, full: false }
+        Self { memory_limit: 256 << 20, full: false, leave_out: LeaveOut::default() }
     }
 }
 
@@ -150,7 +154,7 @@ impl Job {
             return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
         }
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-        let family = Family { root: pid, reaper: None };
+        let family = Family { root: pid, reaper: None, only: None };
         Ok(Self {
             family,
             pidfd,
@@ -382,6 +386,7 @@ impl Job {
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;
+            self.look_for_ranges(&options.leave_out)?;
         }
         if options.full {
             self.parent = None;
@@ -400,7 +405,7 @@ impl Job {
         fault::point("precopy")?;
         if pace == Pace::Thorough {
             self.relate(&mut sink);
-            precopy(self, &mut sink, prior.as_deref())?;
+            precopy(self, &options.leave_out, &mut sink, prior.as_deref())?;
         }
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");
@@ -426,7 +431,7 @@ impl Job {
         phases.end("collect");
         // Protects before it copies: a write from outside the job in between is copied, or seen next time, or both.
         fault::point("rearm")?;
-        let mut survey = Survey::take(self, &mut state, &sink)?;
+        let mut survey = Survey::take(self, &mut state, &options.leave_out, &sink)?;
         phases.end("survey");
         self.relate(&mut sink);
         survey.copy(self, &mut sink, prior.as_deref())?;
@@ -477,6 +482,18 @@ impl Job {
         })
     }
 
+    /// Sees that the ranges that are to be left out exist, before anything is stopped.
+    fn look_for_ranges(&mut self, leave_out: &LeaveOut) -> Result<()> {
+        if leave_out.is_empty() {
+            return Ok(());
+        }
+        let with_memory = self.members.iter().filter(|m| m.has_own_memory());
+        // One that has ended meanwhile has no memory.
+        let memory: Vec<_> = with_memory.filter_map(|m| Some((m.pid, procfs::maps(m.pid).ok()?))).collect();
+        self.notes.extend(leave_out.look_for_ranges(self.pid(), &memory)?);
+        Ok(())
+    }
+
     /// Has the eBPF programs follow the job, which takes a fifth of a second once. For whoever stays with the job: a single
     /// checkpoint does it by itself where it gains from it. Without them everything is as right, and a little slower.
     pub fn watch(&mut self) {
@@ -524,7 +541,7 @@ impl Job {
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
         let frozen = loop {
-            match Frozen::freeze(self.family) {
+            match Frozen::freeze(&self.family) {
                 Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }

@@ -12,6 +12,7 @@ use crate::object::files::{self, Description, Files};
 use crate::object::memory::advice;
 use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::{self, Mappings};
+use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::spaces::Spaces;
@@ -132,6 +133,8 @@ pub struct Details {
     pub mappings: Vec<Mapping>,
     /// Its open files.
     pub files: Vec<OpenFile>,
+    /// What the checkpoint leaves out of the job.
+    pub omitted: Omitted,
 }
 
 /// A thread.
@@ -199,6 +202,7 @@ impl Details {
             threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
             mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
             files: files_of(&files),
+            omitted: Omitted::of_image(image)?,
         })
     }
 }

@@ -10,13 +10,24 @@ use crate::procfs::{self, voice};
 use crate::sys::fd::{self, Shared};
 
 /// How the processes of a job are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family {
     /// The process that was named: the job's root.
     pub root: i32,
     /// Whoever gets the job's orphans, and has no other children: ourselves, where we started the job and are its
     /// subreaper.
     pub reaper: Option<i32>,
+    /// Only these, of whom the root is the first.
+    pub only: Option<Only>,
+}
+
+/// Some of the processes of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Only {
+    /// Their pids.
+    pub pids: Vec<i32>,
+    /// Without their descendants.
+    pub single: bool,
 }
 
 /// A process of the job.
@@ -40,6 +51,9 @@ impl Family {
     /// When the root is gone.
     pub fn members(&self) -> io::Result<Vec<Relative>> {
         let root = relative(self.root)?;
+        if let Some(only) = &self.only {
+            return Ok(Found { known: HashSet::from([root.pid]), all: vec![root] }.only(only));
+        }
         let leads = procfs::stat(self.root)?.get(SESSION).is_some_and(|sid| *sid == self.root.to_string());
         let mut found = Found { known: HashSet::from([root.pid]), all: vec![root] };
         found.descend(0);
@@ -53,19 +67,7 @@ impl Family {
             found.add(orphan);
             found.descend(from);
         }
-        // A process of the session may have been found before its parent.
-        let position = |pid: i32, all: &[Relative]| all.iter().position(|r| r.pid == pid);
-        let mut at = 0;
-        while at < found.all.len() {
-            match position(found.all[at].ppid, &found.all) {
-                Some(parent) if parent > at => {
-                    let early = found.all.remove(at);
-                    found.all.insert(parent, early);
-                }
-                _ => at += 1,
-            }
-        }
-        Ok(found.all)
+        Ok(found.in_order())
     }
 }
 
@@ -93,6 +95,40 @@ struct Found {
 }
 
 impl Found {
+    /// Those that were chosen. Who has ended is its parent's concern, and stays with that one.
+    fn only(mut self, only: &Only) -> Vec<Relative> {
+        for pid in &only.pids {
+            self.add(*pid);
+        }
+        if only.single {
+            let parents: Vec<i32> = self.all.iter().filter(|r| !r.zombie).map(|r| r.pid).collect();
+            let children = parents.into_iter().flat_map(|pid| procfs::children(pid).unwrap_or_default());
+            let ended = children.filter(|child| relative(*child).is_ok_and(|r| r.zombie)).collect::<Vec<_>>();
+            for pid in ended {
+                self.add(pid);
+            }
+        } else {
+            self.descend(0);
+        }
+        self.in_order()
+    }
+
+    /// Parents before their children, of whom some may have been found first.
+    fn in_order(mut self) -> Vec<Relative> {
+        let position = |pid: i32, all: &[Relative]| all.iter().position(|r| r.pid == pid);
+        let mut at = 0;
+        while at < self.all.len() {
+            match position(self.all[at].ppid, &self.all) {
+                Some(parent) if parent > at => {
+                    let early = self.all.remove(at);
+                    self.all.insert(parent, early);
+                }
+                _ => at += 1,
+            }
+        }
+        self.all
+    }
+
     /// Adds the descendants of everybody from number `next` on.
     fn descend(&mut self, mut next: usize) {
         while let Some(parent) = self.all.get(next) {
@@ -240,7 +276,7 @@ mod tests {
         let mut child =
             std::process::Command::new("sh").args(["-c", "sleep 60 & sh -c 'sleep 60; :' ; :"]).spawn().unwrap();
         let root = child.id() as i32;
-        let family = Family { root, reaper: None };
+        let family = Family { root, reaper: None, only: None };
         let complete = || family.members().is_ok_and(|m| m.len() == 4);
         for _ in 0..500 {
             if complete() {
@@ -255,6 +291,15 @@ mod tests {
             assert!(members[..at].iter().any(|m| m.pid == member.ppid), "{members:?}");
         }
         assert_eq!(strange_sharing(&members).unwrap(), None);
+        let only = |pids: Vec<i32>, single| {
+            let family = Family { root: pids[0], reaper: None, only: Some(Only { pids, single }) };
+            family.members().unwrap().iter().map(|m| m.pid).collect::<Vec<_>>()
+        };
+        let shell = members.iter().find(|m| members.iter().any(|c| c.ppid == m.pid && m.pid != root)).unwrap().pid;
+        let below = members.iter().find(|m| m.ppid == shell).unwrap().pid;
+        assert_eq!(only(vec![shell], false), [shell, below]);
+        assert_eq!(only(vec![shell], true), [shell]);
+        assert_eq!(only(vec![root, below], true), [root, below]);
         for member in members.iter().rev() {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(member.pid), nix::sys::signal::Signal::SIGKILL);
         }

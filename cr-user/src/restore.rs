@@ -30,6 +30,7 @@ use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::lineage::{self, Ancestry, Node, Orphan};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
+use crate::object::omitted::Omitted;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::object::zombies::Zombie;
@@ -50,10 +51,12 @@ use saved::{Living, Saved};
 pub const CUT_DIRECTORY: &str = "cut";
 
 /// How a job is restored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// What happens to files that the job had open for writing and that grew after the checkpoint.
     pub files: FilePolicy,
+    /// Memory that the checkpoint leaves out may be zeroes, or what is in the mapped file.
+    pub accept_missing: bool,
 }
 
 /// A restored job that does not run yet. Dropping it ends it.
@@ -69,10 +72,13 @@ pub struct Restored {
 ///
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
-pub fn restore(store: &Store, id: Option<u64>, options: &Options) -> Result<Restored> {
+pub fn restore(store: &Store, id: Option<u64>, options: Options) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
-    let saved = Saved::read(&chain)?;
+    // First of all: records that lead to what was left out make no whole.
+    let omitted = Omitted::of_image(chain.newest())?;
+    omitted.check(chain.newest().id(), options.accept_missing)?;
+    let saved = Saved::read(&chain, omitted)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {
@@ -119,19 +125,27 @@ impl Built {
     }
 }
 
-fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: &Options) -> Result<Built> {
+fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
     let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
-    let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing)?;
+    let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing, &saved.omitted)?;
     let places = Places::hold(saved, &opened, base)?;
     steps.end("files");
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
     let terminals = files::pty::controlling(&saved.files, &opened);
-    let birth = Birth { saved, chain, prepared: &prepared, terminals, bodies: Vec::new(), copied: HashMap::new(), ending: Vec::new() };
+    let birth = Birth {
+        saved,
+        chain,
+        prepared: &prepared,
+        terminals,
+        bodies: Vec::new(),
+        copied: HashMap::new(),
+        ending: Vec::new(),
+    };
     let mut bodies = birth.all()?;
     let mut made = ipc::Made::default();
     ipc::attach(&mut bodies, saved, chain, &mut made)?;

@@ -29,7 +29,8 @@ use tokio::runtime::Runtime;
 use crate::checkpoint::{self, Job};
 use crate::error::{Error, Result};
 use crate::object;
-use crate::object::files::{self, FilePolicy};
+use crate::object::files;
+use crate::restore;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
 
@@ -109,7 +110,7 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let origin = Origin::Chain { id: None, files: FilePolicy::default(), pid_namespace: false };
+        let origin = Origin::Chain { id: None, options: restore::Options::default(), pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.
@@ -144,14 +145,14 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
 pub fn restore(
     config: &Config,
     id: Option<u64>,
-    files: FilePolicy,
+    options: restore::Options,
     pid_namespace: bool,
     detach: bool,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let mask = signals::block()?;
     let store = Store::open_existing(&config.store, object::KINDS)?;
-    here_or_behind(config, &store, Origin::Chain { id, files, pid_namespace }, detach.then_some(mask), started)
+    here_or_behind(config, &store, Origin::Chain { id, options, pid_namespace }, detach.then_some(mask), started)
 }
 
 /// Supervises in this process; or, with `detach`, in one in the background, and this one waits with that signal mask.

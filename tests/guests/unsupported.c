@@ -71,13 +71,6 @@ static void make_inotify_gone(void) {
 }
 static void make_fanotify(void) { at_fd(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY)); }
 static void make_udp(void) { at_fd(socket(AF_INET, SOCK_DGRAM, 0)); }
-static void make_tcp_listener(void) {
-    int fd = MUST(socket(AF_INET, SOCK_STREAM, 0));
-    struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    MUST(bind(fd, (struct sockaddr *)&local, sizeof local));
-    MUST(listen(fd, 1));
-    at_fd(fd);
-}
 static void make_netlink(void) { at_fd(socket(AF_NETLINK, SOCK_RAW, 0)); }
 static void make_io_uring(void) {
     struct io_uring_params parameters = {0};
@@ -86,9 +79,7 @@ static void make_io_uring(void) {
 static void make_userfaultfd(void) { at_fd((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
 
 /* The other end is with a process outside of the job: an orphan. */
-static void make_outside_socket(void) {
-    int ends[2];
-    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+static void give_away(const int ends[2]) {
     pid_t guest = getpid(), between = MUST(fork());
     if (between == 0) {
         if (fork() == 0) {
@@ -101,6 +92,24 @@ static void make_outside_socket(void) {
     MUST(waitpid(between, NULL, 0));
     MUST(close(ends[1]));
     at_fd(ends[0]);
+}
+static void make_outside_socket(void) {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    give_away(ends);
+}
+static void make_outside_tcp(void) {
+    struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof local;
+    int ends[2], listener = MUST(socket(AF_INET, SOCK_STREAM, 0));
+    MUST(bind(listener, (struct sockaddr *)&local, sizeof local));
+    MUST(listen(listener, 1));
+    MUST(getsockname(listener, (struct sockaddr *)&local, &length));
+    ends[0] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+    MUST(connect(ends[0], (struct sockaddr *)&local, length));
+    ends[1] = MUST(accept(listener, NULL, NULL));
+    MUST(close(listener));
+    give_away(ends);
 }
 
 /* A range whose faults a process outside of the job answers: an orphan, which has the descriptor. */
@@ -255,8 +264,9 @@ static const struct unsupported {
     {"epoll-spent", make_epoll_spent}, {"inotify-unread", make_inotify_unread},
     {"inotify-gone", make_inotify_gone}, {"fanotify", make_fanotify},
     {"namespace", make_namespace},
-    {"udp-socket", make_udp},        {"tcp-listener", make_tcp_listener},
+    {"udp-socket", make_udp},
     {"netlink", make_netlink},       {"outside-socket", make_outside_socket},
+    {"outside-tcp", make_outside_tcp},
     {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},
     {"userfaultfd-range", make_userfaultfd_range},
     {"perf", make_perf},             {"bpf", make_bpf},

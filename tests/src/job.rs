@@ -418,6 +418,9 @@ impl Job {
     /// What everybody said so far, for a failed test.
     pub fn diagnosis(&self) -> String {
         let mut text = format!("-- {} (pid {}), step {}\n", self.name, self.pid, self.step());
+        if let Some(verdict) = self.read_link("result") {
+            let _ = writeln!(text, "-- verdict: {verdict}");
+        }
         let controller = self.controller.as_ref().map(|c| c.id().cast_signed());
         for (who, pid) in [("root", Some(self.pid)), ("controller", controller)] {
             let Some(pid) = pid else { continue };
@@ -488,8 +491,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Reads the JSON of one.
     #[track_caller]
-    fn parse(json: &Value) -> Self {
+    pub fn parse(json: &Value) -> Self {
         let number = |name: &str| json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {json}"));
         let kind = json["kind"].as_str().unwrap_or_default();
         assert!(kind == "full" || kind == "delta", "no kind in {json}");

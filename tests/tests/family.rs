@@ -15,7 +15,8 @@ const PARTS: [&str; 13] = [
     "sharing",
     "forker",
     "headless",
-    "headless-root", "orphans",
+    "headless-root",
+    "orphans",
 ];
 
 fn both_ways(part: &str) {

@@ -187,9 +187,12 @@ fn job_that_is_stopped() {
         status.lines().any(|line| line.starts_with("State:\tT"))
     };
     job.wait("it is stopped", stopped);
+    let steps = job.step();
     let finished = run(&mut job.checkpoint_command());
     if finished.code == Some(0) {
-        assert!(stopped(&job), "the checkpoint has made the stopped job run");
+        // Each thread stops again by itself, and takes the moment that it needs.
+        job.wait("it is stopped again", stopped);
+        assert_eq!(job.step(), steps, "the checkpoint has made the stopped job run");
         kill(Pid::from_raw(job.pid()), Signal::SIGCONT).expect("let the job go on");
         job.advance(3);
         job.kill();

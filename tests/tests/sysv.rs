@@ -183,7 +183,7 @@ fn what_a_job_beside_has_made_is_left_alone() {
     let here = objects();
     assert!(taken.iter().all(|object| !here.contains(object)), "{taken:?} were taken for the job's: {here:?}");
     // What can be told is the job's.
-    for (letter, name) in [('m', "say.shm.loose"), ('s', "say.sem.set"), ('q', "say.msg.quiet")] {
+    for (letter, name) in [('m', "say.shm.loose"), ('s', "say.sem.keyed"), ('q', "say.msg.quiet")] {
         let own = (letter, job.read_link(name).expect("an id"));
         assert!(here.contains(&own), "{own:?} is not in {here:?}");
     }

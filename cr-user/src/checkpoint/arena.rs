@@ -199,6 +199,8 @@ fn new_chunk() -> Result<MmapMut> {
     let chunk = MmapMut::map_anon(CHUNK as usize).map_err(failed)?;
     // Huge pages make it cheaper to back and to fill; without them it works as well.
     let _ = chunk.advise(Advice::HugePage);
+    // Children that are made in the frozen window need no copy of it, and the copy of its page tables takes time.
+    let _ = chunk.advise(Advice::DontFork);
     chunk.advise(Advice::PopulateWrite).map_err(failed)?;
     Ok(chunk)
 }

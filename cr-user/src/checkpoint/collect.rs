@@ -21,6 +21,7 @@ use crate::object::ipc::{self as objects, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
+use crate::object::omitted::{self, Omitted};
 use crate::object::process::{self, Process};
 use crate::object::records::{get, put};
 use crate::object::scheduling::{self, Scheduling};
@@ -74,7 +75,7 @@ impl State {
         }
         let (captured, collected) = beside(
             holders.len() >= 8,
-            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino)),
+            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino), &mut |refusals| refusals),
             || -> Result<()> {
                 let mut alike = Alike::default();
                 for stopped in frozen.processes() {
@@ -233,6 +234,10 @@ impl State {
         put(image, objects::KIND, &self.ipc)?;
         put(image, seccomp::KIND, &self.seccomp)?;
         put(image, cgroups::KIND, &self.cgroups)?;
+        let omitted = Omitted { memory: survey.take_omitted(), ..Omitted::default() };
+        if !omitted.is_empty() {
+            put(image, omitted::KIND, &omitted)?;
+        }
         put(image, zombies::KIND, &self.zombies)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use memmap2::MmapMut;
 
 use crate::checkpoint::arena::{Arena, groups};
+use crate::checkpoint::leave_out::LeaveOut;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::checkpoint::survey;
@@ -31,14 +32,14 @@ const SAMPLE: usize = 4;
 ///
 /// # Errors
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
-pub fn precopy(job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
     let Job { members, arena, content, doubt, .. } = job;
     for member in members.iter_mut().filter(|m| m.oracle.is_some() && m.has_own_memory()) {
         if !member.heat.precopy_pays() {
             continue;
         }
         let known = content.get(&member.space()).cloned().unwrap_or_default();
-        match precopy_one(member, arena, &known, sink, prior.filter(|_| *doubt)) {
+        match precopy_one(member, arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
             // It is not there in the frozen window either.
             Err(_) if member.has_ended() => {}
             other => other?,
@@ -51,12 +52,15 @@ fn precopy_one(
     member: &mut Member,
     arena: &mut Arena,
     known: &RangeSet,
+    leave_out: &LeaveOut,
     sink: &mut Sink,
     prior: Option<&Prior>,
 ) -> Result<()> {
     let mut before = u64::MAX;
     for round in 0..MAX_ROUNDS {
-        let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
+        // What tells of advice takes longer.
+        let maps = if leave_out.dont_dump { procfs::smaps } else { procfs::maps };
+        let vmas = maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
         if vmas.iter().any(aio::is_ring) {
             // What an operation writes that is under way now does not show in the page tables: it began before.
             return Ok(());
@@ -66,6 +70,7 @@ fn precopy_one(
         if round == 0 {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
         }
+        wanted = wanted.difference(&leave_out.pages_of(member.pid, &vmas));
         let count = wanted.count();
         if round > 0 && (count <= SMALL || count > before / 10 * 7) {
             // Taken, hence in debt: the frozen window copies it.

@@ -10,6 +10,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::arena::{Part, Piece, groups};
 use crate::checkpoint::collect::State;
+use crate::checkpoint::leave_out::{LeaveOut, Plan};
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink};
 use crate::checkpoint::watch::Watch;
@@ -19,6 +20,7 @@ use crate::fault;
 use crate::image::Space;
 use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
+use crate::object::omitted;
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
@@ -159,6 +161,8 @@ pub struct Survey {
     /// Stored objects: by space, the file and the pages that the image must hold.
     objects: BTreeMap<u64, (File, RangeSet)>,
     object_pages: u64,
+    /// What is left out.
+    omitted: Vec<omitted::Memory>,
     /// Why more is read than the oracle said.
     pub widened: Vec<String>,
 }
@@ -169,8 +173,10 @@ struct Surveyed {
     pid: i32,
     /// Every mapping.
     mappings: Vec<Mapping>,
-    /// Private pages with content.
+    /// Private pages with content, without those that are left out.
     own: RangeSet,
+    /// Private pages with content that are left out.
+    left_out: RangeSet,
     /// Of these, the ones that were or may have been written since the last checkpoint.
     dirty: RangeSet,
     /// Of the dirty ones, those that must be copied now.
@@ -194,7 +200,7 @@ impl Survey {
     ///
     /// # Errors
     /// When the job holds what could not be restored, or is gone.
-    pub fn take(job: &mut Job, state: &mut State, sink: &Sink) -> Result<Self> {
+    pub fn take(job: &mut Job, state: &mut State, leave_out: &LeaveOut, sink: &Sink) -> Result<Self> {
         let mut sources = state.take_file_contents();
         let mut described = Vec::new();
         let mut refusals = Vec::new();
@@ -206,6 +212,7 @@ impl Survey {
             refusals.extend(refused);
         }
         refuse(refusals)?;
+        let plan = Plan::of(leave_out, &described);
         let Job { members, content, watch, doubt, notes, .. } = job;
         watch.iter_mut().for_each(Watch::gather_written);
         let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
@@ -218,11 +225,17 @@ impl Survey {
         let none = RangeSet::new();
         let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, known, &seen, *doubt, sink)
+            Surveyed::take(member, mappings, known, &plan.pages_of(member.space()), &seen, *doubt, sink)
         })?;
-        let mut survey = Self { processes, objects: BTreeMap::new(), object_pages: 0, widened: std::mem::take(notes) };
+        let mut survey = Self {
+            processes,
+            objects: BTreeMap::new(),
+            object_pages: 0,
+            omitted: Vec::new(),
+            widened: std::mem::take(notes),
+        };
         survey.say_what_widened();
-        survey.add_objects(sources)?;
+        survey.add_objects(sources, plan)?;
         Ok(survey)
     }
 
@@ -242,13 +255,19 @@ impl Survey {
 
     /// Finds the parts of stored objects that are there. Objects can be written through any mapping and by `write(2)`: they
     /// are read whole and compared.
-    fn add_objects(&mut self, sources: Vec<Source>) -> Result<()> {
+    fn add_objects(&mut self, sources: Vec<Source>, plan: Plan) -> Result<()> {
+        let mut left_out: HashMap<u64, RangeSet> =
+            self.processes.iter_mut().map(|p| (p.space(), std::mem::take(&mut p.left_out))).collect();
         for source in sources {
             let data = data_pages(&source.file, source.range)
                 .map_err(|e| Error::system("reading a shared memory object", e))?;
             let entry = self.objects.entry(source.space).or_insert((source.file, RangeSet::new()));
-            entry.1 = entry.1.union(&data);
+            let skipped = data.intersection(&plan.pages_of(source.space));
+            entry.1 = entry.1.union(&data.difference(&skipped));
+            let of_space = left_out.entry(source.space).or_default();
+            *of_space = of_space.union(&skipped);
         }
+        self.omitted = plan.found(&left_out);
         self.object_pages = self.objects.values().map(|(_, pages)| pages.count()).sum();
         if self.object_pages > 0 {
             let pages = self.object_pages;
@@ -309,6 +328,11 @@ impl Survey {
         self.processes.iter_mut().map(take).collect()
     }
 
+    /// What is left out.
+    pub fn take_omitted(&mut self) -> Vec<omitted::Memory> {
+        std::mem::take(&mut self.omitted)
+    }
+
     /// What the image says of the job's memory and of the stored objects.
     pub fn spaces(&self, job: &Job, sink: &Sink) -> Vec<Space> {
         let own = self.processes.iter().map(|p| (p.space(), &p.own));
@@ -329,11 +353,13 @@ impl Survey {
 }
 
 impl Surveyed {
-    /// `known`: pages that have content according to the chain. `seen`: pages that a program saw being written.
+    /// `known`: pages that have content according to the chain. `unwanted`: pages that are left out; they lose their content in
+    /// the chain, and so are stored whole once they are wanted again. `seen`: pages that a program saw being written.
     fn take(
         member: &mut Member,
         mut mappings: Vec<Mapping>,
         known: &RangeSet,
+        unwanted: &RangeSet,
         seen: &RangeSet,
         doubt: bool,
         sink: &Sink,
@@ -361,7 +387,9 @@ impl Surveyed {
             own.extend(backing.own.iter());
         }
         let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
-        let untracked = RangeSet::from_unsorted(untracked);
+        let left_out = own.intersection(unwanted);
+        let own = own.difference(&left_out);
+        let untracked = RangeSet::from_unsorted(untracked).intersection(&own);
         member.debt = member.debt.union(&taken);
 
         let mut dirty = member.debt.union(&untracked).union(&own.difference(known)).intersection(&own);
@@ -377,6 +405,7 @@ impl Surveyed {
             mappings,
             copy: dirty.difference(&copied),
             own,
+            left_out,
             dirty,
             doubtful,
             untracked: (untracked_mappings, untracked.count()),

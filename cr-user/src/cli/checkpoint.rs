@@ -19,6 +19,7 @@ nothing it does after the checkpoint is lost to anybody.";
 const AFTER: &str = "\
 Examples:
   cr checkpoint 4711 --store ckpt
+  cr checkpoint 4711 --store ckpt --skip-memory 7f5a40000000-7f5a80000000    without a cache, say
   cr checkpoint 4711 --store ckpt --kill    to free the machine; `cr restore --store ckpt` goes on later
 
 Exit codes: 0 the checkpoint is durable; 120 the job holds something that could not be restored (nothing was stopped); \

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use cr::checkpoint;
+use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
@@ -31,11 +31,23 @@ pub(super) struct Taking {
     /// Where the job writes more than this between two looks at it, it waits for the disk while it is frozen.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     memory_limit: u64,
+
+    /// Leave memory out: `7f0000000000-7f0000200000`, hexadecimal and at pages as in /proc/PID/maps, of every process of the
+    /// job; or `PID:START-END`, of one. May be given several times.
+    ///
+    /// The checkpoint says what it leaves out, and is restored only with `cr restore --accept-missing`.
+    #[arg(long, value_name = "START-END")]
+    skip_memory: Vec<MemoryRange>,
+
+    /// Leave out memory that the job wants left out of core dumps (`MADV_DONTDUMP`).
+    #[arg(long)]
+    honour_dontdump: bool,
 }
 
 impl Taking {
     pub(super) fn options(&self) -> checkpoint::Options {
-        checkpoint::Options { memory_limit: self.memory_limit, ..checkpoint::Options::default() }
+        let leave_out = LeaveOut::default().with(&self.skip_memory, self.honour_dontdump);
+        checkpoint::Options { memory_limit: self.memory_limit, leave_out, ..checkpoint::Options::default() }
     }
 }
 
@@ -55,7 +67,10 @@ pub(super) struct Supervision {
 
 impl Supervision {
     pub(super) fn config(&self) -> Config {
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints: self.taking.options() }
+        let mut checkpoints = self.taking.options();
+        // Programs map and unmap as they go.
+        checkpoints.leave_out = checkpoints.leave_out.standing();
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints }
     }
 }
 

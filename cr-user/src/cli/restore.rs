@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use cr::object::files::FilePolicy;
+use cr::restore;
 use cr::supervise::{self, Outcome, Started};
 use serde_json::json;
 
@@ -52,6 +53,10 @@ pub(super) struct Args {
     #[arg(long)]
     pid_namespace: bool,
 
+    /// Restore a checkpoint that leaves memory out: there will be zeroes there, or what is in the mapped file.
+    #[arg(long)]
+    accept_missing: bool,
+
     /// Leave the job to a controller in the background, and return once it runs.
     #[arg(long)]
     detach: bool,
@@ -96,7 +101,8 @@ impl Execute for Args {
             tell_cuts(started);
         };
         let config = self.supervision.config();
-        let outcome = supervise::restore(&config, self.id, self.files.into(), self.pid_namespace, self.detach, started);
+        let options = restore::Options { files: self.files.into(), accept_missing: self.accept_missing };
+        let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;
         if let Outcome::Detached(started) = &outcome {

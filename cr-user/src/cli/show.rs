@@ -68,6 +68,7 @@ fn print(output: Output, details: &Details) {
         ("file", bytes(c.stored_bytes)),
         ("time", format!("frozen {:.1} ms of {:.1} ms", c.frozen_ms, c.total_ms)),
     ];
+    facts.extend(details.omitted.sentences().into_iter().map(|what| ("left out", what)));
     facts.extend(c.widened.iter().map(|reason| ("note", reason.clone())));
     for (name, value) in facts {
         output.print(&format!("{name:<11}{value}"));

@@ -88,7 +88,9 @@ pub fn plan(all: &[Ancestry]) -> Result<Plan, Lost> {
     }
     while !strays.is_empty() {
         let is_made = |pid: i32| {
-            pid == 0 || holds(&plan.forest, pid) || plan.orphans.iter().any(|o| holds(std::slice::from_ref(&o.node), pid))
+            pid == 0
+                || holds(&plan.forest, pid)
+                || plan.orphans.iter().any(|o| holds(std::slice::from_ref(&o.node), pid))
         };
         let next = strays.iter().position(|s| is_made(s.session) && is_made(s.parent));
         let next = next.ok_or(Lost { pid: strays[0].node.pid, session: strays[0].session })?;

@@ -8,6 +8,7 @@ pub mod files;
 pub mod ipc;
 pub mod lineage;
 pub mod memory;
+pub mod omitted;
 pub mod process;
 pub mod records;
 pub mod scheduling;
@@ -35,4 +36,5 @@ pub const KINDS: &[RecordKind] = &[
     clocks::KIND,
     ipc::KIND,
     zombies::KIND,
+    omitted::KIND,
 ];

@@ -64,7 +64,7 @@ impl Frozen {
     /// # Errors
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
-    pub fn freeze(family: Family) -> Result<Self> {
+    pub fn freeze(family: &Family) -> Result<Self> {
         let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
         match frozen.stop_all(family, &mut seized) {
@@ -80,7 +80,10 @@ impl Frozen {
         }
     }
 
-    fn stop_all(&mut self, family: Family, seized: &mut BTreeSet<(i32, i32)>) -> Result<()> {
+    fn stop_all(&mut self, family: &Family, seized: &mut BTreeSet<(i32, i32)>) -> Result<()> {
+        // What is born by one that is taken without its descendants is none of ours.
+        let single = family.only.as_ref().is_some_and(|only| only.single);
+        let options = if single { OPTIONS & !(libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK) } else { OPTIONS };
         loop {
             let members = family.members().map_err(|_| gone(family.root))?;
             let mut fresh = Vec::new();
@@ -97,7 +100,7 @@ impl Frozen {
                 return Ok(());
             }
             for &(pid, tid) in &fresh {
-                match ptrace::seize(tid, OPTIONS) {
+                match ptrace::seize(tid, options) {
                     Ok(()) => {}
                     Err(Errno::ESRCH) => continue,
                     // One born of a seized one is seized already, and stops by itself.

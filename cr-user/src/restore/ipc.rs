@@ -15,6 +15,7 @@ use crate::object::memory::Mapping;
 use crate::object::memory::advice;
 use crate::object::memory::backing::{Backing, ObjectKind};
 use crate::object::spaces::Spaces;
+use crate::ranges::RangeSet;
 use crate::remote::Call;
 use crate::restore::body::Body;
 use crate::restore::memory;
@@ -67,7 +68,7 @@ pub fn attach(bodies: &mut [Body], saved: &Saved, chain: &Chain, made: &mut Made
             create(Kind::Segment, &segment.object, libc::SYS_shmget, Some(size), maker, made)?;
         }
         if plan != Plan::Leave {
-            fill(segment, plan, chain)?;
+            fill(segment, plan, chain, &saved.omitted.pages_of(segment.space))?;
             restored.push(segment);
         }
     }
@@ -91,13 +92,13 @@ pub fn attach(bodies: &mut [Body], saved: &Saved, chain: &Chain, made: &mut Made
     Ok(())
 }
 
-fn fill(segment: &Segment, plan: Plan, chain: &Chain) -> Result<()> {
+fn fill(segment: &Segment, plan: Plan, chain: &Chain, left_out: &RangeSet) -> Result<()> {
     let failed = |e| Error::system(format!("attaching {} {}", Kind::Segment.name(), segment.object.id), e);
     let file = calls::segment_file(segment.object.id, segment.size, true).map_err(failed)?;
     if plan == Plan::Make {
         memory::fill_object(chain, segment.space, &file)
     } else {
-        memory::put_back_file(chain, segment.space, &file, 0..segment.size)
+        memory::put_back_file(chain, segment.space, &file, 0..segment.size, left_out)
     }
 }
 

@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 use crate::image;
 use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::mapping::{self, BackingFds, Mapping};
+use crate::object::omitted::Omitted;
 use crate::object::spaces::Spaces;
+use crate::ranges::RangeSet;
 use crate::remote::Call;
 use crate::restore::aio;
 use crate::restore::body::Body;
@@ -43,6 +45,7 @@ impl Prepared {
         base: i32,
         put_back: bool,
         existing: impl Fn(u64) -> Option<i32>,
+        omitted: &Omitted,
     ) -> Result<Self> {
         let mut prepared = Self::default();
         let mut seen = HashSet::new();
@@ -83,7 +86,7 @@ impl Prepared {
             {
                 let file = open(&stamp.path, OpenOptions::new().read(true).write(true))?;
                 let range = mapping.offset.min(*size)..(mapping.offset + mapping.len()).min(*size);
-                put_back_file(chain, *space, &file, range)?;
+                put_back_file(chain, *space, &file, range, &omitted.pages_of(*space))?;
             }
         }
         for image in chain.images() {
@@ -252,15 +255,23 @@ pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Brings a part of a file back to what it was at the checkpoint; what is the same already is not written.
+/// Brings a part of a file back to what it was at the checkpoint; what is the same already is not written, nor are pages that
+/// the checkpoint leaves out.
 ///
 /// # Errors
 /// When it cannot be read or written.
-pub fn put_back_file(chain: &Chain, space: u64, file: &File, range: std::ops::Range<u64>) -> Result<()> {
+pub fn put_back_file(
+    chain: &Chain,
+    space: u64,
+    file: &File,
+    range: std::ops::Range<u64>,
+    left_out: &RangeSet,
+) -> Result<()> {
     const ZEROES: [u8; image::PAGE_SIZE] = [0; image::PAGE_SIZE];
     let failed = |e| Error::system("putting a mapped file back", e);
     let mut now = [0; image::PAGE_SIZE];
-    for page in range.start / PAGE..range.end.div_ceil(PAGE) {
+    let pages = RangeSet::from(range.start / PAGE..range.end.div_ceil(PAGE)).difference(left_out);
+    for page in pages.iter().flatten() {
         let was = match chain.lookup(space, page) {
             Source::Stored { image, offset } => stored(chain, image, offset, 1),
             Source::Zero | Source::Absent => &ZEROES,

@@ -10,6 +10,7 @@ use crate::object::ipc::{self, Ipc};
 use crate::object::lineage::{self, Ancestry, Plan};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
+use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
@@ -39,6 +40,8 @@ pub struct Saved {
     pub plan: Plan,
     /// Every process, dead or alive.
     pub ancestry: Vec<Ancestry>,
+    /// What the checkpoint leaves out.
+    pub omitted: Omitted,
 }
 
 /// The records of one living process.
@@ -74,7 +77,7 @@ impl Saved {
     ///
     /// # Errors
     /// When one is missing or damaged.
-    pub fn read(chain: &Chain) -> Result<Self> {
+    pub fn read(chain: &Chain, omitted: Omitted) -> Result<Self> {
         let image = chain.newest();
         let id = image.id();
         let processes: Vec<Process> = get(image, process::KIND)?;
@@ -116,6 +119,7 @@ impl Saved {
             cgroups: get(image, cgroups::KIND)?,
             plan,
             ancestry,
+            omitted,
         })
     }
 

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::control::{self, Place};
-use super::protocol::{Answer, Command, Done, Response, Status};
+use super::protocol::{Answer, Command, Done, Less, Response, Status};
 use super::{once, signals};
 use crate::checkpoint::{self, Job};
 use crate::describe::Checkpoint;
@@ -30,17 +30,21 @@ pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Option
     // Before anything is made: a wrong pid must not leave an empty store behind.
     Job::open(pid)?;
     if let Ok(store) = Store::open_existing(dir, object::KINDS)
-        && let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })?
+        && let Some(response) = ask(store.dir(), request(pid, kill, options))?
     {
         return taken(response);
     }
     // From here on we leave things behind, which a signal must not end us in the middle of.
     signals::block()?;
     let store = Store::create_or_open(dir, object::KINDS)?;
-    match lock(&store, pid, kill)? {
+    match lock(&store, || request(pid, kill, options))? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
         Turn::Answered(checkpoint) => Ok(checkpoint),
     }
+}
+
+fn request(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
+    Command::Checkpoint { kill, pid: Some(pid), less: Less::from(&options.leave_out) }
 }
 
 /// What the controller of a store holds; none if there is no controller.
@@ -62,14 +66,14 @@ enum Turn {
 }
 
 /// The store's lock, or the answer of a controller that was just starting.
-fn lock(store: &Store, pid: i32, kill: bool) -> Result<Turn> {
+fn lock(store: &Store, request: impl Fn() -> Command) -> Result<Turn> {
     let until = Instant::now() + PATIENCE;
     loop {
         match store.lock() {
             Err(store::Error::Locked { .. }) if Instant::now() < until => sleep(Duration::from_millis(20)),
             other => return Ok(Turn::Writer(other?)),
         }
-        if let Some(response) = ask(store.dir(), Command::Checkpoint { kill, pid: Some(pid) })? {
+        if let Some(response) = ask(store.dir(), request())? {
             return taken(response).map(Turn::Answered);
         }
     }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
+use super::protocol::Less;
 use super::{Cut, Started};
 use crate::checkpoint::{self, Job, Report};
 use crate::error::{Error, Result};
-use crate::object::files::FilePolicy;
 use crate::object::files::caller::Lent;
 use crate::restore;
 use crate::store::StoreWriter;
@@ -30,8 +30,8 @@ pub(super) enum Origin {
     Chain {
         /// The checkpoint; none for the newest.
         id: Option<u64>,
-        /// What to do with files that grew.
-        files: FilePolicy,
+        /// How.
+        options: restore::Options,
         /// In a pid namespace of its own.
         pid_namespace: bool,
     },
@@ -41,6 +41,8 @@ pub(super) enum Origin {
 #[derive(Debug)]
 struct Order {
     kill: bool,
+    /// What is left out besides.
+    less: Less,
     reply: oneshot::Sender<Result<Report>>,
 }
 
@@ -98,6 +100,8 @@ impl Engine {
                 job.watch();
             }
             for order in work {
+                let mut options = options.clone();
+                options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();
@@ -129,10 +133,10 @@ impl Engine {
     }
 
     /// Orders a checkpoint.
-    pub(super) fn order(&self, kill: bool) -> Flight {
+    pub(super) fn order(&self, kill: bool, less: Less) -> Flight {
         let (reply, answer) = oneshot::channel();
         // Where the thread has died, the order is dropped, and so the flight fails.
-        let _ = self.orders.send(Order { kill, reply });
+        let _ = self.orders.send(Order { kill, less, reply });
         Flight(answer)
     }
 
@@ -220,8 +224,8 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
             return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd, lent }));
         }
         Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
-        Origin::Chain { id, files, .. } => {
-            let restored = restore::restore(writer.store(), id, &restore::Options { files })?;
+        Origin::Chain { id, options, .. } => {
+            let restored = restore::restore(writer.store(), id, options)?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 let message = "the restore was given up; nothing of it is left".to_owned();

@@ -39,7 +39,7 @@ async fn take(mut engine: Engine, kill: bool, store: &Store) -> Result<Report> {
         begun = engine.begun() => drop(begun?),
         interruption = signals.interruption("before the job was stopped") => return Err(interruption?),
     }
-    let mut flight = engine.order(kill);
+    let mut flight = engine.order(kill, protocol::Less::default());
     tokio::select! {
         taken = flight.landed() => {
             engine.end();

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{LeaveOut, MemoryRange};
 use crate::describe::Checkpoint;
 use crate::error::Error;
 
@@ -30,9 +31,29 @@ pub enum Command {
         /// The job that is meant; another one is an error.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pid: Option<i32>,
+        /// What to leave out besides.
+        #[serde(flatten)]
+        less: Less,
     },
     /// Say what you hold.
     Status,
+}
+
+/// What one checkpoint leaves out, besides what the controller always leaves out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Less {
+    /// Ranges of memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_memory: Vec<MemoryRange>,
+    /// Memory that is left out of core dumps.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub honour_dontdump: bool,
+}
+
+impl From<&LeaveOut> for Less {
+    fn from(all: &LeaveOut) -> Self {
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump }
+    }
 }
 
 impl Command {
@@ -148,10 +169,19 @@ mod tests {
     fn requests_are_as_documented() {
         assert_eq!(
             parse(r#"{"v":1,"cmd":"checkpoint","kill":true}"#).unwrap(),
-            Command::Checkpoint { kill: true, pid: None }
+            Command::Checkpoint { kill: true, pid: None, less: Less::default() }
         );
         assert_eq!(parse(r#"{"v":1,"cmd":"status"}"#).unwrap(), Command::Status);
-        let sent = serde_json::to_string(&Command::Checkpoint { kill: false, pid: Some(7) }.request()).unwrap();
+        let less = Less { skip_memory: vec!["1000-3000".parse().unwrap()], honour_dontdump: true };
+        let command = Command::Checkpoint { kill: false, pid: None, less };
+        let line = serde_json::to_string(&command.clone().request()).unwrap();
+        assert_eq!(
+            line,
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true}"#
+        );
+        assert_eq!(parse(&line).unwrap(), command);
+        let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };
+        let sent = serde_json::to_string(&command.request()).unwrap();
         assert_eq!(sent, r#"{"v":1,"cmd":"checkpoint","kill":false,"pid":7}"#);
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
 use super::control::{Asked, Server, Socket};
 use super::engine::{Engine, Flight, Origin};
 use super::journal::{Journal, Trigger};
-use super::protocol::{Command, Done, Failure, Response, Status};
+use super::protocol::{Command, Done, Failure, Less, Response, Status};
 use super::signals::{Meaning, Received, Signals};
 use super::{Config, Outcome, Started, exit};
 use crate::checkpoint::Report;
@@ -121,6 +121,7 @@ async fn tick(ticks: &mut Option<Interval>) {
 struct Wish {
     trigger: Trigger,
     kill: bool,
+    less: Less,
     reply: Option<oneshot::Sender<Response>>,
 }
 
@@ -181,7 +182,7 @@ impl<'c> Desk<'c> {
     /// The interval is over. A checkpoint that takes longer than that is not followed at once by another.
     fn is_time(&mut self) {
         if self.is_idle() && self.wishes.is_empty() {
-            self.wishes.push_back(Wish { trigger: Trigger::Interval, kill: false, reply: None });
+            self.wishes.push_back(Wish { trigger: Trigger::Interval, kill: false, less: Less::default(), reply: None });
         }
     }
 
@@ -195,8 +196,8 @@ impl<'c> Desk<'c> {
                 let message = format!("{dir} holds the checkpoints of pid {held}, not of {pid}: name another store");
                 let _ = reply.send(Response::error(122, message));
             }
-            Command::Checkpoint { kill, .. } => {
-                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, reply: Some(reply) });
+            Command::Checkpoint { kill, less, .. } => {
+                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, less, reply: Some(reply) });
             }
         }
     }
@@ -214,9 +215,10 @@ impl<'c> Desk<'c> {
     /// Begins the next checkpoint that is wanted, if none is under way.
     fn take_off(&mut self) {
         if self.is_idle()
-            && let Some(wish) = self.wishes.pop_front()
+            && let Some(mut wish) = self.wishes.pop_front()
         {
-            self.flight = Some((self.engine.order(wish.kill), wish));
+            let less = std::mem::take(&mut wish.less);
+            self.flight = Some((self.engine.order(wish.kill, less), wish));
         }
     }
 

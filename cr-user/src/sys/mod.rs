@@ -19,6 +19,7 @@ pub mod ptrace;
 pub mod socket;
 pub mod stub;
 pub mod task;
+pub mod tcp;
 pub mod tty;
 pub mod uffd;
 pub mod vm;

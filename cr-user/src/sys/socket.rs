@@ -50,6 +50,14 @@ pub fn filter_length(fd: BorrowedFd<'_>) -> usize {
     asked.map_or(0, |_| len as usize)
 }
 
+/// Which of these events (`POLL*`) there are now; errors and the end of a connection are always told.
+pub fn polled(fd: BorrowedFd<'_>, events: i16) -> i16 {
+    let mut one = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: the kernel writes to the one structure.
+    let n = unsafe { libc::poll(&raw mut one, 1, 0) };
+    if n == 1 { one.revents } else { 0 }
+}
+
 /// Sets an option of a socket.
 ///
 /// # Errors

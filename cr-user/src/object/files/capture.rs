@@ -9,7 +9,7 @@ use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
 use super::{
-    Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo,
+    Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo, inet,
     inotify, locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
     signalfd, stdio, terminal, timerfd, unix, unsupported,
 };
@@ -56,6 +56,8 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
 /// one source.
 ///
+/// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
+///
 /// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
@@ -63,6 +65,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 pub fn capture(
     holders: &[Holder<'_>],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
+    judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
 ) -> Result<(Files, Vec<ContentSource>)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
@@ -70,8 +73,9 @@ pub fn capture(
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
-    if !look.refusals.is_empty() {
-        return Err(Error::Refused(look.refusals));
+    let refusals = judge(std::mem::take(&mut look.refusals));
+    if !refusals.is_empty() {
+        return Err(Error::Refused(refusals));
     }
     look.resolve_rights();
     look.files.pipes = look.pipes.capture(holders)?;
@@ -90,6 +94,7 @@ struct Look<'a> {
     fifos: fifo::Fifos,
     ptys: pty::Ptys,
     sockets: unix::capture::Sockets,
+    networks: inet::capture::Sockets,
     /// The description of each group.
     described: Vec<u32>,
     /// Epoll sets: their descriptions by index, and their descriptors.
@@ -119,6 +124,7 @@ impl<'a> Look<'a> {
             groups,
             pipes: pipe::Pipes::of(groups),
             fifos: fifo::Fifos::default(),
+            networks: inet::capture::Sockets::of(holders, groups, queues.is_some())?,
             ptys: pty::Ptys::of(groups),
             sockets: unix::capture::Sockets::of(groups, queues)?,
             described: Vec::new(),
@@ -217,6 +223,11 @@ impl<'a> Look<'a> {
             Description::Fifo(self.fifos.describe(self.holders, group, self.groups)?)
         } else if kind.is_socket() {
             let standard = self.standard_socket(seen);
+            match (self.networks.describe(self.holders, group)?, standard) {
+                (Some(inet::capture::Found::Own(socket)), _) => return Ok(Kind::One(Description::Inet(socket))),
+                (Some(inet::capture::Found::Outside(no)), None) => return Err(no),
+                _ => {}
+            }
             let number = match self.sockets.describe(self.holders, group, standard)? {
                 Some(unix::capture::Found::Own(socket)) => return Ok(Kind::One(Description::Unix(socket))),
                 Some(unix::capture::Found::Standard(number)) => number,
@@ -262,7 +273,9 @@ impl<'a> Look<'a> {
     fn sockets_of_others(&self) -> Vec<Refusal> {
         let restored = |pid: i32, fd: i32| {
             let index = self.files.description_of(pid, fd);
-            index.is_some_and(|i| matches!(self.files.descriptions[i as usize], Description::Unix(_)))
+            index.is_some_and(|i| {
+                matches!(self.files.descriptions[i as usize], Description::Unix(_) | Description::Inet(_))
+            })
         };
         self.sockets.shared_with_others(self.holders, restored)
     }

@@ -29,6 +29,7 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
+pub mod inet;
 pub mod inotify;
 mod late;
 mod links;
@@ -82,7 +83,7 @@ pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 5, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 6, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -185,6 +186,8 @@ pub enum Description {
     Pidfd(pidfd::Pidfd),
     /// A Unix-domain socket.
     Unix(Box<unix::Unix>),
+    /// A TCP socket.
+    Inet(Box<inet::Inet>),
     /// A namespace.
     Namespace(namespace::Namespace),
     /// A file of `/proc`.
@@ -214,6 +217,7 @@ impl Description {
             Self::Inotify(_) => "inotify watches",
             Self::Pidfd(_) => "pidfd",
             Self::Unix(_) => "Unix socket",
+            Self::Inet(_) => "TCP socket",
             Self::Namespace(_) => "namespace",
             Self::Proc(_) => "file of /proc",
         }
@@ -279,6 +283,7 @@ impl Description {
             Self::Inotify(r) => r.flags,
             Self::Pidfd(r) => r.flags,
             Self::Unix(r) => r.flags,
+            Self::Inet(r) => r.flags,
             Self::Namespace(r) => r.flags,
             Self::Proc(r) => r.flags,
         };
@@ -412,6 +417,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     files.queues.iter().try_for_each(mqueue::Queue::check)?;
     pty::check(files)?;
     unix::check(files)?;
+    inet::check(files)?;
     Ok(plan)
 }
 
@@ -451,9 +457,11 @@ fn not_here(what: String, why: String, todo: &str) -> Error {
     Error::NotHere { what, why, todo: todo.to_owned() }
 }
 
-/// Opens a file with recorded flags. What only creates is never among them.
+/// Opens a file with recorded flags. What only creates is never among them. A descriptor of ours is opened by its link, which
+/// `O_NOFOLLOW` (as `shm_open(3)` has it) would not follow.
 fn open_again(path: &Path, flags: i32) -> io::Result<File> {
-    let never = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+    let link = if path.starts_with("/proc/self/fd") { libc::O_NOFOLLOW } else { 0 };
+    let never = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY) | link;
     let flags = OFlag::from_bits_retain((flags & !never) | libc::O_CLOEXEC | libc::O_NOCTTY);
     Ok(nix::fcntl::open(path, flags, Mode::empty())?.into())
 }

@@ -97,7 +97,8 @@ impl Pipes {
         let ends = &self.seen[&ino];
         if ends.readers.is_empty() || ends.writers.is_empty() {
             // Before we have it ourselves.
-            let queued = self.may_be_queued && !unix::has_other_owner(&seen.link, holders);
+            let other = unix::other_owner(&seen.link, holders);
+            let queued = self.may_be_queued && other.is_none();
             let ours = survey::fetch(holders, seen.pid, seen.fd)
                 .map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
             let alive = !other_end_closed(ours.as_fd());
@@ -113,7 +114,8 @@ impl Pipes {
                 // Nobody reads what the job writes, but on restore somebody may.
                 (Some(number), false) => return Ok(Found::Standard(number)),
                 _ if alive && !queued => {
-                    let why = format!("is a pipe ({}) whose other end is outside the job", seen.link.display());
+                    let who = other.map_or(String::new(), |pid| format!(": {} has it open", procfs::who(pid)));
+                    let why = format!("is a pipe ({}) whose other end is outside the job{who}", seen.link.display());
                     return Err(No::new(
                         why,
                         "checkpoint the process at its other end with it, or have the job close it",

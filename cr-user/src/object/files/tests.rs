@@ -69,12 +69,12 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        capture(&[self.holder()], &mut space_of).unwrap()
+        capture(&[self.holder()], &mut space_of, &mut |all| all).unwrap()
     }
 
     fn refusals(&self) -> Vec<String> {
         let refusals = refusals(&[self.holder()]).unwrap();
-        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &mut |_, _| 0) {
+        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &mut |_, _| 0, &mut |all| all) {
             assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
         }
         refusals.iter().map(ToString::to_string).collect()
@@ -479,7 +479,7 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).unwrap();
     let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new(), listed: None }];
-    let outcome = (refusals(&holder), capture(&holder, &mut |_, _| 0));
+    let outcome = (refusals(&holder), capture(&holder, &mut |_, _| 0, &mut |all| all));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
@@ -526,7 +526,7 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
             "is a namespace that no process of the job is in",
         ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
-        ("s = socket.socket(); fd = s.fileno()", "is a socket"),
+        ("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()", "is a socket"),
         (
             "a, b = socket.socketpair(); fd = a.fileno()
 p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",
@@ -589,7 +589,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let child_fd = pidfd_open(child).unwrap();
     let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
     assert_eq!(refusals(&both).unwrap(), []);
-    let (files, _) = capture(&both, &mut |_, _| 0).unwrap();
+    let (files, _) = capture(&both, &mut |_, _| 0, &mut |all| all).unwrap();
     let of = |pid, fd| {
         let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
         (row.description, &files.descriptions[row.description as usize])

@@ -24,6 +24,8 @@ pub const HUGETLB: u32 = 1 << 5;
 /// A shared mapping of a file open for writing, even where the mapping itself is read-only now.
 pub const MAY_WRITE: u32 = 1 << 6;
 
+/// Left out of core dumps (`MADV_DONTDUMP`).
+pub const DONT_DUMP: u32 = 1 << 19;
 /// Equal pages of it may be merged (`MADV_MERGEABLE`).
 pub const MERGEABLE: u32 = 1 << 23;
 
@@ -42,7 +44,7 @@ const ADVICE: &[(&str, u32, i32)] = &[
     ("sr", 1 << 16, libc::MADV_SEQUENTIAL),
     ("rr", 1 << 17, libc::MADV_RANDOM),
     ("dc", 1 << 18, libc::MADV_DONTFORK),
-    ("dd", 1 << 19, libc::MADV_DONTDUMP),
+    ("dd", DONT_DUMP, libc::MADV_DONTDUMP),
     ("wf", 1 << 20, libc::MADV_WIPEONFORK),
     ("hg", 1 << 21, libc::MADV_HUGEPAGE),
     ("nh", 1 << 22, libc::MADV_NOHUGEPAGE),

@@ -2,7 +2,7 @@
 //!
 //! A pair comes back under its number, since the job knows the path: with its settings, its size, the session that it controls
 //! and the group in the foreground. A process gets its controlling terminal by inheritance alone, so the leader of the
-//! session takes the terminal before it makes the others ([`control`]).
+//! session takes the terminal before it makes the others (`control.rs`).
 //!
 //! What is queued is read by the eBPF programs, which take nothing out ([`queue`]). Without them a pair in which something is
 //! queued is refused, but for a line that is not complete, which nothing else shows.

@@ -23,7 +23,7 @@ use super::{Description, Files, not_here};
 use crate::error::Result;
 use crate::remote::Call;
 
-pub(super) use outside::has_other_owner;
+pub(super) use outside::{other_owner, owner_of};
 pub(super) use restore::make;
 
 /// A socket.

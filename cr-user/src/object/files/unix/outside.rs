@@ -9,13 +9,13 @@ use crate::error::Refusal;
 use crate::procfs;
 
 /// The process outside of the job that has the socket of that inode.
-pub(super) fn owner_of(inode: u64, holders: &[Holder<'_>]) -> Option<i32> {
+pub(in super::super) fn owner_of(inode: u64, holders: &[Holder<'_>]) -> Option<i32> {
     others(holders).find(|other| inodes(*other).any(|i| i == inode))
 }
 
-/// Whether a process outside of the job has what its links to descriptors show so.
-pub(in super::super) fn has_other_owner(link: &Path, holders: &[Holder<'_>]) -> bool {
-    others(holders).flat_map(links).any(|l| l == link)
+/// A process outside of the job that has what its links to descriptors show so.
+pub(in super::super) fn other_owner(link: &Path, holders: &[Holder<'_>]) -> Option<i32> {
+    others(holders).find(|other| links(*other).any(|l| l == link))
 }
 
 /// Sockets of the job (pid, number, inode) that a process outside has open too.
@@ -28,7 +28,7 @@ pub(super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[Holder<'_>]
     for other in others(holders) {
         for inode in inodes(other).filter(|i| wanted.contains(i)) {
             for (pid, fd, _) in own.iter().filter(|(.., i)| *i == inode) {
-                let why = format!("is a Unix socket that {} has open too", procfs::who(other));
+                let why = format!("is a socket that {} has open too", procfs::who(other));
                 let no = No::new(why, "checkpoint both together, or have one of them close it").at_number(*pid, *fd);
                 if refusals.iter().all(|r| (r.pid, &r.place) != (no.pid, &no.place)) {
                     refusals.push(no);
@@ -49,7 +49,11 @@ pub(super) fn other_end(inode: u64, name: &[u8], holders: &[Holder<'_>]) -> Stri
 }
 
 fn others(holders: &[Holder<'_>]) -> impl Iterator<Item = i32> {
-    procfs::processes().filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other)))
+    // What cr has are duplicates, for as long as it looks.
+    let me = std::process::id() as i32;
+    procfs::processes()
+        .filter(move |other| *other != me)
+        .filter(|other| holders.iter().all(|h| h.pid != *other && !h.sharers.contains(other)))
 }
 
 fn inodes(pid: i32) -> impl Iterator<Item = u64> {

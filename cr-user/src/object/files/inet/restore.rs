@@ -1,0 +1,290 @@
+//! Making the sockets again. Connections come first: each is made by a listener of ours, which is gone before the job's own
+//! listener takes the address, so that nobody else is accepted in its place.
+
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use libc::SOL_SOCKET;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getpeername, getsockname, send, shutdown};
+
+use super::super::{Files, not_here, unix};
+use super::{Connection, End, Inet, Other, State, all, diag, end_of, options, phase, queue, validate};
+use crate::error::{Error, Result};
+use crate::procfs;
+use crate::sys::fd::{fcntl, readable_bytes};
+use crate::sys::socket::{accept, listen, set_option, socket};
+
+/// In which what is sent over the loopback interface surely arrives.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether everything that the sockets refer to is in the record, and their addresses can be had. Nothing is changed.
+///
+/// # Errors
+/// [`Error::NotHere`] that names the socket.
+pub fn check(files: &Files) -> Result<()> {
+    validate(files)?;
+    let listeners: Vec<&Inet> = all(files).map(|(_, s)| s).filter(|s| matches!(s.state, State::Listening(_))).collect();
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let shown = ask()?;
+    for socket in listeners {
+        let is_there = |s: &&diag::Shown| {
+            s.state == phase::LISTEN && s.inode != 0 && s.local == end_of(socket.local) && s.is_of(socket.family)
+        };
+        if let Some(taken) = shown.iter().find(is_there) {
+            let who = unix::owner_of(taken.inode, &[]).map_or("somebody else".to_owned(), procfs::who);
+            return Err(not_here(socket.what(), format!("{who} listens there"), "end that first"));
+        }
+    }
+    Ok(())
+}
+
+/// Makes every socket of the record, with its connection and its queues, by the index of its description.
+///
+/// # Errors
+/// [`Error::NotHere`] when an address cannot be had, and [`Error::System`].
+pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
+    let mut made: HashMap<u64, OwnedFd> = HashMap::new();
+    let sockets: HashMap<u64, &Inet> = all(files).map(|(_, s)| (s.inode, s)).collect();
+    remove_remains(&sockets)?;
+    for (_, socket) in all(files) {
+        let State::Connected(connection) = &socket.state else { continue };
+        match connection.other {
+            Other::Own(inode) if !made.contains_key(&socket.inode) => {
+                let other = sockets[&inode];
+                // Whoever has the address of a listener came out of it.
+                let (client, server) = if is_accepted(socket, &sockets) { (other, socket) } else { (socket, other) };
+                let (one, two) = pair(client, server)?;
+                fill(&one, client, &two, server)?;
+                made.insert(client.inode, one);
+                made.insert(server.inode, two);
+            }
+            Other::Gone => {
+                let other = socket.opposite(connection);
+                let (one, two) = pair(socket, &other)?;
+                fill(&one, socket, &two, &other)?;
+                drop(two);
+                wait_for(socket, || Ok(phase::has_heard_end(queue::phase_of(one.as_fd()))))?;
+                made.insert(socket.inode, one);
+            }
+            _ => {}
+        }
+    }
+    for (_, socket) in all(files).filter(|(_, s)| !matches!(s.state, State::Connected(_))) {
+        let fd = new(socket)?;
+        if socket.local.port() != 0 || !socket.local.ip().is_unspecified() {
+            socket.bind(&fd)?;
+        }
+        if let State::Listening(room) = socket.state {
+            listen(&fd, room).map_err(|e| socket.failed(e))?;
+        }
+        made.insert(socket.inode, fd);
+    }
+    for (_, socket) in all(files) {
+        let State::Connected(connection) = &socket.state else { continue };
+        if let Other::Waiting(_) = connection.other {
+            let fd = new(socket)?;
+            socket.bind(&fd)?;
+            connect(fd.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| socket.failed(e))?;
+            if !socket.is_at_its_address(&fd) {
+                return Err(socket.failed(Errno::EADDRNOTAVAIL));
+            }
+            made.insert(socket.inode, fd);
+        }
+    }
+    let mut by_index = HashMap::new();
+    for (index, socket) in all(files) {
+        let fd = made.remove(&socket.inode).expect("every socket was made");
+        socket.finish(&fd)?;
+        by_index.insert(index, fd);
+    }
+    Ok(by_index)
+}
+
+fn ask() -> Result<Vec<diag::Shown>> {
+    diag::ask().map_err(|e| Error::system("asking about the sockets of this machine (sock_diag)", e))
+}
+
+/// Takes away what the kernel still has of the job's connections, which no process has any more.
+fn remove_remains(sockets: &HashMap<u64, &Inet>) -> Result<()> {
+    let ends = |s: &&Inet| match &s.state {
+        State::Connected(c) => Some((end_of(s.local), end_of(c.remote))),
+        _ => None,
+    };
+    let connections: Vec<(End, End)> = sockets.values().filter_map(ends).collect();
+    let addresses: Vec<End> = sockets.values().map(|s| end_of(s.local)).filter(|end| end.1 != 0).collect();
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    for remains in ask()?.iter().filter(|s| s.inode == 0 && s.state != phase::LISTEN) {
+        let (local, remote) = (remains.local, remains.remote);
+        let is_connection = connections.iter().any(|(l, r)| (*l, *r) == (local, remote) || (*r, *l) == (local, remote));
+        // What was connected to a listener later than the checkpoint would keep its address busy.
+        let at_address = addresses.iter().any(|(ip, port)| *port == local.1 && (*ip == local.0 || ip.is_unspecified()));
+        if is_connection || at_address {
+            // Where the kernel cannot, the address may be free all the same.
+            if let Err(e) = diag::destroy(remains) {
+                log::debug!("what is left of a connection of {local:?} with {remote:?} stays: {e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_accepted(socket: &Inet, sockets: &HashMap<u64, &Inet>) -> bool {
+    let is_its = |s: &&&Inet| matches!(s.state, State::Listening(_)) && s.local.port() == socket.local.port();
+    sockets.values().any(|s| is_its(&s))
+}
+
+/// Connects two ends.
+fn pair(client: &Inet, server: &Inet) -> Result<(OwnedFd, OwnedFd)> {
+    let listener = new(server)?;
+    server.bind(&listener)?;
+    listen(&listener, 16).map_err(|e| server.failed(e))?;
+    let one = new(client)?;
+    client.bind(&one)?;
+    let State::Connected(connection) = &client.state else { return Err(client.failed(Errno::ENOTCONN)) };
+    connect(one.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| client.failed(e))?;
+    if !client.is_at_its_address(&one) {
+        return Err(client.failed(Errno::EADDRNOTAVAIL));
+    }
+    loop {
+        let two = accept(listener.as_fd()).map_err(|e| server.failed(e))?;
+        // Others may try the address too: to them nobody is there yet.
+        let from = getpeername::<SockaddrStorage>(two.as_raw_fd()).ok().and_then(|a| super::capture::address(&a));
+        if from.map(end_of) == Some(end_of(client.local)) {
+            return Ok((one, two));
+        }
+    }
+}
+
+/// Sends again what was queued, and closes what was closed for sending.
+fn fill(one: &OwnedFd, first: &Inet, two: &OwnedFd, second: &Inet) -> Result<()> {
+    let ways = [(one, first, two, second), (two, second, one, first)];
+    for (from, sender, to, receiver) in ways {
+        let Some(connection) = receiver.connection() else { continue };
+        options::make_room(from.as_fd()).map_err(|e| sender.failed(e))?;
+        if !connection.received.is_empty() {
+            options::make_room(to.as_fd()).map_err(|e| receiver.failed(e))?;
+            sender.send(from.as_fd(), &connection.received)?;
+            let all = connection.received.len();
+            wait_for(receiver, || readable_bytes(to.as_fd()).map(|n| n >= all))?;
+        }
+    }
+    for (from, sender, to, receiver) in ways {
+        let Some(connection) = sender.connection() else { continue };
+        // What had no room there has none again.
+        options::set_receive_size(to.as_fd(), &receiver.options)?;
+        sender.send(from.as_fd(), &connection.sent)?;
+        if phase::is_ended(connection.phase) {
+            shutdown(from.as_raw_fd(), Shutdown::Write).map_err(|e| sender.failed(e))?;
+            if receiver.connection().is_some_and(|c| phase::has_heard_end(c.phase)) {
+                wait_for(receiver, || Ok(phase::has_heard_end(queue::phase_of(to.as_fd()))))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn wait_for(socket: &Inet, mut done: impl FnMut() -> nix::Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !done().map_err(|e| socket.failed(e))? {
+        if Instant::now() > end {
+            return Err(socket.failed(Errno::ETIMEDOUT));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+/// A socket that can be bound where others of the job are, and waits for nothing longer than [`PATIENCE`].
+fn new(like: &Inet) -> Result<OwnedFd> {
+    let fd = socket(like.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(|e| like.failed(e))?;
+    options::set_first(fd.as_fd(), &like.options)?;
+    let patience = [PATIENCE.as_secs(), 0].map(u64::to_ne_bytes).concat();
+    let lent = options::set_int(fd.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR, 1)
+        .and_then(|()| set_option(fd.as_fd(), SOL_SOCKET, libc::SO_SNDTIMEO, &patience))
+        .and_then(|()| set_option(fd.as_fd(), SOL_SOCKET, libc::SO_RCVTIMEO, &patience));
+    lent.map_err(|e| like.failed(e))?;
+    Ok(fd)
+}
+
+impl Inet {
+    fn failed(&self, e: Errno) -> Error {
+        Error::system(format!("making {}", self.what()), e)
+    }
+
+    fn connection(&self) -> Option<&Connection> {
+        match &self.state {
+            State::Connected(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// The other end of a connection, of which nothing is recorded since it was closed.
+    fn opposite(&self, connection: &Connection) -> Self {
+        let state = State::Connected(Box::new(Connection {
+            remote: self.local,
+            other: Other::Gone,
+            phase: phase::ESTABLISHED,
+            deaf: false,
+            received: Vec::new(),
+            sent: Vec::new(),
+        }));
+        Self { inode: 0, local: connection.remote, state, options: Vec::new(), ..self.clone() }
+    }
+
+    fn bind(&self, fd: &OwnedFd) -> Result<()> {
+        let mut local: SocketAddr = self.local;
+        // To be bound to one address of IPv6 makes a socket IPv6-only for good, and that shows. Connected it has that address
+        // all the same.
+        if self.connection().is_some() && self.is_of_both_families() {
+            local.set_ip(Ipv6Addr::UNSPECIFIED.into());
+        }
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(|e| match e {
+            Errno::EADDRINUSE => not_here(self.what(), format!("{local} is in use"), "end whoever uses it"),
+            Errno::EADDRNOTAVAIL => {
+                not_here(self.what(), format!("this machine has no address {}", local.ip()), "give it that address")
+            }
+            other => self.failed(other),
+        })
+    }
+
+    /// Whether it is a socket of IPv6 that is not IPv6-only, at an address of IPv6.
+    fn is_of_both_families(&self) -> bool {
+        let only = self.options.iter().find(|o| (o.level, o.name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
+        self.local.ip().to_canonical().is_ipv6() && only.is_some_and(|o| o.value.iter().all(|b| *b == 0))
+    }
+
+    /// Whether a socket has the address that it should have.
+    fn is_at_its_address(&self, fd: &OwnedFd) -> bool {
+        let local = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok().and_then(|a| super::capture::address(&a));
+        local.map(end_of) == Some(end_of(self.local))
+    }
+
+    fn send(&self, fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let n = send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).map_err(|e| self.failed(e))?;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+
+    /// What comes last: options, what is closed for reading, flags, and who owns it.
+    fn finish(&self, fd: &OwnedFd) -> Result<()> {
+        options::set(fd.as_fd(), &self.options)?;
+        if self.connection().is_some_and(|c| c.deaf) {
+            shutdown(fd.as_raw_fd(), Shutdown::Read).map_err(|e| self.failed(e))?;
+        }
+        fcntl(fd.as_fd(), libc::F_SETFL, (self.flags & !libc::O_ASYNC).into()).map_err(|e| self.failed(e))?;
+        let (uid, gid, mode) = self.owner;
+        std::os::unix::fs::fchown(fd, Some(uid), Some(gid))
+            .map_err(|e| Error::system(format!("making {}", self.what()), e))?;
+        let mode = nix::sys::stat::Mode::from_bits_truncate(mode);
+        nix::sys::stat::fchmod(fd, mode).map_err(|e| self.failed(e))
+    }
+}
