@@ -27,6 +27,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
+use crate::object::files::external::{self, Key};
 use crate::object::memory::backing::Files;
 use crate::object::spaces::Spaces;
 use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
@@ -56,11 +57,14 @@ pub struct Options {
     pub full: bool,
     /// Memory that is left out.
     pub leave_out: LeaveOut,
+    /// Who outside of the job may be at the other end of its Unix sockets. What an older checkpoint of the chain has taken so may
+    /// be so again.
+    pub external: Vec<Key>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_limit: 256 << 20, full: false, leave_out: LeaveOut::default() }
+        Self { memory_limit: 256 << 20, full: false, leave_out: LeaveOut::default(), external: Vec::new() }
     }
 }
 
@@ -113,6 +117,8 @@ pub struct Job {
     spaces: Spaces,
     /// System V objects that are the job's.
     ipc: BTreeSet<(object::ipc::Kind, i32)>,
+    /// Who outside of the job may be at the other end of its Unix sockets.
+    external: Vec<Key>,
     /// Every process that was seen to be the job's, with the time of that in seconds since 1970.
     past: BTreeMap<i32, i64>,
     /// The newest durable checkpoint.
@@ -163,6 +169,7 @@ impl Job {
             watch_tried: false,
             spaces: Spaces::default(),
             ipc: BTreeSet::new(),
+            external: Vec::new(),
             past: BTreeMap::new(),
             parent: None,
             content: HashMap::new(),
@@ -261,7 +268,7 @@ impl Job {
                 all.extend(found?);
             }
         }
-        all.extend(files::refusals(&self.holders())?);
+        all.extend(files::refusals(&self.holders(), &self.external)?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
         all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)
@@ -354,6 +361,8 @@ impl Job {
         }
         let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
         self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
+        let files = object::records::get::<files::Files>(chain.newest(), files::KIND);
+        self.external.extend(files.map(|files| external::keys(&files)).unwrap_or_default());
         self.parent = Some(chain.newest().as_parent());
     }
 
@@ -383,6 +392,8 @@ impl Job {
         let started = Instant::now();
         let mut steps = Phases::new(started);
         self.members.iter_mut().for_each(Member::look_at_program);
+        let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
+        self.external.extend(new);
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;

@@ -26,6 +26,7 @@ use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::caller::{Caller, Lent};
+use crate::object::files::external::{self, Key};
 use crate::object::files::{self, Cut, FilePolicy};
 use crate::object::lineage::{self, Ancestry, Node, Orphan};
 use crate::object::memory::Mapping;
@@ -68,17 +69,20 @@ pub struct Restored {
 
 /// Restores the job of `store` as it was at checkpoint `id`, or at the newest.
 ///
+/// `external`: whom outside of the job its Unix sockets are connected to instead of those that they were connected to.
+///
 /// Must be called from the thread that will call [`Restored::run`], which must live until then.
 ///
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
-pub fn restore(store: &Store, id: Option<u64>, options: Options) -> Result<Restored> {
+pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key]) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
-    let saved = Saved::read(&chain, omitted)?;
+    let mut saved = Saved::read(&chain, omitted)?;
+    external::redirect(&mut saved.files, external)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {

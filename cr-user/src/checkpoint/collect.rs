@@ -66,7 +66,7 @@ impl State {
         let mut state = Self::default();
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, .. } = job;
+        let Job { members, watch, spaces, external, .. } = job;
         let mut holders = member::holders(members);
         if let Some(watch) = watch {
             for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
@@ -75,7 +75,7 @@ impl State {
         }
         let (captured, collected) = beside(
             holders.len() >= 8,
-            || files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino), &mut |refusals| refusals),
+            || files::capture(&holders, external, &mut |dev, ino| spaces.of_file(dev, ino), &mut |refusals| refusals),
             || -> Result<()> {
                 let mut alike = Alike::default();
                 for stopped in frozen.processes() {

@@ -15,6 +15,7 @@ use super::{Cut, Started};
 use crate::checkpoint::{self, Job, Report};
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
+use crate::object::files::external::Key;
 use crate::restore;
 use crate::store::StoreWriter;
 use crate::sys::fd;
@@ -85,7 +86,7 @@ impl Engine {
         let turn = Arc::new(AtomicU8::new(UNDECIDED));
         let decided = Arc::clone(&turn);
         let life = move || {
-            let (mut held, begun) = match begin(origin, &writer, &decided, stays) {
+            let (mut held, begun) = match begin(origin, &writer, &decided, stays, &options.external) {
                 Ok(begun) => begun,
                 Err(e) => {
                     // The lock goes first: whoever hears of the failure may try again at once.
@@ -102,6 +103,7 @@ impl Engine {
             for order in work {
                 let mut options = options.clone();
                 options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
+                options.external.extend(order.less.external);
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();
@@ -210,7 +212,13 @@ const UNDECIDED: u8 = 0;
 const LET_GO: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> Result<(Held, Begun)> {
+fn begin(
+    origin: Origin,
+    writer: &StoreWriter,
+    turn: &AtomicU8,
+    stays: bool,
+    external: &[Key],
+) -> Result<(Held, Begun)> {
     let mut lent = None;
     let (job, cuts) = match origin {
         Origin::Child(pid) => {
@@ -225,7 +233,7 @@ fn begin(origin: Origin, writer: &StoreWriter, turn: &AtomicU8, stays: bool) -> 
         }
         Origin::Process(pid) => (open(pid, writer)?, Vec::new()),
         Origin::Chain { id, options, .. } => {
-            let restored = restore::restore(writer.store(), id, options)?;
+            let restored = restore::restore(writer.store(), id, options, external)?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 let message = "the restore was given up; nothing of it is left".to_owned();
