@@ -139,9 +139,9 @@ fn a_connection_to_somebody_outside_is_made_anew() {
     assert!(taken.code == Some(0), "{taken}");
     talk(&job, 2);
     job.kill();
-    job.restore();
-    // The guest says it again: what it had said last was undone.
+    // What it has said last is undone, and said again.
     fs::remove_file(job.dir().join("say.2")).expect("it was said");
+    job.restore();
     talk(&job, 2);
     // The chain goes on, and need not be told again.
     job.checkpoint();
