@@ -133,7 +133,8 @@ fn a_connection_to_somebody_outside_is_made_anew() {
     talk(&job, 1);
     // Nobody was named: both ends are.
     let me = format!("pid {} (", std::process::id());
-    run(&mut job.checkpoint_command()).refuses(120, &["fd ", &me, "outside of the job", "--external", &key]);
+    run(&mut job.checkpoint_command())
+        .refuses(120, &["fd ", &me, "outside of the job", "--external", one.to_str().expect("a name")]);
     job.advance(5);
     let taken = run(job.checkpoint_command().args(["--external", &key]));
     assert!(taken.code == Some(0), "{taken}");

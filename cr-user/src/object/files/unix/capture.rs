@@ -233,9 +233,9 @@ impl<'a> Sockets<'a> {
             Reached::Own(state) => state,
             Reached::Outside(other) => {
                 let why = format!("is a Unix socket ({}) connected to {other}", own_end(shown));
-                let todo = "checkpoint both together, have the job close it before the checkpoint, or have it connected anew by a \
-                            restore: --external unix:";
-                return Err(No::new(why, format!("{todo}{}", self.key_for(shown))));
+                const TODO: &str = "checkpoint both together, have the job close it before the checkpoint, or name that socket with \
+                                    --external to have it connected anew by a restore";
+                return Err(No::new(why, TODO));
             }
         };
         if filter_length(ours) > 0 {
@@ -310,7 +310,7 @@ impl<'a> Sockets<'a> {
         name: &[u8],
         holders: &[Holder<'_>],
     ) -> std::result::Result<State, No> {
-        let refused = |what: &str, todo: &str| {
+        let refused = |what: &str, todo: &'static str| {
             Err(No::new(format!("is an external Unix socket ({}) {what}", own_end(shown)), todo))
         };
         if !matches!(name, [0 | b'/', ..]) || name == shown.name {
@@ -322,12 +322,6 @@ impl<'a> Sockets<'a> {
         }
         let pid = if holders.iter().any(|h| h.pid == seen.pid) { seen.pid } else { holders[0].pid };
         Ok(State::External(External { name: name.to_vec(), connector: connector(pid) }))
-    }
-
-    /// What to name to have a socket's connection made again.
-    fn key_for(&self, shown: &Shown) -> String {
-        let other = shown.peer.and_then(|peer| self.all.sockets.get(&peer)).map_or(&[][..], |o| &o.name);
-        if other.is_empty() { format!("[{}]", shown.inode) } else { name::shown(other) }
     }
 
     fn listener(&self, shown: &Shown, holders: &[Holder<'_>]) -> std::result::Result<State, No> {
