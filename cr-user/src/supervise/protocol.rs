@@ -187,7 +187,7 @@ mod tests {
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"]}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };
