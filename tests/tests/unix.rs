@@ -117,7 +117,7 @@ fn echo(listener: UnixListener) {
 }
 
 #[track_caller]
-fn talk(job: &Job, number: u32) {
+fn talk(job: &Job, number: u64) {
     job.go(number);
     job.wait("the guest's talk with somebody outside", |job| job.read_link(&format!("say.{number}")).is_some());
 }

@@ -210,12 +210,13 @@ impl Since {
             let known: BTreeSet<i32> = line(job.root).chain(line(std::process::id() as i32)).collect();
             let namespace = |pid: i32| procfs::link(pid, "ns/ipc").ok();
             let ours = namespace(std::process::id() as i32);
+            let own = procfs::link(std::process::id() as i32, "exe").ok();
             let is_other = |pid: &i32| {
                 !known.contains(pid)
                     && !job.pids.contains(pid)
                     && effective_user(*pid).is_some_and(|uid| self.users.contains(&uid))
-                    // Threads of the kernel have no program.
-                    && procfs::link(*pid, "exe").is_ok()
+                    // Threads of the kernel have no program, and whoever asks us for a checkpoint has ours.
+                    && procfs::link(*pid, "exe").is_ok_and(|exe| own.as_ref() != Some(&exe))
                     && namespace(*pid) == ours
             };
             procfs::processes().find(is_other)
