@@ -6,7 +6,7 @@
 
 mod aio;
 mod arena;
-mod collect;
+pub(crate) mod collect;
 mod ipc;
 mod leave_out;
 mod member;
@@ -18,7 +18,7 @@ mod terminals;
 mod told;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
@@ -28,6 +28,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::family::{self, Family, Relative};
 use crate::fault;
 use crate::image::{IndexInfo, Parent};
+use crate::object::files::external::{self, Key};
 use crate::object::memory::backing::Files;
 use crate::object::omitted::Omitted;
 use crate::object::spaces::Spaces;
@@ -35,7 +36,7 @@ use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, thr
 use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::ranges::RangeSet;
-use crate::remote::Frozen;
+use crate::remote::{Frozen, freeze};
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::{PAGE, fd};
 use crate::track::Oracle;
@@ -62,11 +63,15 @@ pub struct Options {
     pub leave_out: LeaveOut,
     /// Take these processes only.
     pub only: Option<Only>,
+    /// Who outside of the job may be at the other end of its Unix sockets. What an older checkpoint of the chain has taken so may
+    /// be so again.
+    pub external: Vec<Key>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_limit: 256 << 20, full: false, leave_out: LeaveOut::default(), only: None }
+        let (leave_out, external) = (LeaveOut::default(), Vec::new());
+        Self { memory_limit: 256 << 20, full: false, leave_out, only: None, external }
     }
 }
 
@@ -123,6 +128,10 @@ pub struct Job {
     spaces: Spaces,
     /// System V objects that are the job's.
     ipc: BTreeSet<(object::ipc::Kind, i32)>,
+    /// Who outside of the job may be at the other end of its Unix sockets.
+    external: Vec<Key>,
+    /// Every process that was seen to be the job's, with the time of that in seconds since 1970.
+    past: BTreeMap<i32, i64>,
     /// The newest durable checkpoint.
     parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -158,7 +167,7 @@ impl Job {
         if status.get("Kthread") == "1" || status.get("VmSize").is_empty() && !status.get("State").starts_with('Z') {
             return Err(not_allowed("it is a kernel thread", "give the pid of the job"));
         }
-        if status.get("State").starts_with('Z') {
+        if Relative::look(pid).map_err(|_| Error::NoSuchJob { pid })?.zombie {
             return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
         }
         let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
@@ -167,11 +176,13 @@ impl Job {
             family,
             part: None,
             pidfd,
-            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false, headless: false }, false)?],
+            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
             ipc: BTreeSet::new(),
+            external: Vec::new(),
+            past: BTreeMap::new(),
             parent: None,
             content: HashMap::new(),
             doubt: false,
@@ -208,7 +219,7 @@ impl Job {
         for member in &mut job.members {
             member.oracle = oracles.remove(&member.pid).flatten();
         }
-        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false, headless: false });
+        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
         for relative in relatives.collect::<Vec<_>>() {
             let mut member = Member::open(&relative, false)?;
             member.oracle = oracles.remove(&relative.pid).flatten();
@@ -270,11 +281,13 @@ impl Job {
             self.members.iter().for_each(|m| watch.follow(m.pid));
         }
         let mut all = Vec::new();
-        let ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
-        if let Err(lost) = lineage::forest(&ancestry) {
+        let mut ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
+        for own in &mut ancestry {
+            own.shares = self.members.iter().any(|m| m.pid == own.pid && m.sharing.any());
+        }
+        if let Err(lost) = lineage::plan(&ancestry) {
             all.push(lost.into_refusal());
         }
-        all.extend(relatives.iter().filter(|r| r.headless).map(|r| headless(r.pid)));
         if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
             let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
             let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
@@ -294,7 +307,7 @@ impl Job {
                 all.extend(found?);
             }
         }
-        all.extend(files::refusals(&self.holders())?);
+        all.extend(files::refusals(&self.holders(), &self.external)?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
         all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)
@@ -325,6 +338,13 @@ impl Job {
     /// looked at is left out.
     fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
+        relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
+        // Those that came and went are known from the programs that follow the job, if they do; the last look saw those that have
+        // ended since.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let forked = self.watch.as_mut().map(Watch::forked).unwrap_or_default();
+        let seen = self.members.iter().map(|m| m.pid).chain(relatives.iter().map(|r| r.pid)).chain(forked);
+        self.past.extend(seen.map(|pid| (pid, now)));
         // A pid may be that of another process by now.
         let (known, ended): (Vec<Member>, Vec<Member>) =
             std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());
@@ -339,7 +359,7 @@ impl Job {
             match member {
                 Ok(member) => self.members.push(member),
                 Err(e) if relative.pid == self.pid() => return Err(e),
-                Err(_) if !std::fs::exists(format!("/proc/{}/exe", relative.pid)).unwrap_or(true) => {}
+                Err(_) if !std::fs::exists(procfs::path(relative.pid, "exe")).unwrap_or(true) => {}
                 Err(_) if Relative::has_ended(relative.pid) => {}
                 Err(e) => return Err(e),
             }
@@ -380,6 +400,8 @@ impl Job {
         }
         let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
         self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
+        let files = object::records::get::<files::Files>(chain.newest(), files::KIND);
+        self.external.extend(files.map(|files| external::keys(&files)).unwrap_or_default());
         self.parent = Some(chain.newest().as_parent());
     }
 
@@ -410,6 +432,8 @@ impl Job {
         let mut steps = Phases::new(started);
         self.members.iter_mut().for_each(Member::look_at_program);
         self.part.iter_mut().for_each(Part::begin);
+        let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
+        self.external.extend(new);
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;
@@ -576,10 +600,8 @@ impl Job {
                 other => break other?,
             }
         };
-        let alive =
-            frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false, headless: false });
+        let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
-        refuse(frozen.headless().iter().map(|pid| headless(*pid)).collect())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
         Ok(frozen)
@@ -671,12 +693,6 @@ impl Job {
 
 fn gone(pid: i32, during: &'static str) -> Error {
     Error::JobGone { pid, during }
-}
-
-fn headless(pid: i32) -> Refusal {
-    let why = "has lost its main thread, while others go on".to_owned();
-    let todo = "have its main thread wait for the others (pthread_join) instead of ending before them".to_owned();
-    Refusal { pid, place: "the process".to_owned(), why, todo }
 }
 
 fn shared(what: fd::Shared) -> &'static str {

@@ -6,7 +6,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::procfs;
+use crate::procfs::{self, voice};
 use crate::sys::fd::{self, Shared};
 
 /// How the processes of a job are found.
@@ -39,8 +39,6 @@ pub struct Relative {
     pub ppid: i32,
     /// It has ended, and its parent has not noticed.
     pub zombie: bool,
-    /// Its main thread has ended, and others go on.
-    pub headless: bool,
 }
 
 impl Family {
@@ -74,6 +72,14 @@ impl Family {
 }
 
 impl Relative {
+    /// A process as it is now, and the thread that speaks for it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn look(pid: i32) -> io::Result<Self> {
+        relative(pid)
+    }
+
     /// Whether a process that was there a moment ago has ended.
     pub fn has_ended(pid: i32) -> bool {
         relative(pid).map_or(true, |r| r.zombie)
@@ -149,12 +155,13 @@ fn relative(pid: i32) -> io::Result<Relative> {
     let ended = |state: &str| matches!(state, "Z" | "X");
     // The main thread may have ended before others.
     let head_ended = stat.first().is_some_and(|s| ended(s));
-    let others_go_on = || -> io::Result<bool> {
-        let others = procfs::threads(pid)?.into_iter().filter(|tid| *tid != pid);
-        Ok(others.into_iter().any(|tid| procfs::stat(tid).is_ok_and(|s| s.first().is_some_and(|s| !ended(s)))))
+    let living_thread = || -> io::Result<Option<i32>> {
+        let lives = |tid: &i32| procfs::stat(*tid).is_ok_and(|s| s.first().is_some_and(|s| !ended(s)));
+        Ok(procfs::threads(pid)?.into_iter().find(lives))
     };
-    let headless = head_ended && others_go_on()?;
-    Ok(Relative { pid, ppid, zombie: head_ended && !headless, headless })
+    let speaker = if head_ended { living_thread()? } else { Some(pid) };
+    procfs::set_voice(pid, speaker.unwrap_or(pid));
+    Ok(Relative { pid, ppid, zombie: speaker.is_none() })
 }
 
 /// The processes of a session.
@@ -184,11 +191,16 @@ impl Sharing {
     /// When either is gone.
     pub fn between(pid: i32, parent: i32) -> nix::Result<Self> {
         Ok(Self {
-            memory: fd::shares(pid, parent, Shared::Memory)?,
-            files: fd::shares(pid, parent, Shared::Files)?,
-            directories: fd::shares(pid, parent, Shared::Directories)?,
-            handlers: fd::shares(pid, parent, Shared::Handlers)?,
+            memory: fd::shares(voice(pid), voice(parent), Shared::Memory)?,
+            files: fd::shares(voice(pid), voice(parent), Shared::Files)?,
+            directories: fd::shares(voice(pid), voice(parent), Shared::Directories)?,
+            handlers: fd::shares(voice(pid), voice(parent), Shared::Handlers)?,
         })
+    }
+
+    /// Whether it is anything at all.
+    pub fn any(self) -> bool {
+        self != Self::default()
     }
 
     /// The flags of `clone(2)` that make it so.
@@ -214,7 +226,7 @@ pub fn strange_sharing(members: &[Relative]) -> nix::Result<Option<(i32, i32, Sh
             let (mut low, mut high) = (0, sorted.len());
             while low < high {
                 let middle = low.midpoint(high);
-                match fd::compare(member.pid, sorted[middle].pid, what) {
+                match fd::compare(voice(member.pid), voice(sorted[middle].pid), what) {
                     Ok(Ordering::Greater) => low = middle + 1,
                     // Those that are just ending have nothing left, all of them the same.
                     Ok(Ordering::Equal) if is_ending(member.pid) || is_ending(sorted[middle].pid) => high = middle,
@@ -246,7 +258,7 @@ fn chain(members: &[Relative], a: &Relative, b: &Relative, what: Shared) -> nix:
     let top = |mut of: i32| -> nix::Result<i32> {
         while let Some(parent) = members.iter().find(|m| m.pid == of).map(|m| m.ppid)
             && members.iter().any(|m| m.pid == parent && !m.zombie)
-            && fd::shares(of, parent, what)?
+            && fd::shares(voice(of), voice(parent), what)?
         {
             of = parent;
         }

@@ -1,13 +1,44 @@
 //! What `/proc` says of a process, parsed. Layouts are those of `Documentation/filesystems/proc.rst`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::RwLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::read;
+
+/// Living threads of processes whose main thread has ended.
+static VOICES: RwLock<BTreeMap<i32, i32>> = RwLock::new(BTreeMap::new());
+
+/// The thread that is asked for what all threads of a process have: memory, descriptors, directories. It is the main one,
+/// unless that has ended before the others, and has nothing any more.
+pub fn voice(pid: i32) -> i32 {
+    VOICES.read().map_or(pid, |voices| voices.get(&pid).copied().unwrap_or(pid))
+}
+
+/// Notes which thread that is.
+pub fn set_voice(pid: i32, tid: i32) {
+    // Read first: it is seldom another than it was.
+    if voice(pid) == tid {
+        return;
+    }
+    if let Ok(mut voices) = VOICES.write() {
+        if pid == tid {
+            voices.remove(&pid);
+        } else {
+            voices.insert(pid, tid);
+        }
+    }
+}
+
+/// `/proc/PID/NAME`, as the process's voice has it.
+pub fn path(pid: i32, name: &str) -> String {
+    format!("/proc/{}/{name}", voice(pid))
+}
 
 /// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -103,7 +134,7 @@ pub fn text(path: &str) -> io::Result<String> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
-    Ok(text(&format!("/proc/{pid}/maps"))?.lines().filter_map(parse_map_line).collect())
+    Ok(text(&path(pid, "maps"))?.lines().filter_map(parse_map_line).collect())
 }
 
 /// All mappings with their flags from `/proc/PID/smaps` (walks every page table).
@@ -112,7 +143,7 @@ pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn smaps(pid: i32) -> io::Result<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
-    for line in text(&format!("/proc/{pid}/smaps"))?.lines() {
+    for line in text(&path(pid, "smaps"))?.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(vma) = vmas.last_mut() {
                 vma.flags = flags.split_whitespace().filter_map(|f| f.as_bytes().try_into().ok()).collect();
@@ -279,7 +310,7 @@ pub fn mount_points() -> Vec<(String, PathBuf)> {
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
     let mut fds: Vec<i32> =
-        fs::read_dir(format!("/proc/{pid}/fd"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+        fs::read_dir(path(pid, "fd"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
     fds.sort_unstable();
     Ok(fds)
 }
@@ -289,7 +320,7 @@ pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn link(pid: i32, name: &str) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/{name}"))
+    fs::read_link(path(pid, name))
 }
 
 /// Whether somebody has a write lease on the file with device `dev` and inode `ino`: to open it, if only for reading, would
@@ -308,7 +339,7 @@ pub fn has_write_lease(dev: u64, ino: u64) -> bool {
 /// # Errors
 /// `ENOENT` when the descriptor is gone.
 pub fn fdinfo(pid: i32, fd: i32) -> io::Result<FdInfo> {
-    let text = piece(&format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let text = piece(&path(pid, &format!("fdinfo/{fd}")))?;
     let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).map_or("", str::trim);
     Ok(FdInfo {
         position: value("pos:").parse().unwrap_or(0),

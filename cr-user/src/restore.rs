@@ -26,8 +26,9 @@ use crate::family::Sharing;
 use crate::fault;
 use crate::object::clocks;
 use crate::object::files::caller::{Caller, Lent};
+use crate::object::files::external::{self, Key};
 use crate::object::files::{self, Cut, FilePolicy};
-use crate::object::lineage::{self, Node};
+use crate::object::lineage::{self, Ancestry, Node, Orphan};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::omitted::Omitted;
@@ -38,7 +39,7 @@ use crate::phases::Phases;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
-use crate::sys::{PAGE, fd, uffd};
+use crate::sys::{PAGE, clone, fd, uffd};
 use crate::track::Oracle;
 use crate::track::oracle;
 
@@ -68,17 +69,20 @@ pub struct Restored {
 
 /// Restores the job of `store` as it was at checkpoint `id`, or at the newest.
 ///
+/// `external`: whom outside of the job its Unix sockets are connected to instead of those that they were connected to.
+///
 /// Must be called from the thread that will call [`Restored::run`], which must live until then.
 ///
 /// # Errors
 /// Store and image errors when the chain is not intact, [`Error::NotHere`] when something that the job needs is missing.
-pub fn restore(store: &Store, id: Option<u64>, options: Options) -> Result<Restored> {
+pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key]) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
-    let saved = Saved::read(&chain, omitted)?;
+    let mut saved = Saved::read(&chain, omitted)?;
+    external::redirect(&mut saved.files, external)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {
@@ -137,7 +141,15 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: Options) -> Resu
     fault::point("restore.process")?;
     clocks::needed(&saved.root().clocks)?.map_or(Ok(()), clocks::shift)?;
     let terminals = files::pty::controlling(&saved.files, &opened);
-    let birth = Birth { saved, chain, prepared: &prepared, terminals, bodies: Vec::new(), ending: Vec::new() };
+    let birth = Birth {
+        saved,
+        chain,
+        prepared: &prepared,
+        terminals,
+        bodies: Vec::new(),
+        copied: HashMap::new(),
+        ending: Vec::new(),
+    };
     let mut bodies = birth.all()?;
     let mut made = ipc::Made::default();
     ipc::attach(&mut bodies, saved, chain, &mut made)?;
@@ -267,6 +279,8 @@ struct Birth<'a> {
     terminals: HashMap<i32, Call>,
     /// Living ones, and helpers, so far.
     bodies: Vec<Body>,
+    /// By process and helper, whose memory it has, or was made with.
+    copied: HashMap<i32, Option<i32>>,
     /// Zombies that still live.
     ending: Vec<(Body, &'a Zombie)>,
 }
@@ -276,7 +290,7 @@ impl<'a> Birth<'a> {
     fn all(mut self) -> Result<Vec<Body>> {
         let keep_free: Vec<(u64, u64)> = self.saved.mappings().map(|m| (m.start, m.end)).collect();
         let mut helpers = Vec::new();
-        for node in &self.saved.forest {
+        for node in &self.saved.plan.forest {
             let exit_signal = self.exit_signal(node);
             let body = Body::make(node.pid, exit_signal, &keep_free)?;
             self.raise(node, body, None, &mut helpers)?;
@@ -284,15 +298,18 @@ impl<'a> Birth<'a> {
                 helpers.push((node.pid, None));
             }
         }
-        self.enter_groups(&mut helpers)?;
-        for (body, zombie) in std::mem::take(&mut self.ending) {
-            body.end_as(zombie.status)?;
+        for orphan in &self.saved.plan.orphans {
+            self.adopt(orphan, &mut helpers)?;
         }
+        self.enter_groups(&mut helpers)?;
         for (pid, parent) in helpers {
             let at = self.position(pid);
             let helper = self.bodies.remove(at);
-            let parent = parent.map(|p| self.position(p));
-            helper.vanish(parent.map(|p| &mut self.bodies[p]))?;
+            helper.vanish(parent.map(|p| self.body_mut(p)).transpose()?)?;
+        }
+        for (mut body, zombie) in std::mem::take(&mut self.ending) {
+            soul::dress(&mut body, zombie)?;
+            body.end_as(zombie.status)?;
         }
         let order = |pid: i32| self.saved.living.iter().position(|l| l.pid() == pid);
         self.bodies.sort_by_key(|b| order(b.pid()));
@@ -327,7 +344,7 @@ impl<'a> Birth<'a> {
             if node.leads {
                 body.run(0, vec![Call::new(libc::SYS_setsid, &[])], "entering its session")?;
             }
-            soul::dress(&mut body, zombie)?;
+            self.copied.insert(node.pid, parent);
             self.ending.push((body, zombie));
             return Ok(());
         }
@@ -339,10 +356,14 @@ impl<'a> Birth<'a> {
                 let from = parent.map(|p| (p, self.saved.find(p).map_or(&[][..], |l| &l.mappings)));
                 self.prepared.build(&mut body, &living.mappings, from, self.chain)?;
             }
+            if living.threads.head.is_some() {
+                body.give_successor(living.threads.all[0].tid)?;
+            }
         }
         self.bodies.push(body);
         // A helper has the memory of whoever made it.
         let memory = if node.helper { parent } else { Some(self.saved.owner_of_memory(node.pid)) };
+        self.copied.insert(node.pid, memory);
         for child in &node.before {
             self.child(node, child, memory, helpers)?;
         }
@@ -379,21 +400,73 @@ impl<'a> Birth<'a> {
         Ok(())
     }
 
-    /// Process groups: first those who lead one, then those who are led. Where the leader has ended, a helper leads.
-    fn enter_groups(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
-        for (group, member) in lineage::leaderless_groups(&self.saved.ancestry) {
-            if helpers.iter().all(|(pid, _)| *pid != group) {
-                let body = self.body_mut(member)?.fork(group, 0, 0)?;
-                self.bodies.push(body);
-                self.body_mut(group)?.run(0, vec![Call::new(libc::SYS_setpgid, &[0, 0])], "leading its group")?;
-                helpers.push((group, Some(member)));
+    /// Makes an orphan: a helper of whoever leads its session makes it, and ends. Then the next subreaper above gets it, and
+    /// meanwhile there is none but its parent.
+    fn adopt(&mut self, orphan: &Orphan, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
+        let mut helper = self.fork_spare(orphan.session)?;
+        let body = helper.fork(orphan.node.pid, libc::SIGCHLD, 0)?;
+        let subreaper = |on: u64| vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, on])];
+        if orphan.parent == 0 {
+            clone::become_subreaper().map_err(|e| Error::system("becoming the parent of the job's orphans", e))?;
+        } else {
+            self.body_mut(orphan.parent)?.run(0, subreaper(1), "getting an orphan")?;
+        }
+        helper.vanish(Some(self.body_mut(orphan.session)?))?;
+        if orphan.parent != 0 {
+            self.body_mut(orphan.parent)?.run(0, subreaper(0), "having got an orphan")?;
+        }
+        let memory = self.copied.get(&orphan.session).copied().flatten();
+        self.raise(&orphan.node, body, memory, helpers)
+    }
+
+    /// Makes a helper under a number that nobody in the job has.
+    fn fork_spare(&mut self, parent: i32) -> Result<Body> {
+        /// So many others may take theirs at the same time.
+        const TRIES: usize = 20;
+        let saved = self.saved;
+        let is_the_jobs = |n: i32| {
+            saved.ancestry.iter().any(|a| [a.pid, a.pgid, a.sid].contains(&n))
+                || saved.living.iter().any(|l| l.threads.all.iter().any(|t| t.tid == n))
+        };
+        let is_taken = |n: i32| std::fs::exists(format!("/proc/{n}")).unwrap_or(true);
+        let spare = (saved.root().pid().max(300) + 1..).filter(|n| !is_the_jobs(*n) && !is_taken(*n));
+        let mut failed = None;
+        for number in spare.take(TRIES) {
+            match self.body_mut(parent)?.fork(number, 0, 0) {
+                Ok(body) => return Ok(body),
+                Err(e) => failed = Some(e),
             }
+        }
+        Err(failed.expect("it was tried"))
+    }
+
+    /// Process groups: first those who lead one, then those who are led. Where the leader has ended, a helper leads; where it has
+    /// moved on to another group, a helper stays in its own until all are there.
+    fn enter_groups(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
+        let lead = || vec![Call::new(libc::SYS_setpgid, &[0, 0])];
+        for group in lineage::left_groups(&self.saved.ancestry) {
+            if helpers.iter().any(|(pid, _)| *pid == group.pgid) {
+                continue;
+            }
+            let (helper, parent) = if group.moved {
+                self.body_mut(group.pgid)?.run(0, lead(), "leading its former group")?;
+                (self.fork_spare(group.pgid)?, group.pgid)
+            } else {
+                let mut helper = self.body_mut(group.member)?.fork(group.pgid, 0, 0)?;
+                helper.run(0, lead(), "leading its group")?;
+                (helper, group.member)
+            };
+            helpers.push((helper.pid(), Some(parent)));
+            self.bodies.push(helper);
         }
         let all = &self.saved.ancestry;
         let leaders = all.iter().filter(|a| a.pgid == a.pid && a.sid != a.pid);
-        let led = all.iter().filter(|a| a.pgid != 0 && a.pgid != a.pid);
+        // Who has left our group above is to be in it again.
+        let strayed = |a: &&Ancestry| a.pgid == 0 && all.iter().any(|b| b.pgid == a.pid);
+        let led = all.iter().filter(|a| a.pgid != 0 && a.pgid != a.pid || strayed(a));
         for who in leaders.chain(led) {
-            let join = Call::new(libc::SYS_setpgid, &[0, who.pgid as u64]);
+            let group = if who.pgid == 0 { nix::unistd::getpgrp().as_raw() } else { who.pgid };
+            let join = Call::new(libc::SYS_setpgid, &[0, group as u64]);
             self.body_mut(who.pid)?.run(0, vec![join], "entering its process group")?;
         }
         Ok(())

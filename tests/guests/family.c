@@ -6,6 +6,7 @@
  */
 #include "guest.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -198,6 +199,137 @@ static void sessions(void) {
     spawn(in_own_group);
     group_without_leader();
     session_without_leader();
+}
+
+/* -------------------------------------------------------------------------------------------------------------- orphans */
+
+static void (*orphan_then)(void);
+
+/* A process in the caller's session, whose parent ends at once. */
+static pid_t leave_orphan(void (*life)(void)) {
+    int own = new_slot();
+    orphan_then = life;
+    pid_t between = fork();
+    if (between == 0) {
+        pid_t maker = getpid();
+        if (fork() == 0) {
+            while (getppid() == maker) usleep(500);
+            be_ready(own);
+            orphan_then();
+            live_and_die();
+        }
+        _exit(0);
+    }
+    waitpid(between, NULL, 0);
+    return between;
+}
+
+static void nothing(void) {}
+
+/* A session's leader; two orphans of it come to the root, one of which leads a session with an orphan of its own. */
+static void makes_leader(void) { in_own_session(); leave_orphan(in_own_group); }
+
+static void leaves_orphans(void) {
+    in_own_session();
+    leave_orphan(nothing);
+    leave_orphan(makes_leader);
+}
+
+/* Leads a session, and gets an orphan of the one that its grandchild leads. */
+static void gets_orphans(void) {
+    CHILD(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0, "prctl");
+    in_own_session();
+    spawn(leaves_orphans);
+}
+
+/* In a session of its own whose leader ends: one member stays with who made it, another comes to the root. */
+static void survives_leader(void) {
+    pid_t leader = getsid(0);
+    while (kill(leader, 0) == 0) usleep(500);
+    shared->who[slot] = who_am_i();
+}
+
+static void old_session(void) {
+    int first = new_slot(), second = new_slot();
+    pid_t leader = MUST(fork());
+    if (leader == 0) {
+        setsid();
+        for (int i = 0; i < 2; i++) {
+            if (fork() != 0) continue;
+            slot = i == 0 ? first : second;
+            if (i == 1) setpgid(0, 0);
+            survives_leader();
+            be_ready(slot);
+            live_and_die();
+        }
+        _exit(0);
+    }
+    waitpid(leader, NULL, 0);
+}
+
+/* The leader of a session has ended, unnoticed, and its orphan goes on. */
+static void unnoticed_leader(void) {
+    int own = new_slot();
+    pid_t leader = MUST(fork());
+    if (leader == 0) {
+        setsid();
+        if (fork() == 0) {
+            while (getppid() == getsid(0)) usleep(500);
+            be_ready(own);
+            live_and_die();
+        }
+        _exit(99);
+    }
+    siginfo_t info;
+    MUST(waitid(P_PID, (id_t)leader, &info, WEXITED | WNOWAIT));
+}
+
+/* Two processes that have each gone over to the group that the other one led. */
+static void swapped_groups(void) {
+    pid_t both[2];
+    int go[2][2], slots[2];
+    for (int i = 0; i < 2; i++) {
+        slots[i] = new_slot();
+        MUST(pipe(go[i]));
+        both[i] = MUST(fork());
+        if (both[i] == 0) {
+            pid_t other = 0;
+            setpgid(0, 0);
+            if (read(go[i][0], &other, sizeof other) != sizeof other || setpgid(0, other) != 0) _exit(9);
+            for (int n = 0; n <= i; n++) close(go[n][0]), close(go[n][1]);
+            be_ready(slots[i]);
+            live_and_die();
+        }
+        while (getpgid(both[i]) != both[i]) usleep(500);
+    }
+    pid_t holder = MUST(fork()); /* the group of the first one lives on while that leaves it */
+    if (holder == 0) {
+        setpgid(0, both[0]);
+        for (;;) pause();
+    }
+    while (getpgid(holder) != both[0]) usleep(500);
+    for (int i = 0; i < 2; i++) {
+        MUST(write(go[i][1], &both[1 - i], sizeof both[1 - i]));
+        while (getpgid(both[i]) != both[1 - i]) usleep(500);
+        close(go[i][0]), close(go[i][1]);
+    }
+    kill(holder, SIGKILL);
+    waitpid(holder, NULL, 0);
+}
+
+static void orphans(void) {
+    MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
+    spawn(leaves_orphans);
+    spawn(gets_orphans);
+    old_session();
+    unnoticed_leader();
+    swapped_groups();
+}
+
+static void check_orphans(void) {
+    int ended = 0, status = 0;
+    while (wait(&status) > 0) ended += WIFEXITED(status) && WEXITSTATUS(status) == 99;
+    CHECK(ended == 1, "%d unnoticed leaders of sessions had ended", ended);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- zombies */
@@ -434,6 +566,91 @@ static void forker(void) {
     for (int i = 0; i < 3; i++) spawn(forker_life);
 }
 
+/* ------------------------------------------------------------------------------------------------------------- headless */
+
+/* A process whose main thread has ended, and whose other two go on. */
+static int headless_pipe[2], headless_value = 4711, orphan_told, main_tid;
+
+static void orphan_tell(int signal) { (void)signal, orphan_told++; }
+
+/* Its parent is a thread that lives on: the end of the main one is none of its concern, the first time or any other. */
+static void headless_child_life(void) {
+    struct sigaction action = {.sa_handler = orphan_tell};
+    CHILD(sigaction(SIGUSR2, &action, NULL) == 0 && prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0, "prctl");
+    while (!shared->finish) beat();
+    CHILD(orphan_told == 0, "the end of its parent's thread was told %d times", orphan_told);
+}
+
+static void *headless_second(void *unused) {
+    while (!shared->finish) usleep(500);
+    syscall(SYS_exit, 0);
+    return unused;
+}
+
+static void *headless_first(void *own) {
+    slot = *(int *)own;
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", main_tid);
+    do { /* until it has really ended */
+        usleep(500);
+        guest_read_file(path, text, sizeof text);
+    } while (!strstr(text, ") Z "));
+    pid_t child = spawn(headless_child_life);
+    be_ready(*(int *)own);
+    while (!shared->finish) beat();
+    check_who();
+    check_memory();
+    guest_read_file(path, text, sizeof text);
+    CHILD(strstr(text, "(gone before) Z "), "the main thread: %s", text);
+    CHILD(strstr(text, " 19712\n"), "the main thread ended with another code than 77: %s", text);
+    CHILD(gettid() != main_tid && getpid() == main_tid, "it is the main thread");
+    int got = 0, status = 0;
+    CHILD(read(headless_pipe[0], &got, sizeof got) == sizeof got && got == 4711, "the pipe holds %d", got);
+    CHILD(headless_value == 4711 && getcwd(text, sizeof text) && strcmp(text, guest_dir) == 0, "directory %s", text);
+    CHILD(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 20 + slot + 1, "child: %x", status);
+    shared->verdicts[slot] = 1;
+    syscall(SYS_exit, 66); /* the last one to end */
+    return NULL;
+}
+
+static void check_headless_root(void) {
+    char text[512];
+    guest_read_file("/proc/self/stat", text, sizeof text);
+    CHECK(strstr(text, "(gone before) Z ") && gettid() != getpid(), "the main thread: %s", text);
+}
+
+static pid_t headless_process;
+
+__attribute__((noreturn)) static void lose_head(int own, bool is_root) {
+    static int number;
+    pthread_t threads[2];
+    number = own;
+    main_tid = gettid();
+    if (!is_root) {
+        own_memory();
+        if (pipe(headless_pipe) != 0 || write(headless_pipe[1], &headless_value, 4) != 4 || chdir(guest_dir) != 0) _exit(9);
+        pthread_create(&threads[0], NULL, headless_first, &number);
+        pthread_create(&threads[1], NULL, headless_second, NULL);
+    }
+    prctl(PR_SET_NAME, "gone before");
+    syscall(SYS_exit, 77);
+    abort();
+}
+
+static void headless(void) {
+    int own = new_slot();
+    headless_process = MUST(fork());
+    if (headless_process == 0) lose_head(own, false);
+}
+
+static void check_headless(void) {
+    int status = 0;
+    MUST(waitpid(headless_process, &status, 0));
+    /* Before Linux 5.19 it was the main thread that counted, now it is the last one. */
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    CHECK(code == 66 || code == 77, "the process without its head ended with %x", status);
+}
+
 /* ------------------------------------------------------------------------------------------------------------------ main */
 
 static const struct part {
@@ -443,7 +660,8 @@ static const struct part {
 } parts[] = {
     {"deep", deep, NULL},           {"wide", wide, NULL},       {"sessions", sessions, NULL}, {"zombies", zombies, check_zombies},
     {"stopped", stopped, check_stopped}, {"waiting", waiting, NULL}, {"files", files, check_files}, {"cow", cow, check_cow},
-    {"sharing", sharing, NULL},     {"forker", forker, NULL},
+    {"sharing", sharing, NULL},     {"forker", forker, NULL},   {"headless", headless, check_headless},
+    {"headless-root", deep, check_headless_root}, {"orphans", orphans, check_orphans},
 };
 
 /* Waits until every process has made a beat more. */
@@ -458,15 +676,8 @@ static void all_beat(void) {
         }
 }
 
-int main(int argc, char **argv) {
-    guest_start(argc, argv);
-    const struct part *part = NULL;
-    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
-        for (int a = 2; a < argc; a++)
-            if (strcmp(argv[a], parts[i].name) == 0) part = &parts[i];
-    CHECK(part, "which part?");
-    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
+static void *speak(void *chosen) {
+    const struct part *part = chosen;
     part->set_up();
     wait_ready();
     struct who root = who_am_i();
@@ -490,4 +701,20 @@ int main(int argc, char **argv) {
     if (part->check) part->check();
     while (wait(NULL) > 0 || errno == EINTR) continue;
     guest_ok();
+}
+
+int main(int argc, char **argv) {
+    guest_start(argc, argv);
+    const struct part *part = NULL;
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        for (int a = 2; a < argc; a++)
+            if (strcmp(argv[a], parts[i].name) == 0) part = &parts[i];
+    CHECK(part, "which part?");
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED, "mmap: %s", strerror(errno));
+    if (strcmp(part->name, "headless-root") != 0) speak((void *)part);
+    /* All that the root does is done by another thread than its main one, which ends now. */
+    pthread_t speaker;
+    MUST0(pthread_create(&speaker, NULL, speak, (void *)part));
+    lose_head(-1, true);
 }

@@ -5,6 +5,7 @@
  *   sysv DIR --hold ID   somebody else, who attaches that segment
  *   sysv DIR --use ID    somebody else, who sends a message to that queue, and lives on
  *   sysv DIR --take KEY  somebody else, who makes a segment with that key
+ *   sysv DIR --make      somebody else, who makes a set and a queue and does not use them; DIR/say.sem.made, DIR/say.msg.made
  */
 #include "guest.h"
 
@@ -355,13 +356,18 @@ static void queues_check(void) {
 
 static void be_somebody_else(int argc, char **argv) {
     long hold_it = guest_option(argc, argv, "hold", -1), use = guest_option(argc, argv, "use", -1), key = guest_option(argc, argv, "take", 0);
-    if (hold_it < 0 && use < 0 && !key) return;
+    long make = guest_option(argc, argv, "make", 0);
+    if (hold_it < 0 && use < 0 && !key && !make) return;
     if (hold_it >= 0) MUST(shmat((int)hold_it, NULL, SHM_RDONLY));
     if (use >= 0) {
         struct message message = {.type = 12345};
         MUST(msgsnd((int)use, &message, 1, 0));
     }
     if (key) say("shm", "taken", MUST(shmget((key_t)key, PAGE, IPC_CREAT | IPC_EXCL | 0600)));
+    if (make) {
+        say("sem", "made", MUST(semget(IPC_PRIVATE, 2, IPC_CREAT | 0600)));
+        say("msg", "made", MUST(msgget(IPC_PRIVATE, IPC_CREAT | 0600)));
+    }
     guest_ready();
     for (;;) pause();
 }

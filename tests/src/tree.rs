@@ -48,8 +48,9 @@ impl Tree {
     pub fn find(&mut self, root: i32, mark: &str) -> Vec<i32> {
         let mark = format!("{MARK}={mark}");
         let marked = |pid: &i32| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+            let environment = |tid: i32| fs::read(format!("/proc/{tid}/environ")).unwrap_or_default();
+            let of_thread = |tid: i32| environment(tid).split(|byte| *byte == 0).any(|v| v == mark.as_bytes());
+            of_thread(*pid) || Stat::of(*pid).is_some_and(|stat| stat.state == 'Z') && threads(*pid).any(of_thread)
         };
         let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
         let mut all: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).filter(marked).collect();
@@ -63,7 +64,9 @@ impl Tree {
         let mut parents = BTreeMap::new();
         for pid in all {
             let Some(stat) = Stat::of(pid) else { continue };
-            if !matches!(stat.state, 'Z' | 'X') {
+            let lives = |tid: i32| Stat::of(tid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+            // The main thread may have ended before others.
+            if lives(pid) || threads(pid).any(lives) {
                 parents.insert(pid, stat.parent);
             }
             self.0.entry(pid).or_insert(stat.started);
@@ -90,6 +93,12 @@ fn send(pids: &[i32], signal: Signal) {
     for pid in pids {
         let _ = kill(Pid::from_raw(*pid), signal); // it may have ended
     }
+}
+
+/// The threads of a process.
+fn threads(pid: i32) -> impl Iterator<Item = i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok())
 }
 
 /// The children of a process, zombies among them.

@@ -3,8 +3,21 @@
 
 use cr_tests::{Pace, chain_and_back, full_and_back, in_pid_namespace};
 
-const PARTS: [&str; 10] =
-    ["deep", "wide", "sessions", "zombies", "stopped", "waiting", "files", "cow", "sharing", "forker"];
+const PARTS: [&str; 13] = [
+    "deep",
+    "wide",
+    "sessions",
+    "zombies",
+    "stopped",
+    "waiting",
+    "files",
+    "cow",
+    "sharing",
+    "forker",
+    "headless",
+    "headless-root",
+    "orphans",
+];
 
 fn both_ways(part: &str) {
     assert!(PARTS.contains(&part));
@@ -63,9 +76,24 @@ fn processes_that_come_and_go() {
 }
 
 #[test]
+fn orphans_in_the_sessions_of_others() {
+    both_ways("orphans");
+}
+
+#[test]
+fn a_process_whose_main_thread_has_ended() {
+    both_ways("headless");
+}
+
+#[test]
+fn a_root_whose_main_thread_has_ended() {
+    both_ways("headless-root");
+}
+
+#[test]
 fn all_in_a_pid_namespace() {
     in_pid_namespace("all_in_a_pid_namespace", || {
-        for part in ["deep", "sessions", "zombies", "stopped"] {
+        for part in ["deep", "sessions", "zombies", "stopped", "headless", "orphans"] {
             chain_and_back("family", &["--part", part], Pace::default());
         }
     });

@@ -161,6 +161,36 @@ fn what_somebody_else_uses_too_is_refused() {
     job.checkpoint();
 }
 
+/// Objects that nobody has used yet do not say whose they are: with somebody else about they are nobody's.
+#[test]
+fn what_a_job_beside_has_made_is_left_alone() {
+    fresh_namespace();
+    let mut job = Job::start("sysv", &[]);
+    let taken = {
+        let somebody = Somebody::begin(&job, &["--make"]);
+        let taken = [('s', "say.sem.made"), ('q', "say.msg.made")].map(|(letter, name)| {
+            let id = std::fs::read_link(somebody.dir.join(name)).expect("an id");
+            (letter, id.to_string_lossy().into_owned())
+        });
+        assert!(taken.iter().all(|object| objects().contains(object)), "{taken:?} in {:?}", objects());
+        job.checkpoint();
+        taken
+    };
+    job.kill();
+    remove_all();
+    job.restore();
+    job.advance(5);
+    let here = objects();
+    assert!(taken.iter().all(|object| !here.contains(object)), "{taken:?} were taken for the job's: {here:?}");
+    // What can be told is the job's.
+    for (letter, name) in [('m', "say.shm.loose"), ('s', "say.sem.keyed"), ('q', "say.msg.quiet")] {
+        let own = (letter, job.read_link(name).expect("an id"));
+        assert!(here.contains(&own), "{own:?} is not in {here:?}");
+    }
+    job.kill();
+    remove_all();
+}
+
 #[test]
 fn what_somebody_else_has_now_is_named() {
     fresh_namespace();

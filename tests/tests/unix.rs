@@ -1,7 +1,9 @@
 //! Unix-domain sockets: pairs, names, listeners, what is queued in them and who sent it.
 
 use std::fs;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 
 use cr_tests::{Job, Pace, chain_and_back, full_and_back, in_pid_namespace, run};
 
@@ -98,5 +100,89 @@ fn what_cannot_be_in_a_message_is_refused_at_the_socket() {
     job.kill();
     job.restore();
     job.advance(5);
+    job.finish();
+}
+
+/// Whoever connects gets back what it sends, until the test ends.
+fn echo(listener: UnixListener) {
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.expect("a client");
+            std::thread::spawn(move || {
+                let mut word = [0; 8];
+                while client.read_exact(&mut word).is_ok() && client.write_all(&word).is_ok() {}
+            });
+        }
+    });
+}
+
+#[track_caller]
+fn talk(job: &Job, number: u64) {
+    job.go(number);
+    job.wait("the guest's talk with somebody outside", |job| job.read_link(&format!("say.{number}")).is_some());
+}
+
+#[test]
+fn a_connection_to_somebody_outside_is_made_anew() {
+    let folder = std::env::temp_dir().join(format!("cr-test-external-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let [one, other] = ["one", "other"].map(|name| folder.join(name));
+    let key = format!("unix:{}", one.display());
+    echo(UnixListener::bind(&one).expect("a listener"));
+    let mut job = Job::start("external", &[one.to_str().expect("a name in UTF-8")]);
+    talk(&job, 1);
+    // Nobody was named: both ends are.
+    let me = format!("pid {} (", std::process::id());
+    run(&mut job.checkpoint_command())
+        .refuses(120, &["fd ", &me, "outside of the job", "--external", one.to_str().expect("a name")]);
+    job.advance(5);
+    let taken = run(job.checkpoint_command().args(["--external", &key]));
+    assert!(taken.code == Some(0), "{taken}");
+    talk(&job, 2);
+    job.kill();
+    // What it has said last is undone, and said again.
+    fs::remove_file(job.dir().join("say.2")).expect("it was said");
+    job.restore();
+    talk(&job, 2);
+    // The chain goes on, and need not be told again.
+    job.checkpoint();
+    job.kill();
+
+    fs::remove_file(&one).expect("the name goes");
+    job.try_restore(&[]).refuses(123, &[one.to_str().expect("a name"), "nobody has it", "--external"]);
+    job.after_death();
+    echo(UnixListener::bind(&other).expect("another listener"));
+    let wrong = format!("unix:/nowhere={}", other.display());
+    job.try_restore(&["--external", &wrong]).refuses(123, &["/nowhere", "no connection"]);
+    job.after_death();
+    job.restore_with(&["--external", &format!("{key}={}", other.display())]);
+    talk(&job, 3);
+    job.checkpoint();
+    job.kill();
+    job.restore();
+    talk(&job, 4);
+    job.finish();
+    let _ = fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn an_answer_from_outside_is_read_before_the_checkpoint() {
+    let name = format!("cr-test-external-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a name");
+    echo(UnixListener::bind_addr(&address).expect("a listener"));
+    let mut job = Job::start("external", &[&format!("@{name}")]);
+    for number in 1..=7 {
+        talk(&job, number);
+    }
+    let key = format!("unix:@{name}");
+    // Its answer is on its way, or there.
+    job.advance(20);
+    let refused = run(job.checkpoint_command().args(["--external", &key]));
+    refused.refuses(120, &["fd ", "has not read", "try again"]);
+    talk(&job, 8);
+    assert!(run(job.checkpoint_command().args(["--external", &key])).code == Some(0));
+    job.kill();
+    job.restore();
+    talk(&job, 9);
     job.finish();
 }

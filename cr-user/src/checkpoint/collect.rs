@@ -31,7 +31,7 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
-use crate::procfs::{Status, Vma};
+use crate::procfs::{self, Status, Vma};
 use crate::remote::Frozen;
 use crate::remote::frame::Context;
 use crate::remote::freeze::Stopped;
@@ -67,10 +67,10 @@ impl State {
         let mut state = Self::default();
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, part, .. } = job;
+        let Job { members, watch, spaces, part, external, .. } = job;
         let mut holders = member::holders(members);
         if let Some(watch) = watch {
-            for holder in &mut holders {
+            for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
                 holder.listed = watch.descriptors(holder.pid);
             }
         }
@@ -81,7 +81,7 @@ impl State {
                     Some(part) => part.judge(all),
                     None => all,
                 };
-                files::capture(&holders, &mut |dev, ino| spaces.of_file(dev, ino), judge)
+                files::capture(&holders, external, &mut |dev, ino| spaces.of_file(dev, ino), judge)
             },
             || -> Result<()> {
                 let mut alike = Alike::default();
@@ -110,7 +110,7 @@ impl State {
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
         state.find_lineage(job)?;
-        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
+        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &job.past, &mut job.watch)?;
         let (ipc, segments) = match objects::capture(&users, &mut job.spaces) {
             Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Default::default())?,
             captured => captured?,
@@ -137,7 +137,7 @@ impl State {
     ) -> Result<()> {
         let pid = member.pid;
         let tids = stopped.tids();
-        let mut threads = Threads { pid, all: Vec::new() };
+        let mut threads = Threads { pid, all: Vec::new(), head: None };
         let mut signals = Signals { pid, actions: Vec::new(), queued: Vec::new(), threads: Vec::new() };
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
@@ -169,11 +169,17 @@ impl State {
             let wait = waits.of(tid, &context.regs);
             threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
+            if stopped.has_lost_its_head() && threads.head.is_none() {
+                // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
+                let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
+                credentials.threads.push(credentials::capture(pid, &status, told.rights, &told.answers));
+                threads.head = Some(threads::capture_head(pid)?);
+            }
             credentials.threads.push(credentials::capture(tid, status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
             fault::point("collect.threads")?;
         }
-        signals.queued = signals::queued_for_process(pid)?;
+        signals.queued = signals::queued_for_process(procfs::voice(pid))?;
         self.threads.push(threads);
         self.signals.push(signals);
         self.credentials.push(credentials);
@@ -201,12 +207,9 @@ impl State {
     /// # Errors
     /// [`Error::Refused`] when a process could not be brought into its session again.
     fn find_lineage(&mut self, job: &mut Job) -> Result<()> {
-        let living = self.processes.iter().map(|p| (p.pid, p.ppid, p.pgid, p.sid));
-        let ended = self.zombies.iter().map(|z| (z.pid, z.ppid, z.pgid, z.sid));
-        let mut all: Vec<Ancestry> =
-            living.chain(ended).map(|(pid, ppid, pgid, sid)| Ancestry { pid, ppid, pgid, sid }).collect();
+        let mut all = ancestry(&self.processes, &self.zombies);
         lineage::mark_outside(&mut all);
-        if let Err(lost) = lineage::forest(&all) {
+        if let Err(lost) = lineage::plan(&all) {
             refuse(job.judge(vec![lost.into_refusal()]))?;
         }
         let living = self.processes.iter_mut().map(|p| (&mut p.pgid, &mut p.sid));
@@ -255,6 +258,27 @@ impl State {
         }
         put(image, zombies::KIND, &self.zombies)
     }
+}
+
+/// Of all processes, the living ones first.
+pub fn ancestry(living: &[Process], ended: &[Zombie]) -> Vec<Ancestry> {
+    let of_living = living.iter().map(|p| Ancestry {
+        pid: p.pid,
+        ppid: p.ppid,
+        pgid: p.pgid,
+        sid: p.sid,
+        exit_signal: p.exit_signal,
+        shares: p.sharing.any(),
+    });
+    let of_ended = ended.iter().map(|z| Ancestry {
+        pid: z.pid,
+        ppid: z.ppid,
+        pgid: z.pgid,
+        sid: z.sid,
+        exit_signal: z.exit_signal,
+        shares: false,
+    });
+    of_living.chain(of_ended).collect()
 }
 
 /// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop

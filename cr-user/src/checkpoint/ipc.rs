@@ -1,6 +1,6 @@
 //! System V objects: what of the job decides which of them are its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::Job;
 use crate::checkpoint::watch::Watch;
@@ -21,6 +21,7 @@ pub fn has_semaphores() -> bool {
 pub fn look(job: &Job, zombies: &[i32]) -> Users {
     let pids = job.members.iter().map(|m| m.pid).chain(zombies.iter().copied());
     let mut users = Users { root: job.pid(), pids: pids.collect(), known: job.ipc.clone(), ..Users::default() };
+    users.past.clone_from(&job.past);
     for member in job.members.iter().filter(|m| m.has_own_memory()) {
         users.add_mappings(&procfs::maps(member.pid).unwrap_or_default());
     }
@@ -48,11 +49,13 @@ pub fn of_frozen(
     frozen: &Frozen,
     vmas: &[(i32, Vec<Vma>)],
     known: &BTreeSet<(Kind, i32)>,
+    past: &BTreeMap<i32, i64>,
     watch: &mut Option<Watch>,
 ) -> Result<Users> {
     let zombies = frozen.zombies().iter().map(|z| z.pid);
     let pids: Vec<i32> = frozen.processes().iter().map(|p| p.pid).chain(zombies).collect();
     let mut users = Users { root, pids, known: known.clone(), frozen: true, ..Users::default() };
+    users.past.clone_from(past);
     for (_, vmas) in vmas {
         users.add_mappings(vmas);
     }

@@ -25,6 +25,8 @@ pub struct Member {
     /// Its parent's.
     pub ppid: i32,
     pidfd: OwnedFd,
+    /// Another thread that speaks for it since its main thread has ended, and its pidfd.
+    voice: Option<(i32, OwnedFd)>,
     /// What it shares with its parent.
     pub sharing: Sharing,
     /// Its memory.
@@ -62,6 +64,7 @@ impl Member {
             pid,
             ppid: relative.ppid,
             pidfd,
+            voice: None,
             sharing: Sharing::default(),
             memory,
             oracle: None,
@@ -83,6 +86,13 @@ impl Member {
     /// When one of the two is gone.
     pub fn relate(&mut self, ppid: i32, in_job: bool) -> Result<()> {
         self.ppid = ppid;
+        let voice = procfs::voice(self.pid);
+        if voice == self.pid {
+            self.voice = None;
+        } else if self.voice.as_ref().is_none_or(|(tid, _)| *tid != voice) {
+            let failed = |e| Error::system(format!("opening a pidfd of thread {voice} (Linux 6.9 and later)"), e);
+            self.voice = Some((voice, fd::pidfd_open_with(voice, fd::PIDFD_THREAD).map_err(failed)?));
+        }
         self.sharing = if in_job {
             let failed = |e| Error::system(format!("comparing pid {} with its parent", self.pid), e);
             Sharing::between(self.pid, ppid).map_err(failed)?
@@ -95,6 +105,11 @@ impl Member {
     /// Becomes readable when the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// A pidfd by which its descriptors can be fetched.
+    pub fn table_of(&self) -> BorrowedFd<'_> {
+        self.voice.as_ref().map_or(&self.pidfd, |(_, pidfd)| pidfd).as_fd()
     }
 
     /// The content space of its address space.
@@ -116,7 +131,7 @@ impl Member {
 
     /// What changes whenever the process executes another program: where the kernel put its stack and its code.
     fn program(&self) -> (String, String) {
-        let stat = procfs::stat(self.pid).unwrap_or_default();
+        let stat = procfs::stat(procfs::voice(self.pid)).unwrap_or_default();
         let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
         (field(26), field(28))
     }
@@ -163,7 +178,7 @@ impl Member {
     pub fn open_oracle(&mut self, stopped: &Stopped) -> Result<Option<String>> {
         let gadgets = self.known.gadgets(self.pid)?;
         let mut puppet = Puppet::begin(self.pid, &stopped.tids(), gadgets)?;
-        let opened = Oracle::open(&mut puppet, self.pid, self.pidfd.as_fd());
+        let opened = Oracle::open(&mut puppet, self.pid, self.table_of());
         puppet.end()?;
         match opened {
             Ok(oracle) => self.oracle = Some(oracle),
@@ -194,7 +209,7 @@ pub fn holders(members: &[Member]) -> Vec<Holder<'_>> {
         if let Some(holder) = shared {
             holder.sharers.push(member.pid);
         } else {
-            let (pid, pidfd) = (member.pid, member.pidfd());
+            let (pid, pidfd) = (member.pid, member.table_of());
             holders.push(Holder { pid, pidfd, sharers: Vec::new(), listed: None });
         }
     }

@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn subtrees_and_single_processes_are_chosen() {
-        let relative = |pid, ppid, zombie| Relative { pid, ppid, zombie, headless: false };
+        let relative = |pid, ppid, zombie| Relative { pid, ppid, zombie };
         let job = [relative(10, 1, false), relative(30, 10, false), relative(20, 30, false), relative(40, 10, true)];
         let choose = |pids: &[i32], single| choose(10, &Only { pids: pids.to_vec(), single }, &job);
         assert_eq!(choose(&[20, 30], false).unwrap(), [30]);

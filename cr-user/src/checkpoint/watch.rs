@@ -7,7 +7,7 @@ use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 use crate::track::Hints;
-use crate::track::hints::{AddressSpaceId, HintsError};
+use crate::track::hints::{AddressSpaceId, HintsError, TaskEvent};
 use crate::track::iters::{Evidence, FileRecord, TaskHidden, VmaRecord};
 
 /// Programs that follow a job.
@@ -57,6 +57,15 @@ impl Watch {
             Ok(space) => drop(spaces.insert(pid, space)),
             Err(e) => log::info!("the eBPF programs do not follow pid {pid}: {e}"),
         }
+    }
+
+    /// Processes that those that are followed have made since this was last asked.
+    pub fn forked(&mut self) -> Vec<i32> {
+        let child = |event| match event {
+            TaskEvent::Fork { pid, child_pid, .. } if pid != child_pid => Some(child_pid),
+            _ => None,
+        };
+        self.hints.events().map(|events| events.into_iter().filter_map(child).collect()).unwrap_or_default()
     }
 
     /// Follows the process in its new address space.

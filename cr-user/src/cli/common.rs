@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
+use cr::object::files::external::Key;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -42,12 +43,25 @@ pub(super) struct Taking {
     /// Leave out memory that the job wants left out of core dumps (`MADV_DONTDUMP`).
     #[arg(long)]
     honour_dontdump: bool,
+
+    /// Let a Unix socket of the job be connected to this one outside: `unix:PATH` or `unix:@NAME`, the name that its other end
+    /// has; or `unix:[INODE]`, the job's own socket. May be given several times.
+    ///
+    /// A restore connects it anew, or to another: `unix:PATH=OTHER`. Whoever listens there sees a new client; so nothing may wait
+    /// to be read by the job when the checkpoint is taken.
+    #[arg(long, value_name = "KEY")]
+    external: Vec<Key>,
 }
 
 impl Taking {
     pub(super) fn options(&self) -> checkpoint::Options {
         let leave_out = LeaveOut::default().with(&self.skip_memory, self.honour_dontdump);
-        checkpoint::Options { memory_limit: self.memory_limit, leave_out, ..checkpoint::Options::default() }
+        checkpoint::Options {
+            memory_limit: self.memory_limit,
+            leave_out,
+            external: self.external.clone(),
+            ..checkpoint::Options::default()
+        }
     }
 }
 

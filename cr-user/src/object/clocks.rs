@@ -44,7 +44,7 @@ pub fn capture(pid: i32) -> Result<Clocks> {
         pid,
         boot_id: boot_id(),
         since_boot: since_boot()?,
-        offsets: clock_offsets(&pid.to_string()),
+        offsets: clock_offsets(&procfs::voice(pid).to_string()),
         realtime: read(ClockId::CLOCK_REALTIME)?,
     })
 }

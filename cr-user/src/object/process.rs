@@ -205,7 +205,7 @@ fn lost_place(pid: i32, name: &str) -> std::io::Result<Option<PathBuf>> {
     let mut lost = None;
     for _ in 0..LOOKS {
         let path = procfs::link(pid, name)?;
-        let there = fs::metadata(format!("/proc/{pid}/{name}"));
+        let there = fs::metadata(procfs::path(pid, name));
         // One that was removed is restored with the job's files.
         let removed = there.as_ref().is_ok_and(|m| m.is_dir() && m.nlink() == 0);
         let there = there.map(place);
@@ -236,7 +236,7 @@ impl Facts {
     /// When the process is gone.
     pub fn read(pid: i32, asked: Asked) -> Result<Self> {
         let read = |name: &str| {
-            let path = format!("/proc/{pid}/{name}");
+            let path = procfs::path(pid, name);
             procfs::bytes(&path).map_err(|e| Error::system(format!("reading {path}"), e))
         };
         let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).trim().to_owned());
@@ -274,7 +274,13 @@ pub fn capture(
     };
     let stat = procfs::stat(pid).map_err(|e| Error::system(format!("reading /proc/{pid}/stat"), e))?;
     // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
-    let field = |n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+    let number = |stat: &[String], n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+    let field = |n: usize| number(&stat, n);
+    let voice = procfs::voice(pid);
+    // What there is of memory is shown of a thread that has some.
+    let spoken = if voice == pid { None } else { Some(procfs::stat(voice)) }.transpose();
+    let spoken = spoken.map_err(|e| Error::system(format!("reading /proc/{voice}/stat"), e))?;
+    let area = |n: usize| number(spoken.as_ref().unwrap_or(&stat), n);
     let asked = facts.asked;
     let has_vdso = facts.auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
     Ok(Process {
@@ -290,12 +296,12 @@ pub fn capture(
         root: path("root")?,
         umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
         layout: Layout {
-            code: (field(26), field(27)),
-            data: (field(45), field(46)),
-            brk: (field(47), answers.outcome(asked.brk).unwrap_or(field(47))),
-            start_stack: field(28),
-            arg: (field(48), field(49)),
-            env: (field(50), field(51)),
+            code: (area(26), area(27)),
+            data: (area(45), area(46)),
+            brk: (area(47), answers.outcome(asked.brk).unwrap_or(area(47))),
+            start_stack: area(28),
+            arg: (area(48), area(49)),
+            env: (area(50), area(51)),
         },
         auxv: facts.auxv.clone(),
         personality: facts.personality,
@@ -326,7 +332,7 @@ impl Stamps {
         if let Some(stamp) = self.0.get(path) {
             return Ok(stamp.clone());
         }
-        let meta = fs::metadata(format!("/proc/{pid}/exe"))
+        let meta = fs::metadata(procfs::path(pid, "exe"))
             .map_err(|e| Error::system(format!("examining /proc/{pid}/exe"), e))?;
         let stamp = FileStamp::new(path, &meta);
         self.0.insert(path.to_owned(), stamp.clone());

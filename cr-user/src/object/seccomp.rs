@@ -53,6 +53,9 @@ pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     let mut seen = HashSet::new();
     for tid in procfs::threads(pid).map_err(|e| Error::system(format!("examining pid {pid}"), e))? {
         let Ok(status) = Status::read(pid, tid) else { continue };
+        if status.get("State").starts_with(['Z', 'X']) {
+            continue;
+        }
         let kind = (status.get("Seccomp").to_owned(), status.get("Seccomp_filters").to_owned());
         if matches!(kind.0.as_str(), "" | "0") || !seen.insert(kind) {
             continue;

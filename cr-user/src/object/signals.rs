@@ -81,12 +81,12 @@ pub fn actions(asked: Asked, answers: &Answers) -> Vec<Action> {
         .collect()
 }
 
-/// What is queued for the whole process.
+/// What is queued for the whole process of a stopped thread.
 ///
 /// # Errors
 /// When the process is gone.
-pub fn queued_for_process(pid: i32) -> Result<Vec<Vec<u8>>> {
-    queued(pid, true)
+pub fn queued_for_process(tid: i32) -> Result<Vec<Vec<u8>>> {
+    queued(tid, true)
 }
 
 /// Signal state of one stopped thread; `mask` is its own, not that of a call made on its behalf.

@@ -9,15 +9,26 @@ use crate::sys::{task, vm};
 use crate::track::iters::TaskHidden;
 
 /// The record of a process's threads.
-pub const KIND: RecordKind = RecordKind { id: 2, version: 1, name: "threads" };
+pub const KIND: RecordKind = RecordKind { id: 2, version: 2, name: "threads" };
 
-/// All threads of one process, the main one first.
+/// All living threads of one process, the main one first.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Threads {
     /// The process.
     pub pid: i32,
     /// Its threads.
     pub all: Vec<Thread>,
+    /// Its main thread, if that has ended before these.
+    pub head: Option<Head>,
+}
+
+/// A main thread that has ended: what is still seen of it.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Head {
+    /// Its name, at most 15 bytes.
+    pub name: Vec<u8>,
+    /// What it gave to `exit(2)`.
+    pub code: u8,
 }
 
 /// One thread.
@@ -164,8 +175,8 @@ fn call_number(pid: i32, regs: &Regs) -> u64 {
     const MOV_EAX: u8 = 0xb8;
     let mut code = [0; 7];
     let range = vm::Range { start: regs.rip.wrapping_sub(7), len: 7 };
-    let read =
-        regs.orig_rax == libc::SYS_restart_syscall as u64 && vm::read(pid, &[range], &mut code).is_ok_and(|n| n == 7);
+    let read = regs.orig_rax == libc::SYS_restart_syscall as u64
+        && vm::read(procfs::voice(pid), &[range], &mut code).is_ok_and(|n| n == 7);
     match code {
         [MOV_EAX, a, b, c, d, 0x0f, 0x05] if read => u64::from(u32::from_le_bytes([a, b, c, d])),
         _ => regs.orig_rax,
@@ -288,13 +299,26 @@ pub fn capture(
     })
 }
 
+/// Captures the main thread of a stopped process, which has ended.
+///
+/// # Errors
+/// When the process is gone.
+pub fn capture_head(pid: i32) -> Result<Head> {
+    let failed = |e| Error::system(format!("examining the ended main thread of pid {pid}"), e);
+    let name = procfs::bytes(&format!("/proc/{pid}/task/{pid}/comm")).map_err(failed)?;
+    let text = procfs::text(&format!("/proc/{pid}/task/{pid}/stat")).map_err(failed)?;
+    // The last field of proc(5)'s `stat`, as wait(2) would tell of it.
+    let status = text.split_whitespace().next_back().and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
+    Ok(Head { name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(), code: (status >> 8) as u8 })
+}
+
 /// A thread stopped inside a restartable sequence goes on at its abort handler, as after any preemption: the kernel forgets
 /// the section when the restored thread registers again. `struct rseq_cs` of `include/uapi/linux/rseq.h`.
 fn leave_critical_section(pid: i32, regs: &mut Regs, rseq: &ptrace::Rseq) {
     let word = |at: u64| {
         let mut buf = [0; 8];
         let range = vm::Range { start: at, len: 8 };
-        vm::read(pid, &[range], &mut buf).is_ok_and(|n| n == 8).then(|| u64::from_le_bytes(buf))
+        vm::read(procfs::voice(pid), &[range], &mut buf).is_ok_and(|n| n == 8).then(|| u64::from_le_bytes(buf))
     };
     if rseq.address == 0 {
         return;

@@ -21,8 +21,6 @@ pub struct Frozen {
     processes: Vec<Stopped>,
     /// Its processes that have ended, and whose parents have not noticed.
     zombies: Vec<Relative>,
-    /// Processes whose main thread has ended before others.
-    headless: Vec<i32>,
 }
 
 /// A process whose every thread is stopped.
@@ -37,11 +35,16 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Its threads, the main one first.
+    /// Its living threads, the main one first.
     pub fn tids(&self) -> Vec<i32> {
         let mut tids: Vec<i32> = self.threads.keys().copied().collect();
         tids.sort_by_key(|t| (*t != self.pid, *t));
         tids
+    }
+
+    /// Whether its main thread has ended before others.
+    pub fn has_lost_its_head(&self) -> bool {
+        !self.threads.contains_key(&self.pid)
     }
 
     /// The signal by which job control had stopped the process before we did.
@@ -62,7 +65,7 @@ impl Frozen {
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
     pub fn freeze(family: &Family) -> Result<Self> {
-        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new(), headless: Vec::new() };
+        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
         match frozen.stop_all(family, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
@@ -86,7 +89,7 @@ impl Frozen {
             let mut fresh = Vec::new();
             for member in members.iter().filter(|m| !m.zombie) {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
-                let may_have_ended = |tid: i32| tid != member.pid || member.headless;
+                let may_have_ended = |tid: i32| tid != member.pid || procfs::voice(member.pid) != member.pid;
                 let is_new = |t: &(i32, i32)| !(seized.contains(t) || may_have_ended(t.1) && has_ended(t.1));
                 fresh.extend(tids.map(|tid| (member.pid, tid)).filter(is_new));
             }
@@ -137,7 +140,6 @@ impl Frozen {
         // One that ended in the middle, whose threads are zombies now.
         self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
         self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
-        self.headless = members.iter().filter(|m| m.headless).map(|m| m.pid).collect();
     }
 
     /// Only a stopped thread can be let go: waits for those that were seized before something failed.
@@ -163,11 +165,6 @@ impl Frozen {
     /// Processes that have ended, and whose parents have not noticed.
     pub fn zombies(&self) -> &[Relative] {
         &self.zombies
-    }
-
-    /// Processes whose main thread has ended before others.
-    pub fn headless(&self) -> &[i32] {
-        &self.headless
     }
 
     /// Lets every thread go.
@@ -273,6 +270,10 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
             Ok(None) if started.elapsed() < Duration::from_millis(2) => std::thread::yield_now(),
             Ok(None) => {
                 std::thread::sleep(Duration::from_micros(100));
+                // A main thread that has ended before others is not told of.
+                if tid == pid && has_ended(tid) {
+                    return Ok(None);
+                }
                 if started.elapsed() > PATIENCE && is_in_vfork(pid, tid) {
                     return Err(in_vfork(pid, tid));
                 }
@@ -281,6 +282,13 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
                 }
             }
         }
+    }
+}
+
+/// Lets go of a process that has ended while we traced its main thread, which ended before the others.
+pub fn let_go_of_ended(pid: i32) {
+    if traced_by_us(pid, pid) {
+        bury(pid, pid);
     }
 }
 
@@ -311,7 +319,7 @@ fn is_in_vfork(pid: i32, tid: i32) -> bool {
         Some(libc::SYS_clone) => first,
         Some(libc::SYS_clone3) => {
             let mut flags = [0; 8];
-            let _ = vm::read(pid, &[vm::Range { start: first, len: 8 }], &mut flags);
+            let _ = vm::read(tid, &[vm::Range { start: first, len: 8 }], &mut flags);
             u64::from_le_bytes(flags)
         }
         _ => 0,
@@ -322,7 +330,7 @@ fn is_in_vfork(pid: i32, tid: i32) -> bool {
 fn in_vfork(pid: i32, tid: i32) -> Error {
     let child = procfs::children(pid).unwrap_or_default();
     let child =
-        child.iter().find(|c| crate::sys::fd::shares(**c, pid, crate::sys::fd::Shared::Memory).unwrap_or(false));
+        child.iter().find(|c| crate::sys::fd::shares(**c, tid, crate::sys::fd::Shared::Memory).unwrap_or(false));
     let why = format!("waits in vfork for its child {} to execute a program", child.copied().unwrap_or(0));
     let todo = "try again once it has; a program that stays in that state cannot be checkpointed".to_owned();
     Error::Refused(vec![Refusal { pid, place: format!("thread {tid}"), why, todo }])

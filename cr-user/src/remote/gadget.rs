@@ -64,7 +64,7 @@ impl Gadgets {
         let reads = |at: u64, want: &[u8]| {
             let mut have = vec![0; want.len()];
             let range = vm::Range { start: at, len: want.len() as u64 };
-            vm::read(pid, &[range], &mut have).is_ok_and(|n| n == want.len()) && have == want
+            vm::read(procfs::voice(pid), &[range], &mut have).is_ok_and(|n| n == want.len()) && have == want
         };
         reads(self.syscall, &SYSCALL)
             && self.safe.is_none_or(|(call, restorer)| {
@@ -81,7 +81,7 @@ fn is_code(vma: &Vma) -> bool {
 fn text(pid: i32, vma: &Vma) -> Vec<u8> {
     let len = vma.len().min(64 << 20);
     let mut buf = vec![0; len as usize];
-    let n = vm::read(pid, &[vm::Range { start: vma.start, len }], &mut buf).unwrap_or(0);
+    let n = vm::read(procfs::voice(pid), &[vm::Range { start: vma.start, len }], &mut buf).unwrap_or(0);
     buf.truncate(n);
     buf
 }

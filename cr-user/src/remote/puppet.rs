@@ -104,7 +104,7 @@ impl Puppet {
             self.gadgets.safe = None;
             return Ok(());
         }
-        vm::write(pid, at, &own.frame(at, restorer)).map_err(|e| {
+        vm::write(self.home.runner.tid, at, &own.frame(at, restorer)).map_err(|e| {
             Error::system(format!("writing a frame to the stack of thread {}", self.home.runner.tid), e)
         })?;
         self.base.rsp = at;
@@ -130,7 +130,7 @@ impl Puppet {
         let scratch = self.scratch.expect("mapped by begin");
         let thread = self.current();
         let restorer = self.gadgets.safe.map_or(0, |(_, restorer)| restorer);
-        vm::write(thread.runner.pid, scratch.frame(), &thread.own.frame(scratch.frame(), restorer))
+        vm::write(thread.runner.tid, scratch.frame(), &thread.own.frame(scratch.frame(), restorer))
             .map_err(|e| Error::system(format!("writing to the scratch mapping of pid {}", thread.runner.pid), e))
     }
 
@@ -247,7 +247,7 @@ impl Puppet {
         let thread = self.guest.as_mut().unwrap_or(&mut self.home);
         for info in std::mem::take(&mut thread.runner.strays) {
             let failed = |e| Error::system(format!("queueing a signal of thread {} again", thread.runner.tid), e);
-            vm::write(thread.runner.pid, scratch.data(), &info).map_err(failed)?;
+            vm::write(thread.runner.tid, scratch.data(), &info).map_err(failed)?;
             let requeue = thread.runner.queue_call(&info, scratch.data(), false);
             let mut requeue = [requeue];
             if thread.runner.survives(&requeue, &[]) {

@@ -165,7 +165,7 @@ impl Runner {
     pub fn install(&self, scratch: Scratch) -> Result<()> {
         use std::os::unix::fs::FileExt;
         // Through /proc/PID/mem, since the page is never writable for the job.
-        let path = format!("/proc/{}/mem", self.pid);
+        let path = format!("/proc/{}/mem", self.tid);
         std::fs::OpenOptions::new()
             .write(true)
             .open(&path)
@@ -200,7 +200,7 @@ impl Runner {
         self.wait_for_marker()?;
         let mut back = vec![0; calls.len() * stub::ENTRY as usize];
         let range = vm::Range { start: scratch.table(), len: back.len() as u64 };
-        vm::read(self.pid, &[range], &mut back)
+        vm::read(self.tid, &[range], &mut back)
             .map_err(|e| Error::system(format!("reading the call results of pid {}", self.pid), e))?;
         for (call, entry) in calls.iter_mut().zip(back.chunks(stub::ENTRY as usize)) {
             call.result = i64::from_le_bytes(entry[56..64].try_into().expect("eight bytes"));
@@ -253,7 +253,7 @@ impl Runner {
     /// Writes a table and lets the thread run into it.
     fn start_table(&mut self, scratch: Scratch, regs: &Regs, all: &[&Call]) -> Result<()> {
         let bytes = table(scratch.table(), all);
-        vm::write(self.pid, scratch.table(), &bytes)
+        vm::write(self.tid, scratch.table(), &bytes)
             .map_err(|e| Error::system(format!("writing the call table of pid {}", self.pid), e))?;
         let mut r = *regs;
         r.rip = scratch.code();

@@ -17,6 +17,8 @@ pub struct Body {
     pid: i32,
     /// Runners of its threads, the main one first.
     threads: Vec<Runner>,
+    /// The main thread, where it is to end before the others: it makes no calls for these.
+    head: Option<Runner>,
     scratch: Scratch,
     /// Registers to make calls from.
     regs: Regs,
@@ -31,9 +33,16 @@ impl Body {
     /// When the pid is taken, or the kernel refuses.
     pub fn make(pid: i32, exit_signal: i32, keep_free: &[(u64, u64)]) -> Result<Self> {
         spawn(pid, exit_signal)?;
+        procfs::set_voice(pid, pid);
         // From here on dropping the body ends the process.
-        let mut body =
-            Self { pid, threads: Vec::new(), scratch: Scratch { base: 0 }, regs: ptrace::no_regs(), released: false };
+        let mut body = Self {
+            pid,
+            threads: Vec::new(),
+            head: None,
+            scratch: Scratch { base: 0 },
+            regs: ptrace::no_regs(),
+            released: false,
+        };
         ptrace::seize(pid, ptrace::OPTIONS_PUPPET)
             .and_then(|()| ptrace::interrupt(pid))
             .map_err(|e| Error::system(format!("tracing the new process {pid}"), e))?;
@@ -107,8 +116,10 @@ impl Body {
     pub fn fork(&mut self, pid: i32, exit_signal: i32, flags: u64) -> Result<Self> {
         let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { exit_signal as u64 } else { 0 };
         self.clone_with(clone::CloneArgs { flags, exit_signal, ..Default::default() }, pid, "process")?;
+        procfs::set_voice(pid, pid);
         // From here on dropping the body ends the process.
-        let mut body = Self { pid, threads: Vec::new(), scratch: self.scratch, regs: self.regs, released: false };
+        let mut body =
+            Self { pid, threads: Vec::new(), head: None, scratch: self.scratch, regs: self.regs, released: false };
         wait_stop(pid)?;
         body.regs = ptrace::regs(pid).map_err(|e| Error::system(format!("reading the registers of {pid}"), e))?;
         body.threads.push(Runner::new(pid, pid)?);
@@ -161,7 +172,7 @@ impl Body {
     /// When the process died.
     pub fn put(&self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= Self::ROOM, "{} bytes do not fit into the scratch mapping", bytes.len());
-        vm::write(self.pid, self.data(), bytes)
+        vm::write(self.threads[0].tid, self.data(), bytes)
             .map_err(|e| Error::system(format!("writing to the new process {}", self.pid), e))
     }
 
@@ -180,6 +191,60 @@ impl Body {
         wait_stop(tid)?;
         self.threads.push(Runner::new(self.pid, tid)?);
         Ok(self.threads.len() - 1)
+    }
+
+    /// Makes the first of the threads that outlive the main one. From here on it is the first in all: what it makes (children
+    /// whose parent's thread ends are told of that) and what is asked of thread 0.
+    ///
+    /// # Errors
+    /// When the number is taken.
+    pub fn give_successor(&mut self, tid: i32) -> Result<()> {
+        self.add_thread(tid)?;
+        self.head = Some(self.threads.remove(0));
+        Ok(())
+    }
+
+    /// Runs calls on a main thread that is to end; every one must succeed.
+    ///
+    /// # Errors
+    /// The first call that failed, with `what`.
+    pub fn run_head(&mut self, mut calls: Vec<Call>, what: &str) -> Result<()> {
+        let (scratch, regs) = (self.scratch, self.regs);
+        let Some(head) = &mut self.head else { return Ok(()) };
+        head.run(scratch, &regs, &mut calls, &[])?;
+        let failed = calls.iter().find_map(|c| c.outcome().err());
+        failed.map_or(Ok(()), |e| Err(Error::system(format!("{what} of pid {}", self.pid), e)))
+    }
+
+    /// Has the main thread end by itself, which is the last that it does. Nobody may trace it then: it would be left to its
+    /// tracer to notice, when the others have ended.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn lose_head(&mut self, code: u8) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let Some(head) = self.head.take() else { return Ok(()) };
+        let failed = |e| Error::system(format!("ending the main thread of pid {}", self.pid), e);
+        let exit = Regs {
+            rip: self.scratch.code() + stub::syscall_offset(),
+            rax: libc::SYS_exit as u64,
+            rdi: code.into(),
+            orig_rax: u64::MAX,
+            ..self.regs
+        };
+        head.set_regs(&exit)?;
+        // Whatever is pending is for the others.
+        ptrace::set_sigmask(head.tid, u64::MAX).map_err(failed)?;
+        ptrace::detach(head.tid, 0).map_err(failed)?;
+        let started = Instant::now();
+        while procfs::stat(head.tid).is_ok_and(|s| s.first().is_none_or(|state| state != "Z")) {
+            if started.elapsed() > PATIENCE {
+                return Err(failed(Errno::ETIMEDOUT));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        procfs::set_voice(self.pid, self.threads[0].tid);
+        Ok(())
     }
 
     fn clone_with(&mut self, args: clone::CloneArgs, tid: i32, kind: &str) -> Result<()> {
@@ -243,7 +308,7 @@ impl Body {
             ptrace::set_sigmask(*tid, !(1 << (signal - 1))).map_err(failed)?;
         }
         // The first thread takes the signal, the others follow it.
-        task::send(self.pid, self.pid, signal).map_err(failed)?;
+        task::send(self.pid, tids[0], signal).map_err(failed)?;
         for tid in tids {
             let mut deliver = 0;
             loop {

@@ -1,12 +1,13 @@
 //! What a chain says of the job, read and checked before anything is made.
 
+use crate::checkpoint::collect::ancestry;
 use crate::error::{Error, Result};
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
 use crate::object::ipc::{self, Ipc};
-use crate::object::lineage::{self, Ancestry, Node};
+use crate::object::lineage::{self, Ancestry, Plan};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
 use crate::object::omitted::Omitted;
@@ -36,7 +37,7 @@ pub struct Saved {
     /// Control groups of all processes.
     pub cgroups: Cgroups,
     /// In which order the processes are made.
-    pub forest: Vec<Node>,
+    pub plan: Plan,
     /// Every process, dead or alive.
     pub ancestry: Vec<Ancestry>,
     /// What the checkpoint leaves out.
@@ -89,6 +90,8 @@ impl Saved {
         let mut clocks = ByPid::new(id, clocks::KIND.name, get(image, clocks::KIND)?, |r: &Clocks| r.pid);
         let mut scheduling =
             ByPid::new(id, scheduling::KIND.name, get(image, scheduling::KIND)?, |r: &Scheduling| r.pid);
+        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
+        let ancestry = ancestry(&processes, &zombies);
         let mut living = Vec::new();
         for process in processes {
             let pid = process.pid;
@@ -106,14 +109,7 @@ impl Saved {
         if living.is_empty() {
             return Err(incomplete(id, process::KIND.name, 0));
         }
-        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
-        let of_living = living.iter().map(|l| {
-            let p = &l.process;
-            Ancestry { pid: p.pid, ppid: p.ppid, pgid: p.pgid, sid: p.sid }
-        });
-        let of_zombies = zombies.iter().map(|z| Ancestry { pid: z.pid, ppid: z.ppid, pgid: z.pgid, sid: z.sid });
-        let ancestry: Vec<Ancestry> = of_living.chain(of_zombies).collect();
-        let forest = lineage::forest(&ancestry).map_err(lineage::Lost::into_error)?;
+        let plan = lineage::plan(&ancestry).map_err(lineage::Lost::into_error)?;
         Ok(Self {
             living,
             zombies,
@@ -121,7 +117,7 @@ impl Saved {
             ipc: get(image, ipc::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
             cgroups: get(image, cgroups::KIND)?,
-            forest,
+            plan,
             ancestry,
             omitted,
         })

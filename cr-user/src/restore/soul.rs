@@ -8,7 +8,7 @@ use crate::object::process;
 use crate::object::scheduling;
 use crate::object::seccomp::{self, Seccomp};
 use crate::object::signals;
-use crate::object::threads::{self, Thread, Wait};
+use crate::object::threads::{self, Head, Thread, Wait};
 use crate::object::timers;
 use crate::object::zombies::Zombie;
 use crate::procfs::Status;
@@ -42,6 +42,7 @@ pub fn breathe(body: &mut Body, saved: &Living, job: &Saved) -> Result<()> {
     let (calls, bytes) = signals::restore_calls(&saved.signals, body.data());
     body.put(&bytes)?;
     body.run(0, calls, "setting the signal actions")?;
+    // The first one is there, whichever it is.
     for thread in &saved.threads.all[1..] {
         body.add_thread(thread.tid)?;
     }
@@ -59,11 +60,34 @@ pub fn breathe(body: &mut Body, saved: &Living, job: &Saved) -> Result<()> {
     body.put(&bytes)?;
     body.run(0, calls, "setting the timers")?;
     body.run(0, process::memory_calls(&saved.process, &saved.mappings), "setting what holds for all its memory")?;
+    if let Some(head) = &saved.threads.head {
+        lose_head(body, head, saved)?;
+    }
     confine(body, saved, &job.seccomp)?;
     for (index, thread) in saved.threads.all.iter().enumerate() {
         take_credentials(body, index, thread.tid, saved)?;
     }
     body.run(0, process::late_calls(&saved.process), "making it dumpable").map(drop)
+}
+
+/// Has the main thread end, as it did long ago, with what is still seen of it.
+fn lose_head(body: &mut Body, head: &Head, saved: &Living) -> Result<()> {
+    let mut name = head.name.clone();
+    name.push(0);
+    body.put(&name)?;
+    let set_name = Call::new(libc::SYS_prctl, &[libc::PR_SET_NAME as u64, body.data()]);
+    body.run_head(vec![set_name], "naming the main thread")?;
+    if let Some(own) = saved.credentials.threads.iter().find(|t| t.tid == body.pid()) {
+        let (calls, bytes) = credentials::restore_calls(own, bounding_set(body, body.pid())?, body.data());
+        body.put(&bytes)?;
+        body.run_head(calls, "setting the credentials of the main thread")?;
+    }
+    body.lose_head(head.code)
+}
+
+fn bounding_set(body: &Body, tid: i32) -> Result<u64> {
+    let status = Status::read(body.pid(), tid);
+    status.map(|s| s.mask("CapBnd")).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))
 }
 
 fn own_calls(body: &mut Body, index: usize, thread: &Thread, saved: &Living) -> Result<()> {
@@ -118,9 +142,7 @@ fn confine(body: &mut Body, saved: &Living, seccomp: &Seccomp) -> Result<()> {
 
 fn take_credentials(body: &mut Body, index: usize, tid: i32, saved: &Living) -> Result<()> {
     let Some(own) = saved.credentials.threads.iter().find(|t| t.tid == tid) else { return Ok(()) };
-    let status =
-        Status::read(body.pid(), tid).map_err(|e| Error::system(format!("reading the status of thread {tid}"), e))?;
-    let (calls, bytes) = credentials::restore_calls(own, status.mask("CapBnd"), body.data());
+    let (calls, bytes) = credentials::restore_calls(own, bounding_set(body, tid)?, body.data());
     body.put(&bytes)?;
     body.run(index, calls, &format!("giving thread {tid} its credentials")).map(drop)
 }

@@ -61,7 +61,7 @@ fn ask_or_take(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) 
 }
 
 fn request(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
-    Command::Checkpoint { kill, pid: Some(pid), less: Less::from(&options.leave_out) }
+    Command::Checkpoint { kill, pid: Some(pid), less: Less::from(options) }
 }
 
 /// What the controller of a store holds; none if there is no controller.

@@ -85,7 +85,7 @@ impl Engine {
         let turn = Arc::new(AtomicU8::new(UNDECIDED));
         let decided = Arc::clone(&turn);
         let life = move || {
-            let (mut held, begun) = match begin(origin, &writer, options.only.as_ref(), &decided, stays) {
+            let (mut held, begun) = match begin(origin, &writer, &options, &decided, stays) {
                 Ok(begun) => begun,
                 Err(e) => {
                     // The lock goes first: whoever hears of the failure may try again at once.
@@ -102,6 +102,7 @@ impl Engine {
             for order in work {
                 let mut options = options.clone();
                 options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
+                options.external.extend(order.less.external);
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();
@@ -213,7 +214,7 @@ const GIVEN_UP: u8 = 2;
 fn begin(
     origin: Origin,
     writer: &StoreWriter,
-    only: Option<&Only>,
+    options: &checkpoint::Options,
     turn: &AtomicU8,
     stays: bool,
 ) -> Result<(Held, Begun)> {
@@ -229,9 +230,9 @@ fn begin(
             let started = Started { pid, cuts: Vec::new() };
             return Ok((Held { pid, job, reaps: stays }, Begun { started, pidfd, lent }));
         }
-        Origin::Process(pid) => (open(pid, only, writer)?, Vec::new()),
-        Origin::Chain { id, options, .. } => {
-            let restored = restore::restore(writer.store(), id, options)?;
+        Origin::Process(pid) => (open(pid, options.only.as_ref(), writer)?, Vec::new()),
+        Origin::Chain { id, options: how, .. } => {
+            let restored = restore::restore(writer.store(), id, how, &options.external)?;
             let cuts = restored.cuts().iter().map(Cut::from).collect();
             if turn.compare_exchange(UNDECIDED, LET_GO, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 let message = "the restore was given up; nothing of it is left".to_owned();

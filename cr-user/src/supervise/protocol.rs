@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{LeaveOut, MemoryRange};
+use crate::checkpoint::{MemoryRange, Options};
 use crate::describe::Checkpoint;
 use crate::error::Error;
+use crate::object::files::external::Key;
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u32 = 1;
@@ -48,11 +49,16 @@ pub struct Less {
     /// Memory that is left out of core dumps.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub honour_dontdump: bool,
+    /// Who outside of the job may be at the other end of its Unix sockets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<Key>,
 }
 
-impl From<&LeaveOut> for Less {
-    fn from(all: &LeaveOut) -> Self {
-        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump }
+impl From<&Options> for Less {
+    fn from(options: &Options) -> Self {
+        let all = &options.leave_out;
+        let external = options.external.clone();
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external }
     }
 }
 
@@ -172,12 +178,16 @@ mod tests {
             Command::Checkpoint { kill: true, pid: None, less: Less::default() }
         );
         assert_eq!(parse(r#"{"v":1,"cmd":"status"}"#).unwrap(), Command::Status);
-        let less = Less { skip_memory: vec!["1000-3000".parse().unwrap()], honour_dontdump: true };
+        let less = Less {
+            skip_memory: vec!["1000-3000".parse().unwrap()],
+            honour_dontdump: true,
+            external: vec!["unix:@a".parse().unwrap()],
+        };
         let command = Command::Checkpoint { kill: false, pid: None, less };
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"]}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };

@@ -13,6 +13,9 @@ pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     pidfd_open_with(pid, 0)
 }
 
+/// The pidfd is of a single thread, which need not be the main one (Linux 6.9 and later).
+pub const PIDFD_THREAD: i32 = libc::O_EXCL;
+
 /// `pidfd_open(2)` with flags (`PIDFD_NONBLOCK`, `PIDFD_THREAD`).
 ///
 /// # Errors

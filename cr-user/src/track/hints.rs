@@ -29,6 +29,7 @@ use super::aio::{self, AioContext, AioLayout};
 use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
 use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
+use crate::procfs;
 use crate::sys::bpf::{IterTarget, iter_open};
 
 mod error;
@@ -367,7 +368,7 @@ impl Hints {
 
     /// The mappings of a process (`pid` as this process sees it), ascending.
     pub fn vmas(&self, pid: i32) -> Result<Vec<VmaRecord>, HintsError> {
-        let vmas = self.open_iter(ITER_VMA.0, IterTarget::Task(pid))?.and_then(iters::vmas);
+        let vmas = self.open_iter(ITER_VMA.0, IterTarget::Task(procfs::voice(pid)))?.and_then(iters::vmas);
         vmas.map_err(|source| HintsError::Iter { iter: ITER_VMA.0, over: format!("pid {pid}"), source })
     }
 
@@ -390,7 +391,9 @@ impl Hints {
             Err(HintsError::Iter { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => Vec::new(),
             other => other?,
         };
-        let leader = tasks.iter().find(|task| task.record.seen_tid.cast_signed() == pid && task.record.mm != 0);
+        // The main thread may have ended before others, and has no address space then.
+        let voice = procfs::voice(pid);
+        let leader = tasks.iter().find(|task| task.record.seen_tid.cast_signed() == voice && task.record.mm != 0);
         leader.map(|task| task.record).ok_or(HintsError::NoProcess { pid })
     }
 

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::procfs;
 use crate::ranges::RangeSet;
 use crate::remote::{Call, Puppet};
 use crate::sys::pagemap::{self, Query, Region};
@@ -123,7 +124,7 @@ impl Oracle {
 /// # Errors
 /// When it cannot be opened.
 pub fn pagemap_of(pid: i32) -> Result<File> {
-    let path = format!("/proc/{pid}/pagemap");
+    let path = procfs::path(pid, "pagemap");
     File::open(&path).map_err(|e| Error::system(format!("opening {path}"), e))
 }
 

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::isatty;
 
 use super::survey::{self, Group, Seen};
+use super::unix::external::Key;
 use super::{
     Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo, inet,
     inotify, locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
@@ -33,9 +34,9 @@ pub struct ContentSource {
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
+pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
     let groups = survey::look(holders)?;
-    let mut look = Look::new(holders, &groups, None)?;
+    let mut look = Look::new(holders, &groups, None, external)?;
     look.pipes.may_be_queued = look.sockets.is_some();
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
@@ -54,7 +55,7 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 }
 
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
-/// one source.
+/// one source. `external`: who outside of the job may be at the other end of its Unix sockets.
 ///
 /// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
 ///
@@ -64,12 +65,13 @@ pub fn refusals(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
 pub fn capture(
     holders: &[Holder<'_>],
+    external: &[Key],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
 ) -> Result<(Files, Vec<ContentSource>)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
-    let mut look = Look::new(holders, &groups, Some(queues))?;
+    let mut look = Look::new(holders, &groups, Some(queues), external)?;
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
@@ -93,7 +95,7 @@ struct Look<'a> {
     pipes: pipe::Pipes,
     fifos: fifo::Fifos,
     ptys: pty::Ptys,
-    sockets: unix::capture::Sockets,
+    sockets: unix::capture::Sockets<'a>,
     networks: inet::capture::Sockets,
     /// The description of each group.
     described: Vec<u32>,
@@ -113,7 +115,12 @@ enum Kind {
 }
 
 impl<'a> Look<'a> {
-    fn new(holders: &'a [Holder<'a>], groups: &'a [Group], queues: Option<unix::capture::Queues>) -> Result<Self> {
+    fn new(
+        holders: &'a [Holder<'a>],
+        groups: &'a [Group],
+        queues: Option<unix::capture::Queues>,
+        external: &'a [Key],
+    ) -> Result<Self> {
         let table = |h: &Holder<'_>| Table {
             pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
             rows: Vec::new(),
@@ -126,7 +133,7 @@ impl<'a> Look<'a> {
             fifos: fifo::Fifos::default(),
             networks: inet::capture::Sockets::of(holders, groups, queues.is_some())?,
             ptys: pty::Ptys::of(groups),
-            sockets: unix::capture::Sockets::of(groups, queues)?,
+            sockets: unix::capture::Sockets::of(groups, queues, external)?,
             described: Vec::new(),
             sets: Vec::new(),
             files,
@@ -300,7 +307,7 @@ impl<'a> Look<'a> {
     /// Finds processes whose working directory was removed.
     fn find_lost_places(&mut self) {
         for pid in self.files.tables.iter().flat_map(|t| t.pids.clone()) {
-            let path = format!("/proc/{pid}/cwd");
+            let path = procfs::path(pid, "cwd");
             let (Ok(meta), Ok(link)) = (std::fs::metadata(&path), std::fs::read_link(&path)) else { continue };
             if lost::is_lost(&meta) {
                 let index = lost::index_in(&mut self.files.lost, &link, &meta);
@@ -382,7 +389,7 @@ fn other_tables(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
             Err(_) => return Err(Error::NoSuchJob { pid }),
         };
         for tid in tids.into_iter().filter(|tid| *tid != pid) {
-            match same_table(pid, tid) {
+            match same_table(procfs::voice(pid), tid) {
                 Ok(true) | Err(Errno::ESRCH) => {}
                 // A thread that is just ending has no table any more: it is gone before the job stands still.
                 Ok(false) if is_ending(tid) => {}

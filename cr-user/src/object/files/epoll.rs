@@ -156,7 +156,14 @@ enum Found<'a> {
 
 fn find<'a>(groups: &'a [Group], set: &Group, fd: i32, skip: u32) -> std::result::Result<Found<'a>, No> {
     let seen = set.first();
-    let here = |pid: i32, candidate: i32| match is_watched(pid, candidate, seen.pid, seen.fd, fd, skip) {
+    let here = |pid: i32, candidate: i32| match is_watched(
+        procfs::voice(pid),
+        candidate,
+        procfs::voice(seen.pid),
+        seen.fd,
+        fd,
+        skip,
+    ) {
         Ok(is) => Ok(is),
         Err(Errno::EBADF | Errno::ESRCH) => Ok(false),
         Err(e) => Err(e),

@@ -12,6 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::survey::Seen;
 use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek_if_open};
 use crate::error::{Error, Result};
+use crate::procfs;
 use crate::sys::fd::fcntl;
 
 /// `TMPFS_MAGIC` and `HUGETLBFS_MAGIC` of `linux/magic.h`.
@@ -62,7 +63,7 @@ pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Memfd, C
         let why = format!("is the memory file \"{name}\" of huge pages");
         return Err(No::new(why, "have the job close it, or make it without MFD_HUGETLB"));
     }
-    let file = File::open(format!("/proc/{}/fd/{}", seen.pid, seen.fd))
+    let file = File::open(procfs::path(seen.pid, &format!("fd/{}", seen.fd)))
         .map_err(|e| No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root"))?;
     let seals = fcntl(file.as_fd(), libc::F_GET_SEALS, 0).unwrap_or(0);
     if seals & !KNOWN_SEALS != 0 {

@@ -82,9 +82,10 @@ pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;
 pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
+pub use unix::external;
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 6, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 7, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]

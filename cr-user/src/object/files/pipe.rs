@@ -170,7 +170,9 @@ fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
     let failed = |e: io::Error| Error::system(format!("reading the pipe at fd {fd} of pid {pid}"), e);
     // Where nobody is left to read, the data are still there (FIONREAD tells) and opening the pipe makes us a reader.
     let theirs: OwnedFd = if ends.readers.is_empty() {
-        open_again(format!("/proc/{pid}/fd/{fd}").as_ref(), libc::O_RDONLY | libc::O_NONBLOCK).map_err(failed)?.into()
+        open_again(procfs::path(pid, &format!("fd/{fd}")).as_ref(), libc::O_RDONLY | libc::O_NONBLOCK)
+            .map_err(failed)?
+            .into()
     } else {
         survey::fetch(holders, pid, fd).map_err(|e| failed(e.into()))?
     };

@@ -42,7 +42,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(pid: i32, fd: i32) -> io::Result<Self> {
-        let path = format!("/proc/{pid}/fd/{fd}");
+        let path = procfs::path(pid, &format!("fd/{fd}"));
         let link = fs::read_link(&path)?;
         let meta = fs::metadata(&path)?;
         let filesystem = statfs::statfs(path.as_str())?.filesystem_type().0;
@@ -75,7 +75,7 @@ impl Seen {
 
     /// What the kernel says of it besides.
     pub(super) fn info(&self) -> std::result::Result<Info, No> {
-        let text = procfs::text(&format!("/proc/{}/fdinfo/{}", self.pid, self.fd));
+        let text = procfs::text(&procfs::path(self.pid, &format!("fdinfo/{}", self.fd)));
         text.map(Info).map_err(|e| No::new(format!("cannot be examined ({e})"), "run cr as root or as the job's owner"))
     }
 
@@ -249,7 +249,7 @@ fn find(groups: &[(usize, Group)], seen: &Seen) -> Result<std::result::Result<us
     while low < high {
         let middle = low.midpoint(high);
         let known = groups[middle].1.first();
-        match compare_descriptions(known.pid, known.fd, seen.pid, seen.fd) {
+        match compare_descriptions(procfs::voice(known.pid), known.fd, procfs::voice(seen.pid), seen.fd) {
             Ok(Ordering::Equal) => return Ok(Ok(middle)),
             Ok(Ordering::Less) => low = middle + 1,
             // One of the two was closed meanwhile, or its process ended, which only running ones do.

@@ -69,12 +69,12 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        capture(&[self.holder()], &mut space_of, &mut |all| all).unwrap()
+        capture(&[self.holder()], &[], &mut space_of, &mut |all| all).unwrap()
     }
 
     fn refusals(&self) -> Vec<String> {
-        let refusals = refusals(&[self.holder()]).unwrap();
-        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &mut |_, _| 0, &mut |all| all) {
+        let refusals = refusals(&[self.holder()], &[]).unwrap();
+        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &[], &mut |_, _| 0, &mut |all| all) {
             assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
         }
         refusals.iter().map(ToString::to_string).collect()
@@ -479,7 +479,7 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).unwrap();
     let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new(), listed: None }];
-    let outcome = (refusals(&holder), capture(&holder, &mut |_, _| 0, &mut |all| all));
+    let outcome = (refusals(&holder, &[]), capture(&holder, &[], &mut |_, _| 0, &mut |all| all));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
@@ -588,8 +588,8 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let parent = guest.pid();
     let child_fd = pidfd_open(child).unwrap();
     let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
-    assert_eq!(refusals(&both).unwrap(), []);
-    let (files, _) = capture(&both, &mut |_, _| 0, &mut |all| all).unwrap();
+    assert_eq!(refusals(&both, &[]).unwrap(), []);
+    let (files, _) = capture(&both, &[], &mut |_, _| 0, &mut |all| all).unwrap();
     let of = |pid, fd| {
         let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
         (row.description, &files.descriptions[row.description as usize])
@@ -626,7 +626,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
         (&both[..1], set, format!("which only pid {child} (")),
         (&both[1..], counter, format!("an eventfd that pid {parent} (")),
     ] {
-        let found = refusals(alone).unwrap();
+        let found = refusals(alone, &[]).unwrap();
         assert!(found.iter().any(|r| r.place == format!("fd {fd}") && r.why.contains(&why)), "{found:?}");
     }
 }
@@ -655,7 +655,7 @@ fn a_record_with_a_wild_index_is_an_error() {
 #[test]
 fn no_such_process_is_said() {
     assert!(matches!(
-        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new(), listed: None }]),
+        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new(), listed: None }], &[]),
         Err(Error::NoSuchJob { .. })
     ));
 }

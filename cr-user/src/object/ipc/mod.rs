@@ -3,13 +3,15 @@
 //! These objects outlive processes, and the kernel does not say whose they are. The rule, for each object of the namespace
 //! (see [`table`]):
 //!
-//! - It is **the job's** if a process of the job has it attached or made it (memory), operated on it last (a semaphore of the
-//!   set), or sent or received there last (a queue); if a thread of the job waits in it, or something will be undone in it when
-//!   a process of the job ends; or if an older checkpoint of the chain says so.
+//! - It is **the job's** if a process of the job, be it one that has ended since it was seen, has it attached or made it (memory),
+//!   operated on it last (a semaphore of the set), or sent or received there last (a queue); if a thread of the job waits in it, or
+//!   something will be undone in it when a process of the job ends; or if an older checkpoint of the chain says so.
 //! - One that is the job's, and that a living process outside of the job has attached or used last, is refused, with that pid.
-//! - It is **probably the job's** if nobody alive has used it, and it was made by a user of the job after the job began: made
+//! - It is **probably the job's** if nobody alive has used it, it was made by a user of the job after the job began, and nobody else
+//!   can have made it: in this namespace that user has no processes but the job, those that it descends from, and `cr`. So it was made
 //!   and not used yet, or used by workers that have ended. Such an object is captured, and restored with care: what is here
-//!   already is only changed if the job did use it, and whatever somebody else uses is left alone.
+//!   already is only changed if the job did use it, and whatever somebody else uses is left alone. Two jobs of one user that run
+//!   side by side never take each other's.
 //! - All others are nobody's concern.
 //!
 //! A restore finds the objects where it left them if only the processes were killed: these go back to what they were. Those that
@@ -24,6 +26,7 @@ pub mod sem;
 pub mod shm;
 pub mod table;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -94,6 +97,8 @@ pub struct Users {
     pub root: i32,
     /// Its processes, with those that have ended unnoticed.
     pub pids: Vec<i32>,
+    /// Processes that it has had, each with a time at which that was so (in seconds since 1970).
+    pub past: BTreeMap<i32, i64>,
     /// How many mappings of each segment it has.
     pub attached: BTreeMap<i32, u64>,
     /// Objects that its threads wait in.
@@ -135,13 +140,25 @@ impl Users {
     /// Whose an object is, and which living process keeps it from being the job's alone.
     fn claim(&self, kind: Kind, row: &Row, usage: &Usage, since: &Since) -> (Claim, Option<i32>) {
         let of = (kind, row.id);
-        let used = usage.last.iter().any(|pid| self.pids.contains(pid));
+        let used = usage.last.iter().any(|pid| self.pids.contains(pid) || self.had(*pid, kind, row));
         if used || self.waited.contains(&of) || self.known.contains(&of) {
             return (Claim::Own, usage.stranger);
         }
         let ours = since.users.contains(&(row.get("cuid") as u32)) && row.get("ctime") >= since.began;
         let probable = ours && usage.stranger.is_none() && !usage.foreign;
+        if probable && let Some(other) = since.other(self) {
+            // Seldom a loss: what the job uses shows sooner or later whose it is.
+            log::warn!("{} {} may be the job's, or of {}: it is left out", kind.name(), row.id, name_of(other));
+            return (Claim::None, None);
+        }
         (if probable { Claim::Probable } else { Claim::None }, None)
+    }
+
+    /// Whether the number of a process that has ended is that of one of the job, rather than of one that came after it.
+    fn had(&self, pid: i32, kind: Kind, row: &Row) -> bool {
+        // Others may have attached it since.
+        let at = if kind == Kind::Segment { row.get("ctime") } else { row.last_use() };
+        self.past.get(&pid).is_some_and(|last| at <= last + SLACK) && !is_living_user(pid, at)
     }
 }
 
@@ -164,10 +181,15 @@ impl Usage {
     }
 }
 
+/// Times in seconds are cut off, and clocks are set.
+const SLACK: i64 = 3;
+
 /// Since when objects may be the job's, and whose.
 struct Since {
     began: i64,
     users: BTreeSet<u32>,
+    /// A process of these users that may have made objects too; looked for when it matters.
+    other: OnceCell<Option<i32>>,
 }
 
 impl Since {
@@ -177,9 +199,33 @@ impl Since {
         let uptime: f64 = uptime.split_whitespace().next().and_then(|w| w.parse().ok()).unwrap_or(0.0);
         let age = procfs::start_time(users.root).map_or(0.0, |start| uptime - start as f64 / TICKS);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let uid = |pid: &i32| Status::read(*pid, *pid).ok().and_then(|s| s.numbers("Uid").get(1).copied());
-        Self { began: (now - age).floor() as i64 - 1, users: users.pids.iter().filter_map(uid).collect() }
+        let users = users.pids.iter().filter_map(|pid| effective_user(*pid)).collect();
+        Self { began: (now - age).floor() as i64 - 1, users, other: OnceCell::new() }
     }
+
+    /// A process in our namespace of a user of the job that is not of the job, and that the job does not descend from.
+    fn other(&self, job: &Users) -> Option<i32> {
+        *self.other.get_or_init(|| {
+            let line = |pid: i32| std::iter::successors(Some(pid), |pid| procfs::parent(*pid).filter(|p| *p > 0));
+            let known: BTreeSet<i32> = line(job.root).chain(line(std::process::id() as i32)).collect();
+            let namespace = |pid: i32| procfs::link(pid, "ns/ipc").ok();
+            let ours = namespace(std::process::id() as i32);
+            let own = procfs::link(std::process::id() as i32, "exe").ok();
+            let is_other = |pid: &i32| {
+                !known.contains(pid)
+                    && !job.pids.contains(pid)
+                    && effective_user(*pid).is_some_and(|uid| self.users.contains(&uid))
+                    // Threads of the kernel have no program, and whoever asks us for a checkpoint has ours.
+                    && procfs::link(*pid, "exe").is_ok_and(|exe| own.as_ref() != Some(&exe))
+                    && namespace(*pid) == ours
+            };
+            procfs::processes().find(is_other)
+        })
+    }
+}
+
+fn effective_user(pid: i32) -> Option<u32> {
+    Status::read(pid, pid).ok()?.numbers("Uid").get(1).copied()
 }
 
 /// An object of the job.
@@ -291,8 +337,6 @@ pub fn place() -> String {
 
 /// Whether a process lives that may have used an object at that time (in seconds since 1970): a pid may be another's by now.
 fn is_living_user(pid: i32, at: i64) -> bool {
-    /// Times in seconds are cut off, and clocks are set.
-    const SLACK: i64 = 3;
     let me = std::process::id() as i32;
     // The number may also be that of a thread, which uses nothing under its own number.
     let lives = |s: Status| s.get("Tgid") == pid.to_string() && !s.get("State").starts_with(['Z', 'X']);
@@ -306,4 +350,39 @@ fn is_living_user(pid: i32, at: i64) -> bool {
 fn name_of(pid: i32) -> String {
     let command = procfs::text(&format!("/proc/{pid}/comm")).map(|t| t.trim().to_owned()).unwrap_or_default();
     if pid == 0 { "a process that cr cannot see".to_owned() } else { format!("pid {pid} ({command})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number that no process has.
+    const NOBODY: i32 = i32::MAX;
+
+    #[test]
+    fn what_an_ended_process_of_the_job_made_is_the_jobs() {
+        let text = "key shmid perms cpid cuid ctime\n0 5 600 2147483647 0 1000\n";
+        let row = table::parse(text).remove(0);
+        let usage = Usage { last: vec![NOBODY], stranger: None, foreign: false };
+        let since = Since { began: 2000, users: BTreeSet::new(), other: OnceCell::new() };
+        let claim = |past: &[(i32, i64)]| {
+            let users = Users { past: past.iter().copied().collect(), ..Users::default() };
+            users.claim(Kind::Segment, &row, &usage, &since).0
+        };
+        assert_eq!(claim(&[]), Claim::None);
+        assert_eq!(claim(&[(NOBODY, 1500)]), Claim::Own);
+        // Its number had become another's by then.
+        assert_eq!(claim(&[(NOBODY, 500)]), Claim::None);
+    }
+
+    #[test]
+    fn what_nobody_used_is_probably_the_jobs_unless_somebody_else_can_have_made_it() {
+        let row = table::parse("key semid perms cuid ctime\n0 5 600 0 3000\n").remove(0);
+        let claim = |other| {
+            let since = Since { began: 2000, users: [0].into(), other: OnceCell::from(other) };
+            Users::default().claim(Kind::Semaphores, &row, &Usage::default(), &since).0
+        };
+        assert_eq!(claim(None), Claim::Probable);
+        assert_eq!(claim(Some(4711)), Claim::None);
+    }
 }

@@ -79,7 +79,8 @@ impl Row {
     }
 }
 
-fn parse(text: &str) -> Vec<Row> {
+/// The rows of a list of `/proc/sysvipc`.
+pub(super) fn parse(text: &str) -> Vec<Row> {
     let mut lines = text.lines();
     let names: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
     let row = |line: &str| {

@@ -5,7 +5,7 @@
 use crate::error::Refusal;
 use crate::object::memory::backing::Backing;
 use crate::object::memory::mapping::Mapping;
-use crate::procfs::Vma;
+use crate::procfs::{self, Vma};
 use crate::sys::vm;
 
 /// A context, known by its ring.
@@ -45,7 +45,7 @@ pub fn capture(pid: i32, vma: &Vma) -> Result<AioRing, Refusal> {
         todo: "have the job destroy the context (io_destroy)".to_owned(),
     };
     let mut bytes = vec![0; vma.len() as usize];
-    match vm::read(pid, &[vm::Range { start: vma.start, len: vma.len() }], &mut bytes) {
+    match vm::read(procfs::voice(pid), &[vm::Range { start: vma.start, len: vma.len() }], &mut bytes) {
         Ok(n) if n == bytes.len() => {}
         _ => return Err(refuse("that cannot be read")),
     }

@@ -183,7 +183,7 @@ pub fn identify(
     if let Some(stamp) = files.recall(vma) {
         return Ok((Backing::File(stamp.clone()), None));
     }
-    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
+    let link = procfs::path(pid, &format!("map_files/{:x}-{:x}", vma.start, vma.end));
     let meta = fs::metadata(&link).map_err(|e| {
         let todo = if e.kind() == io::ErrorKind::PermissionDenied {
             "run cr as root or with CAP_CHECKPOINT_RESTORE"

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Error, Result};
+use crate::procfs;
 use crate::ranges::RangeSet;
 use crate::sys::{PAGE, vm};
 
@@ -22,7 +23,7 @@ impl Memory {
     /// # Errors
     /// When it may not be read, or the process is gone.
     pub fn open(pid: i32) -> Result<Self> {
-        let path = format!("/proc/{pid}/mem");
+        let path = procfs::path(pid, "mem");
         let mem = File::open(&path).map_err(|e| Error::system(format!("opening {path}"), e))?;
         Ok(Self { pid, mem })
     }
@@ -38,7 +39,8 @@ impl Memory {
             let count = (queue.len() - first).min(vm::MAX_PIECES);
             let wanted: u64 = queue[first..first + count].iter().map(|r| r.len).sum();
             let piece = &mut buf[at..at + wanted as usize];
-            let got = vm::read(self.pid, &queue[first..first + count], piece).unwrap_or(0) as u64 / PAGE * PAGE;
+            let got = vm::read(procfs::voice(self.pid), &queue[first..first + count], piece).unwrap_or(0) as u64 / PAGE
+                * PAGE;
             at += got as usize;
             let mut left = got;
             while first < queue.len() && left >= queue[first].len {

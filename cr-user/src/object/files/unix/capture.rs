@@ -9,16 +9,19 @@ use libc::SOL_SOCKET;
 use super::super::survey::{self, Group, Seen};
 use super::super::{Description, Holder, No, stdio};
 use super::diag::{All, Shown};
+use super::external::{External, Key};
 use super::queue::{self, Message};
 use super::{Listening, Orphaned, Peer, State, Unix, name, options, outside};
 use crate::error::{Error, Refusal, Result};
-use crate::procfs::Status;
+use crate::procfs::{self, Status};
 use crate::sys::fd::{compare_descriptions, owner};
 use crate::sys::socket::{filter_length, has_error, option, peer_name};
 
 /// The sockets of the job.
-pub(in super::super) struct Sockets {
+pub(in super::super) struct Sockets<'a> {
     all: All,
+    /// Who may be at the other end, outside of the job.
+    external: &'a [Key],
     /// Their inodes, with the descriptors of each: process and number.
     own: HashMap<u64, Vec<(i32, i32)>>,
     /// What is queued, by inode; none if that was not looked at, since the job runs.
@@ -98,7 +101,9 @@ impl Queues {
         for (index, group) in groups.iter().enumerate() {
             let first = group.first();
             if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
-                && compare_descriptions(first.pid, first.fd, me, seen.fd).map_err(|e| failed(e.into()))?.is_eq()
+                && compare_descriptions(procfs::voice(first.pid), first.fd, me, seen.fd)
+                    .map_err(|e| failed(e.into()))?
+                    .is_eq()
             {
                 return Ok(index as u32);
             }
@@ -155,9 +160,9 @@ pub(in super::super) fn refuse_in_flight(
     Err(No::new(why, "wait until the job has received it"))
 }
 
-impl Sockets {
+impl<'a> Sockets<'a> {
     /// Finds the sockets among the descriptions.
-    pub(in super::super) fn of(groups: &[Group], mut queues: Option<Queues>) -> Result<Self> {
+    pub(in super::super) fn of(groups: &[Group], mut queues: Option<Queues>, external: &'a [Key]) -> Result<Self> {
         let descriptors = |g: &Group| g.members.iter().map(|s| (s.pid, s.fd)).collect();
         let sockets = groups.iter().filter(|g| is_socket(g));
         let own: HashMap<u64, Vec<_>> = sockets.map(|g| (g.first().meta.ino(), descriptors(g))).collect();
@@ -167,7 +172,7 @@ impl Sockets {
             None if own.is_empty() => All::default(),
             None => ask()?,
         };
-        Ok(Self { all, own, queues })
+        Ok(Self { all, external, own, queues })
     }
 
     /// Whether there are any.
@@ -227,8 +232,10 @@ impl Sockets {
         let state = match state {
             Reached::Own(state) => state,
             Reached::Outside(other) => {
+                let todo = "checkpoint both together, have the job close it before the checkpoint, or name that socket with \
+                            --external to have it connected anew by a restore";
                 let why = format!("is a Unix socket ({}) connected to {other}", own_end(shown));
-                return Err(No::new(why, "checkpoint both together, or have the job close it before the checkpoint"));
+                return Err(No::new(why, todo));
             }
         };
         if filter_length(ours) > 0 {
@@ -268,6 +275,9 @@ impl Sockets {
                 || (self.queues.is_none() && outside::owner_of(peer, holders).is_none());
             if !known {
                 let name = other.map_or(&[][..], |o| &o.name);
+                if self.external.iter().any(|key| key.names(shown.inode, name)) {
+                    return self.external(seen, shown, name, holders).map(Reached::Own);
+                }
                 return Ok(Reached::Outside(outside::other_end(peer, name, holders)));
             }
             let mutual = other.is_some_and(|o| o.peer == Some(shown.inode));
@@ -290,6 +300,28 @@ impl Sockets {
             return Err(No::new(why, "have the job connect it again or close it"));
         }
         Ok(Reached::Own(State::Orphaned(Orphaned { peer_name, reset: has_error(ours) })))
+    }
+
+    /// A connection to somebody who was named.
+    fn external(
+        &self,
+        seen: &Seen,
+        shown: &Shown,
+        name: &[u8],
+        holders: &[Holder<'_>],
+    ) -> std::result::Result<State, No> {
+        let refused = |what: &str, todo: &'static str| {
+            Err(No::new(format!("is an external Unix socket ({}) {what}", own_end(shown)), todo))
+        };
+        if !matches!(name, [0 | b'/', ..]) || name == shown.name {
+            let todo = "have the job close it before the checkpoint: only to a named socket can it be connected again";
+            return refused("whose other end has no name of its own, or one that depends on a directory", todo);
+        }
+        if self.queues.as_ref().is_some_and(|q| q.messages.get(&shown.inode).is_some_and(|all| !all.is_empty())) {
+            return refused("in which data waits that the job has not read", "try again once it has");
+        }
+        let pid = if holders.iter().any(|h| h.pid == seen.pid) { seen.pid } else { holders[0].pid };
+        Ok(State::External(External { name: name.to_vec(), connector: connector(pid) }))
     }
 
     fn listener(&self, shown: &Shown, holders: &[Holder<'_>]) -> std::result::Result<State, No> {

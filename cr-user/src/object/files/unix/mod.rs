@@ -11,6 +11,7 @@
 mod acts;
 pub(super) mod capture;
 mod diag;
+pub mod external;
 pub mod name;
 pub mod options;
 mod outside;
@@ -64,6 +65,8 @@ pub enum State {
     Connected(u64),
     /// It was connected, and the other end was closed.
     Orphaned(Orphaned),
+    /// It is connected to somebody outside of the job, to whom it will be connected again.
+    External(external::External),
 }
 
 /// Who may connect, and has.
@@ -160,6 +163,7 @@ pub(super) fn queued(files: &Files) -> HashSet<usize> {
 /// # Errors
 /// [`crate::error::Error::NotHere`] that names the socket.
 pub(super) fn check(files: &Files) -> Result<()> {
+    external::check(files)?;
     let inodes: HashSet<u64> = all(files).map(|(_, s)| s.inode).collect();
     for (_, socket) in all(files) {
         let known = match &socket.state {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::super::late::Late;
 use super::super::open::Opened;
 use super::super::{Description, Files};
-use super::name::{Bound, Name};
+use super::name::{self, Bound, Name};
 use super::queue::Message;
 use super::{Crew, State, Unix, acts, options};
 use crate::error::{Error, Result};
@@ -149,7 +149,15 @@ impl<'a> Maker<'a> {
                 self.bound.insert(socket.inode, name.bind(self.made[&socket.inode].as_fd())?);
             }
         }
-        accepted.iter().try_for_each(|pair| self.accept(pair))
+        accepted.iter().try_for_each(|pair| self.accept(pair))?;
+        for socket in self.order.clone() {
+            if let State::External(external) = &socket.state {
+                let what = format!("connecting {} to {}", socket.what(), name::shown(&external.name));
+                let fd = self.made[&socket.inode].clone();
+                acts::connect(self.crew, &fd, &external.name, Some(&external.connector), &what)?;
+            }
+        }
+        Ok(())
     }
 
     fn single(&mut self, socket: &Unix) -> Result<()> {
