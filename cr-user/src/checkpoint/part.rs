@@ -5,7 +5,8 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 
-use crate::checkpoint::{Job, shared};
+use crate::checkpoint::Job;
+use crate::checkpoint::preflight::shared;
 use crate::error::{Error, Refusal, Result};
 use crate::family::{Family, Only, Relative};
 use crate::object::omitted::{Missing, Omitted, Process};
