@@ -299,7 +299,7 @@ impl Job {
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
         let frozen = loop {
-            match Frozen::freeze(&self.family) {
+            match Frozen::freeze(&self.family, &mut watch::living(&mut self.watch)) {
                 Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }

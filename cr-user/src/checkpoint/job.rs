@@ -8,7 +8,7 @@ use crate::checkpoint::arena::Arena;
 use crate::checkpoint::collect;
 use crate::checkpoint::member::{self, Member};
 use crate::checkpoint::part::{self, Part};
-use crate::checkpoint::watch::Watch;
+use crate::checkpoint::watch::{self, Watch};
 use crate::error::{Error, Result};
 use crate::family::{Family, Only, Relative};
 use crate::image::Parent;
@@ -160,12 +160,17 @@ impl Job {
     pub fn kill(&mut self) {
         // Twice: what was born meanwhile.
         for _ in 0..2 {
-            let Ok(relatives) = self.family.members() else { break };
+            let Ok(relatives) = self.relatives() else { break };
             let _ = self.refresh(&relatives);
             for member in &self.members {
                 let _ = fd::pidfd_send_signal(member.pidfd(), libc::SIGKILL);
             }
         }
+    }
+
+    /// The processes of the job as they are now, the root first.
+    pub(super) fn relatives(&mut self) -> std::io::Result<Vec<Relative>> {
+        self.family.members_among(&mut watch::living(&mut self.watch))
     }
 
     /// Takes new processes of the job under our eyes, and forgets those that have ended. A process that ends while it is

@@ -29,7 +29,7 @@ impl Job {
     }
 
     pub(super) fn hindrances(&mut self) -> Result<Vec<Refusal>> {
-        let relatives = self.family.members().map_err(|_| self.gone("the preflight"))?;
+        let relatives = self.relatives().map_err(|_| self.gone("the preflight"))?;
         self.refresh(&relatives)?;
         if let Some(watch) = &mut self.watch {
             self.members.iter().for_each(|m| watch.follow(m.pid));

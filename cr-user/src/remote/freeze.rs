@@ -58,16 +58,16 @@ pub const OPTIONS: i32 =
     libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACESYSGOOD;
 
 impl Frozen {
-    /// Stops every thread of the job, those born meanwhile included. A signal that a thread was about to take is taken
+    /// Stops every thread of the job, those born meanwhile included (`living`: see [`Family::members_among`]). A signal that a thread was about to take is taken
     /// (its handler entered, not run) before the stop.
     ///
     /// # Errors
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
-    pub fn freeze(family: &Family) -> Result<Self> {
+    pub fn freeze(family: &Family, living: &mut dyn FnMut() -> Vec<i32>) -> Result<Self> {
         let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
-        match frozen.stop_all(family, &mut seized) {
+        match frozen.stop_all(family, living, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
             Ok(()) => {
                 frozen.processes.iter().flat_map(|p| p.threads.keys()).for_each(|tid| resume_endless_wait(*tid));
@@ -80,12 +80,17 @@ impl Frozen {
         }
     }
 
-    fn stop_all(&mut self, family: &Family, seized: &mut BTreeSet<(i32, i32)>) -> Result<()> {
+    fn stop_all(
+        &mut self,
+        family: &Family,
+        living: &mut dyn FnMut() -> Vec<i32>,
+        seized: &mut BTreeSet<(i32, i32)>,
+    ) -> Result<()> {
         // What is born by one that is taken without its descendants is none of ours.
         let single = family.only.as_ref().is_some_and(|only| only.single);
         let options = if single { OPTIONS & !(libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK) } else { OPTIONS };
         loop {
-            let members = family.members().map_err(|_| gone(family.root))?;
+            let members = family.members_among(living).map_err(|_| gone(family.root))?;
             let mut fresh = Vec::new();
             for member in members.iter().filter(|m| !m.zombie) {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
