@@ -36,6 +36,7 @@ use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::object::zombies::Zombie;
 use crate::phases::Phases;
+use crate::procfs;
 use crate::remote::{Call, Gadgets};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
@@ -428,21 +429,42 @@ impl<'a> Birth<'a> {
             saved.ancestry.iter().any(|a| [a.pid, a.pgid, a.sid].contains(&n))
                 || saved.living.iter().any(|l| l.threads.all.iter().any(|t| t.tid == n))
         };
-        let is_taken = |n: i32| std::fs::exists(format!("/proc/{n}")).unwrap_or(true);
-        let spare = (saved.root().pid().max(300) + 1..).filter(|n| !is_the_jobs(*n) && !is_taken(*n));
         let mut failed = None;
-        for number in spare.take(TRIES) {
+        for number in procfs::spare_pids(saved.root().pid()).filter(|n| !is_the_jobs(*n)).take(TRIES) {
             match self.body_mut(parent)?.fork(number, 0, 0) {
                 Ok(body) => return Ok(body),
                 Err(e) => failed = Some(e),
             }
         }
-        Err(failed.expect("it was tried"))
+        Err(failed.unwrap_or_else(|| Error::system("finding a free pid", nix::errno::Errno::EAGAIN)))
     }
 
-    /// Process groups: first those who lead one, then those who are led. Where the leader has ended, a helper leads; where it has
-    /// moved on to another group, a helper stays in its own until all are there.
+    /// Process groups: first those who lead one, then those who are led.
     fn enter_groups(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
+        self.lead_left_groups(helpers)?;
+        let all = &self.saved.ancestry;
+        let leaders = all.iter().filter(|a| a.pgid == a.pid && a.sid != a.pid);
+        // Who has left our group above is to be in it again.
+        let strayed = |a: &&Ancestry| a.pgid == 0 && all.iter().any(|b| b.pgid == a.pid);
+        let led = all.iter().filter(|a| a.pgid != 0 && a.pgid != a.pid || strayed(a));
+        for who in leaders.chain(led) {
+            let group = if who.pgid == 0 { nix::unistd::getpgrp().as_raw() } else { who.pgid };
+            if group == 0 {
+                log::warn!(
+                    "pid {} stays in a process group of its own: ours has no number in this pid namespace",
+                    who.pid
+                );
+                continue;
+            }
+            let join = Call::new(libc::SYS_setpgid, &[0, group as u64]);
+            self.body_mut(who.pid)?.run(0, vec![join], "entering its process group")?;
+        }
+        Ok(())
+    }
+
+    /// Where the leader of a group has ended, a helper leads it; where it has moved on to another group, a helper stays in its own
+    /// until all are there.
+    fn lead_left_groups(&mut self, helpers: &mut Vec<(i32, Option<i32>)>) -> Result<()> {
         let lead = || vec![Call::new(libc::SYS_setpgid, &[0, 0])];
         for group in lineage::left_groups(&self.saved.ancestry) {
             if helpers.iter().any(|(pid, _)| *pid == group.pgid) {
@@ -458,16 +480,6 @@ impl<'a> Birth<'a> {
             };
             helpers.push((helper.pid(), Some(parent)));
             self.bodies.push(helper);
-        }
-        let all = &self.saved.ancestry;
-        let leaders = all.iter().filter(|a| a.pgid == a.pid && a.sid != a.pid);
-        // Who has left our group above is to be in it again.
-        let strayed = |a: &&Ancestry| a.pgid == 0 && all.iter().any(|b| b.pgid == a.pid);
-        let led = all.iter().filter(|a| a.pgid != 0 && a.pgid != a.pid || strayed(a));
-        for who in leaders.chain(led) {
-            let group = if who.pgid == 0 { nix::unistd::getpgrp().as_raw() } else { who.pgid };
-            let join = Call::new(libc::SYS_setpgid, &[0, group as u64]);
-            self.body_mut(who.pid)?.run(0, vec![join], "entering its process group")?;
         }
         Ok(())
     }

@@ -177,7 +177,7 @@ impl Job {
     /// looked at is left out.
     pub(super) fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
-        relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
+        freeze::let_go_of_ended();
         // Those that came and went are known from the programs that follow the job, if they do; the last look saw those that have
         // ended since.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
