@@ -11,6 +11,7 @@ mod ipc;
 mod job;
 mod leave_out;
 mod member;
+mod parallel;
 mod part;
 mod precopy;
 mod preflight;
