@@ -154,7 +154,9 @@ impl<'a> Maker<'a> {
             if let State::External(external) = &socket.state {
                 let what = format!("connecting {} to {}", socket.what(), name::shown(&external.name));
                 let fd = self.made[&socket.inode].clone();
-                acts::connect(self.crew, &fd, &external.name, Some(&external.connector), &what)?;
+                external.limit_connect(&fd).map_err(|e| Error::system(what.clone(), e))?;
+                acts::connect(self.crew, &fd, &external.name, Some(&external.connector), &what)
+                    .map_err(|e| external.not_connected(e))?;
             }
         }
         Ok(())
