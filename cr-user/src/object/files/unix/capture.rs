@@ -324,7 +324,8 @@ impl<'a> Sockets<'a> {
         if self.all.open_to(shown.kind, name).is_none_or(|s| self.own.contains_key(&s.inode)) {
             let todo = "have the job close it before the checkpoint, or start who listens there again: only to one that \
                         listens can it be connected again";
-            let what = format!("at whose other end's name, {}, nobody outside of the job listens", name::shown(name));
+            let what =
+                format!("whose other end is called {}, where nobody outside of the job listens", name::shown(name));
             return refused(&what, todo);
         }
         if self.queues.as_ref().is_some_and(|q| q.messages.get(&shown.inode).is_some_and(|all| !all.is_empty())) {
