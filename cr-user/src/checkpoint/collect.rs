@@ -18,7 +18,7 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
-use crate::object::ipc::{self as objects, Ipc};
+use crate::object::ipc::{self as objects, Captured, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
@@ -112,7 +112,7 @@ impl State {
         state.find_lineage(job)?;
         let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
         let captured = match objects::capture(&users, &mut job.spaces) {
-            Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Default::default())?,
+            Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Captured::default())?,
             captured => captured?,
         };
         job.ipc.learn(&captured);

@@ -422,7 +422,9 @@ mod tests {
         let since = Since { began: 2000, users: BTreeSet::new(), other: OnceCell::new() };
         let claim = |seen: &[i64]| {
             let mut past = Past::default();
-            seen.iter().for_each(|at| past.saw(NOBODY, *at));
+            for at in seen {
+                past.saw(NOBODY, *at);
+            }
             Users::new(1, Vec::new(), &past).claim(Kind::Segment, &row, &usage, &since)
         };
         assert_eq!(claim(&[]), Claim::None);

@@ -76,7 +76,9 @@ mod tests {
     #[test]
     fn a_process_that_has_ended_is_remembered_while_an_object_names_it() {
         let mut past = Past::default();
-        [7, 8, 9].into_iter().for_each(|pid| past.saw(pid, 100));
+        for pid in [7, 8, 9] {
+            past.saw(pid, 100);
+        }
         let ipc = Ipc { pids: vec![9], ..Ipc::default() };
         past.learn(&Captured { ipc, named: [7].into(), ..Captured::default() });
         assert!(past.had(7, 100) && !past.had(8, 100) && past.had(9, 100));

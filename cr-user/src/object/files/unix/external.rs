@@ -96,13 +96,12 @@ pub struct External {
 /// How long whoever listens may take until there is room for another client.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-impl External {
-    /// Has the socket wait no longer than [`PATIENCE`] when it connects. Its own limit is set with its other options afterwards.
-    pub(super) fn limit_connect(&self, fd: &OwnedFd) -> nix::Result<()> {
-        let limit = TimeVal::seconds(PATIENCE.as_secs() as i64);
-        setsockopt(fd, SendTimeout, &limit)
-    }
+/// Has a socket wait no longer than [`PATIENCE`] when it connects. Its own limit is set with its other options afterwards.
+pub(super) fn limit_connect(fd: &OwnedFd) -> nix::Result<()> {
+    setsockopt(fd, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs() as i64))
+}
 
+impl External {
     /// Why it could not be connected.
     pub(super) fn not_connected(&self, failed: Error) -> Error {
         match failed {
