@@ -6,7 +6,7 @@
 
 mod aio;
 mod arena;
-pub(crate) mod collect;
+mod collect;
 mod ipc;
 mod job;
 mod leave_out;

@@ -170,16 +170,9 @@ impl Found {
 fn relative(pid: i32) -> io::Result<Relative> {
     let stat = procfs::stat(pid)?;
     let ppid = stat.get(1).and_then(|v| v.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-    let ended = |state: &str| matches!(state, "Z" | "X");
     // The main thread may have ended before others.
-    let head_ended = stat.first().is_some_and(|s| ended(s));
-    let living_thread = || -> io::Result<Option<i32>> {
-        let lives = |tid: &i32| procfs::stat(*tid).is_ok_and(|s| s.first().is_some_and(|s| !ended(s)));
-        Ok(procfs::threads(pid)?.into_iter().find(lives))
-    };
-    let speaker = if head_ended { living_thread()? } else { Some(pid) };
-    procfs::set_voice(pid, speaker.unwrap_or(pid));
-    Ok(Relative { pid, ppid, zombie: speaker.is_none() })
+    let head_ended = stat.first().is_some_and(|state| matches!(state.as_str(), "Z" | "X"));
+    Ok(Relative { pid, ppid, zombie: head_ended && procfs::find_voice(pid).is_none() })
 }
 
 /// The processes of a session.

@@ -170,15 +170,17 @@ impl State {
             let wait = waits.of(tid, &context.regs);
             threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
-            if stopped.has_lost_its_head() && threads.head.is_none() {
-                // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
-                let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
-                credentials.threads.push(credentials::capture(pid, &status, told.rights, &told.answers));
-                threads.head = Some(threads::capture_head(pid)?);
-            }
             credentials.threads.push(credentials::capture(tid, status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
             fault::point("collect.threads")?;
+        }
+        if stopped.has_lost_its_head() {
+            // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
+            let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
+            credentials
+                .threads
+                .insert(0, credentials::capture(pid, &status, told.threads[0].rights, &told.threads[0].answers));
+            threads.head = Some(threads::capture_head(pid)?);
         }
         signals.queued = signals::queued_for_process(procfs::voice(pid))?;
         self.threads.push(threads);
@@ -208,7 +210,7 @@ impl State {
     /// # Errors
     /// [`Error::Refused`] when a process could not be brought into its session again.
     fn find_lineage(&mut self, job: &mut Job) -> Result<()> {
-        let mut all = ancestry(&self.processes, &self.zombies);
+        let mut all = Ancestry::of_saved(&self.processes, &self.zombies);
         lineage::mark_outside(&mut all);
         if let Err(lost) = lineage::plan(&all) {
             refuse(job.judge(vec![lost.into_refusal()]))?;
@@ -259,27 +261,6 @@ impl State {
         }
         put(image, zombies::KIND, &self.zombies)
     }
-}
-
-/// Of all processes, the living ones first.
-pub fn ancestry(living: &[Process], ended: &[Zombie]) -> Vec<Ancestry> {
-    let of_living = living.iter().map(|p| Ancestry {
-        pid: p.pid,
-        ppid: p.ppid,
-        pgid: p.pgid,
-        sid: p.sid,
-        exit_signal: p.exit_signal,
-        shares: p.sharing.any(),
-    });
-    let of_ended = ended.iter().map(|z| Ancestry {
-        pid: z.pid,
-        ppid: z.ppid,
-        pgid: z.pgid,
-        sid: z.sid,
-        exit_signal: z.exit_signal,
-        shares: false,
-    });
-    of_living.chain(of_ended).collect()
 }
 
 /// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop

@@ -174,7 +174,7 @@ impl Job {
     /// looked at is left out.
     pub(super) fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
-        relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
+        freeze::let_go_of_ended();
         // When those ended that came and went is known from the programs that follow the job, if they do.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let ended = self.watch.as_mut().map(Watch::ended).unwrap_or_default();

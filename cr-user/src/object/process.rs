@@ -255,7 +255,7 @@ impl Facts {
     }
 }
 
-/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is its main thread's.
+/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is that of the thread that speaks for it.
 ///
 /// # Errors
 /// When the process is gone.
