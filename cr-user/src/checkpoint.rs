@@ -116,6 +116,9 @@ impl Job {
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
+        let kept = self.external.len();
+        let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
+        self.external.extend(new);
         let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
             // Whatever failed while a process executed another program failed because of that: nothing of the old one is
@@ -124,6 +127,10 @@ impl Job {
                 break;
             }
             result = self.try_checkpoint(writer, options, Pace::Hasty);
+        }
+        if result.is_err() {
+            // They were named for a checkpoint that there is not.
+            self.external.truncate(kept);
         }
         if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
     }
@@ -137,8 +144,6 @@ impl Job {
         let mut steps = Phases::new(started);
         self.members.iter_mut().for_each(Member::look_at_program);
         self.part.iter_mut().for_each(Part::begin);
-        let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
-        self.external.extend(new);
         fault::point("preflight")?;
         if pace == Pace::Thorough {
             refuse(self.preflight()?)?;

@@ -57,6 +57,9 @@ pub struct Options {
     pub files: FilePolicy,
     /// Memory that the checkpoint leaves out may be zeroes, or what is in the mapped file.
     pub accept_missing: bool,
+    /// Who is to be connected to may be one to whom the job is not connected any more: it goes on where it stopped, with the
+    /// options that it was started with.
+    pub resume: bool,
 }
 
 /// A restored job that does not run yet. Dropping it ends it.
@@ -81,7 +84,7 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
     let mut saved = Saved::read(&chain, omitted)?;
-    external::redirect(&mut saved.files, external)?;
+    external::redirect(&mut saved.files, external, !options.resume)?;
     trust(store)?;
     let plan = saved.check(options.files)?;
     for path in &plan.modified {

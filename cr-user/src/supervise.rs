@@ -110,7 +110,8 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let origin = Origin::Chain { id: None, options: restore::Options::default(), pid_namespace: false };
+        let options = restore::Options { resume: true, ..restore::Options::default() };
+        let origin = Origin::Chain { id: None, options, pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }
     // The socket first: that it cannot be made must not leave a job running.

@@ -6,9 +6,11 @@
  *   sysv DIR --use ID    somebody else, who sends a message to that queue, and lives on
  *   sysv DIR --take KEY  somebody else, who makes a segment with that key
  *   sysv DIR --make      somebody else, who makes a set and a queue and does not use them; DIR/say.sem.made, DIR/say.msg.made
+ *   sysv DIR --reuse PID somebody else, whose child with that number makes a queue, uses it and ends; DIR/say.msg.reused
  */
 #include "guest.h"
 
+#include <linux/sched.h>
 #include <signal.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
@@ -16,6 +18,7 @@
 #include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 enum { PAGES = 64, ODD = 100, VALUES = 5, MESSAGES = 12, TEXT = 8192 };
@@ -357,7 +360,8 @@ static void queues_check(void) {
 static void be_somebody_else(int argc, char **argv) {
     long hold_it = guest_option(argc, argv, "hold", -1), use = guest_option(argc, argv, "use", -1), key = guest_option(argc, argv, "take", 0);
     long make = guest_option(argc, argv, "make", 0);
-    if (hold_it < 0 && use < 0 && !key && !make) return;
+    pid_t number = (pid_t)guest_option(argc, argv, "reuse", 0);
+    if (hold_it < 0 && use < 0 && !key && !make && !number) return;
     if (hold_it >= 0) MUST(shmat((int)hold_it, NULL, SHM_RDONLY));
     if (use >= 0) {
         struct message message = {.type = 12345};
@@ -367,6 +371,18 @@ static void be_somebody_else(int argc, char **argv) {
     if (make) {
         say("sem", "made", MUST(semget(IPC_PRIVATE, 2, IPC_CREAT | 0600)));
         say("msg", "made", MUST(msgget(IPC_PRIVATE, IPC_CREAT | 0600)));
+    }
+    if (number) {
+        struct clone_args how = {.exit_signal = SIGCHLD, .set_tid = (uint64_t)(uintptr_t)&number, .set_tid_size = 1};
+        pid_t pid = (pid_t)MUST(syscall(SYS_clone3, &how, sizeof how));
+        if (pid == 0) {
+            int made = MUST(msgget(IPC_PRIVATE, IPC_CREAT | 0600));
+            struct message message = {.type = 1};
+            MUST(msgsnd(made, &message, 1, 0));
+            say("msg", "reused", made);
+            _exit(0);
+        }
+        expect_end(pid, 0);
     }
     guest_ready();
     for (;;) pause();

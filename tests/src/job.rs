@@ -339,16 +339,17 @@ impl Job {
         self.verdict_seen = true;
     }
 
-    /// `cr run --resume` of the guest that was started with these arguments, and waits until it steps.
+    /// `cr run --resume` of the guest that was started under a controller with these options, and waits until it steps.
     #[track_caller]
-    pub fn resume(&mut self, interval: &str, args: &[String]) {
-        let mut command = cr();
-        command.arg("run").arg("--store").arg(self.store()).args(["--interval", interval, "--resume", "--"]);
+    pub fn resume(&mut self, options: &JobOptions) {
+        let interval = options.controller.as_deref().expect("it was started under a controller");
+        let mut command = self.cr("run");
+        command.args(["--interval", interval]).args(&options.controller_args).args(["--resume", "--"]);
         command.arg(guest(&self.name));
         if self.name == "solver" {
             command.arg("--dir");
         }
-        command.arg(self.dir()).args(args);
+        command.arg(self.dir()).args(&options.args);
         self.controller = Some(self.spawn(&mut command, Stdio::null()));
         self.wait("the resumed job steps", |job| job.step() > 0);
     }

@@ -83,7 +83,7 @@ fn periodic_checkpoints_and_resume() {
     let first = job.list();
     assert!(!first[0].is_delta && first[1].is_delta && first[2].is_delta, "the chain is {first:?}");
     job.kill();
-    job.resume("250ms", &options.args);
+    job.resume(&options);
     let count = job.list().len();
     job.wait("one more checkpoint is taken", |job| job.list().len() > count);
     let chain = job.list();

@@ -173,7 +173,9 @@ fn what_a_job_beside_has_made_is_left_alone() {
             (letter, id.to_string_lossy().into_owned())
         });
         assert!(taken.iter().all(|object| objects().contains(object)), "{taken:?} in {:?}", objects());
-        job.checkpoint();
+        let said = job.checkpoint().widened.join("; ");
+        let told = |(_, id): &(char, String)| said.contains(&format!(" {id}")) && said.contains("left out");
+        assert!(taken.iter().all(told) && said.contains(&somebody.pid()), "{taken:?} in {said:?}");
         taken
     };
     job.kill();
@@ -189,6 +191,66 @@ fn what_a_job_beside_has_made_is_left_alone() {
     }
     job.kill();
     remove_all();
+}
+
+/// What was the job's while nobody else was about stays its own when somebody comes: also where a restore had to make it again.
+#[test]
+fn what_was_probably_the_jobs_stays_so_when_somebody_comes() {
+    fresh_namespace();
+    let mut job = Job::start("sysv", &[]);
+    let said = job.checkpoint().widened.join("; ");
+    assert!(!said.contains("left out"), "{said:?}");
+    for _ in 0..2 {
+        let made = {
+            let somebody = Somebody::begin(&job, &["--make"]);
+            job.advance(5);
+            let said = job.checkpoint().widened.join("; ");
+            assert!(said.contains("left out"), "{said:?}");
+            std::fs::read_link(somebody.dir.join("say.msg.made")).expect("an id").to_string_lossy().into_owned()
+        };
+        job.kill();
+        // As after a reboot.
+        fresh_namespace();
+        job.restore();
+        job.advance(5);
+        let here = objects();
+        for (letter, name) in [('s', "say.sem.fresh"), ('q', "say.msg.fresh"), ('q', "say.msg.left")] {
+            let own = (letter, job.read_link(name).expect("an id"));
+            assert!(here.contains(&own), "{own:?} is not in {here:?}");
+        }
+        assert!(!here.contains(&('q', made.clone())), "{made} was taken for the job's: {here:?}");
+    }
+    job.finish();
+    expect_nothing_left();
+}
+
+/// The number of a process of the job that has ended, used again by somebody else who has ended too.
+#[test]
+fn a_number_that_was_used_again_is_not_the_jobs() {
+    fresh_namespace();
+    let mut command = Command::new("sh");
+    command.args(["-c", "sleep 1000 & echo $!; wait; exec sleep 1000"]);
+    let mut job = Job::start_foreign("sh", &mut command);
+    job.wait("its child's number", |job| !job.stdout().is_empty());
+    let worker = job.stdout().trim().to_owned();
+    job.attach(&[]);
+    job.wait_for_controller();
+    job.checkpoint();
+    assert!(Command::new("kill").args(["-KILL", &worker]).status().expect("kill(1)").success());
+    // Times of System V objects are whole seconds.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let somebody = Somebody::begin(&job, &["--reuse", &worker]);
+    let reused = std::fs::read_link(somebody.dir.join("say.msg.reused")).expect("an id");
+    let reused = ('q', reused.to_string_lossy().into_owned());
+    assert!(objects().contains(&reused), "{reused:?} in {:?}", objects());
+    let said = job.checkpoint().widened.join("; ");
+    job.kill();
+    drop(somebody);
+    fresh_namespace();
+    job.restore_detached();
+    let here = objects();
+    assert!(here.is_empty(), "{reused:?} was taken for the job's: {here:?}");
+    assert!(said.contains(&format!("{} left out", reused.1)), "{said:?}");
 }
 
 #[test]

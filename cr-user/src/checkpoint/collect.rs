@@ -19,7 +19,7 @@ use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, Files};
-use crate::object::ipc::{self as objects, Ipc};
+use crate::object::ipc::{self as objects, Captured, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
 use crate::object::memory::backing::Source;
@@ -111,16 +111,17 @@ impl State {
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
         state.find_lineage(job)?;
-        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &job.past, &mut job.watch)?;
-        let (ipc, segments) = match objects::capture(&users, &mut job.spaces) {
-            Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Default::default())?,
+        let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
+        let captured = match objects::capture(&users, &mut job.spaces) {
+            Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Captured::default())?,
             captured => captured?,
         };
-        job.ipc = ipc.ids();
-        state.ipc = ipc;
+        job.ipc.learn(&captured);
+        job.notes.extend(captured.notes);
+        state.ipc = captured.ipc;
         state.file_contents =
             contents.into_iter().map(|c| Source { space: c.space, file: c.file, range: 0..c.len }).collect();
-        state.file_contents.extend(segments);
+        state.file_contents.extend(captured.sources);
         if let Some(part) = &mut job.part {
             part.look(frozen, &state.vmas);
         }

@@ -1,12 +1,10 @@
 //! System V objects: what of the job decides which of them are its own.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::checkpoint::Job;
 use crate::checkpoint::watch::Watch;
 use crate::error::{Error, Result};
 use crate::object::ipc::sem::{self, Undone};
-use crate::object::ipc::{Kind, Users};
+use crate::object::ipc::{Kind, Past, Users};
 use crate::procfs::{self, Vma};
 use crate::remote::Frozen;
 use crate::sys::ptrace;
@@ -18,10 +16,9 @@ pub fn has_semaphores() -> bool {
 }
 
 /// The running job, at a glance.
-pub fn look(job: &Job, zombies: &[i32]) -> Users {
+pub fn look<'a>(job: &'a Job, zombies: &[i32]) -> Users<'a> {
     let pids = job.members.iter().map(|m| m.pid).chain(zombies.iter().copied());
-    let mut users = Users { root: job.pid(), pids: pids.collect(), known: job.ipc.clone(), ..Users::default() };
-    users.past.clone_from(&job.past);
+    let mut users = Users::new(job.pid(), pids.collect(), &job.ipc);
     for member in job.members.iter().filter(|m| m.has_own_memory()) {
         users.add_mappings(&procfs::maps(member.pid).unwrap_or_default());
     }
@@ -44,18 +41,16 @@ pub fn look(job: &Job, zombies: &[i32]) -> Users {
 ///
 /// # Errors
 /// [`Error::Refused`] when nobody can tell what is undone in its semaphores.
-pub fn of_frozen(
+pub fn of_frozen<'a>(
     root: i32,
     frozen: &Frozen,
     vmas: &[(i32, Vec<Vma>)],
-    known: &BTreeSet<(Kind, i32)>,
-    past: &BTreeMap<i32, i64>,
+    past: &'a Past,
     watch: &mut Option<Watch>,
-) -> Result<Users> {
+) -> Result<Users<'a>> {
     let zombies = frozen.zombies().iter().map(|z| z.pid);
     let pids: Vec<i32> = frozen.processes().iter().map(|p| p.pid).chain(zombies).collect();
-    let mut users = Users { root, pids, known: known.clone(), frozen: true, ..Users::default() };
-    users.past.clone_from(past);
+    let mut users = Users { frozen: true, ..Users::new(root, pids, past) };
     for (_, vmas) in vmas {
         users.add_mappings(vmas);
     }
@@ -73,7 +68,7 @@ pub fn of_frozen(
 }
 
 /// What is undone when processes of the job end.
-fn undone(frozen: &Frozen, users: &Users, watch: &mut Option<Watch>) -> Result<Vec<Undone>> {
+fn undone(frozen: &Frozen, users: &Users<'_>, watch: &mut Option<Watch>) -> Result<Vec<Undone>> {
     let not_seen = |why: String| {
         // Sets of others are no concern, should that be all.
         let own = sem::first_of(users)?;

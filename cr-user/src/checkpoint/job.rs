@@ -1,6 +1,6 @@
 //! The job that checkpoints are taken of: its processes, and what is known of them from one checkpoint to the next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,12 +37,10 @@ pub struct Job {
     pub(super) watch: Option<Watch>,
     pub(super) watch_tried: bool,
     pub(super) spaces: Spaces,
-    /// System V objects that are the job's.
-    pub(super) ipc: BTreeSet<(object::ipc::Kind, i32)>,
+    /// What tells its System V objects from others'.
+    pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
     pub(super) external: Vec<Key>,
-    /// Every process that was seen to be the job's, with the time of that in seconds since 1970.
-    pub(super) past: BTreeMap<i32, i64>,
     /// The newest durable checkpoint.
     pub(super) parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -91,9 +89,8 @@ impl Job {
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
-            ipc: BTreeSet::new(),
+            ipc: object::ipc::Past::default(),
             external: Vec::new(),
-            past: BTreeMap::new(),
             parent: None,
             content: HashMap::new(),
             doubt: false,
@@ -178,12 +175,11 @@ impl Job {
     pub(super) fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
         let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
         freeze::let_go_of_ended();
-        // Those that came and went are known from the programs that follow the job, if they do; the last look saw those that have
-        // ended since.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let forked = self.watch.as_mut().map(Watch::forked).unwrap_or_default();
-        let seen = self.members.iter().map(|m| m.pid).chain(relatives.iter().map(|r| r.pid)).chain(forked);
-        self.past.extend(seen.map(|pid| (pid, now)));
+        // When those ended that came and went is known from the programs that follow the job, if they do.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ended = self.watch.as_mut().map(Watch::ended).unwrap_or_default();
+        let seen = relatives.iter().map(|r| (r.pid, now)).chain(ended);
+        seen.for_each(|(pid, at)| self.ipc.saw(pid, at.as_secs() as i64));
         // A pid may be that of another process by now.
         let (known, ended): (Vec<Member>, Vec<Member>) =
             std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());
@@ -238,7 +234,7 @@ impl Job {
             self.content.insert(space, pages);
         }
         let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
-        self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
+        self.ipc = objects.map(|ipc| object::ipc::Past::of_chain(&ipc)).unwrap_or_default();
         let files = object::records::get::<files::Files>(chain.newest(), files::KIND);
         self.external.extend(files.map(|files| external::keys(&files)).unwrap_or_default());
         self.parent = Some(chain.newest().as_parent());

@@ -1,6 +1,9 @@
 //! The eBPF programs at work for one job: what they noted, and what their iterators tell.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 use crate::object::threads::RestartFunctions;
 use crate::procfs::{self, Vma};
@@ -20,8 +23,8 @@ pub struct Watch {
     spaces: Option<HashMap<i32, AddressSpaceId>>,
     /// Processes that are followed, or that those have made, and of which no program has said that they ended.
     living: BTreeSet<i32>,
-    /// Those that were made since this was last asked.
-    forked: Vec<i32>,
+    /// Those that have ended since this was last asked, with the time of that, since 1970.
+    ended: Vec<(i32, Duration)>,
     /// By pid, mappings that were read.
     known: HashMap<i32, Known>,
 }
@@ -53,7 +56,7 @@ impl Watch {
 
     fn of(hints: Hints, spaces: Option<HashMap<i32, AddressSpaceId>>) -> Self {
         let functions = RestartFunctions::read();
-        Self { hints, functions, spaces, living: BTreeSet::new(), forked: Vec::new(), known: HashMap::new() }
+        Self { hints, functions, spaces, living: BTreeSet::new(), ended: Vec::new(), known: HashMap::new() }
     }
 
     /// Follows a process from now on, if it is not followed yet. Not to follow it loses nothing but a cross-check.
@@ -68,10 +71,10 @@ impl Watch {
         }
     }
 
-    /// Processes that those that are followed have made since this was last asked.
-    pub fn forked(&mut self) -> Vec<i32> {
+    /// Processes that have ended since this was last asked, with the time of that, since 1970.
+    pub fn ended(&mut self) -> Vec<(i32, Duration)> {
         self.read_events();
-        std::mem::take(&mut self.forked)
+        std::mem::take(&mut self.ended)
     }
 
     fn read_events(&mut self) {
@@ -79,9 +82,11 @@ impl Watch {
             match event {
                 TaskEvent::Fork { pid, child_pid, .. } if pid != child_pid => {
                     self.living.insert(child_pid);
-                    self.forked.push(child_pid);
                 }
-                TaskEvent::Exit { pid, last_thread: true, .. } => drop(self.living.remove(&pid)),
+                TaskEvent::Exit { pid, last_thread: true, at, .. } => {
+                    self.living.remove(&pid);
+                    self.ended.push((pid, since_1970(at)));
+                }
                 // Of those that ended unheard, /proc knows.
                 TaskEvent::Lost { .. } => self.living.extend(self.look().by_process.into_keys()),
                 TaskEvent::Fork { .. } | TaskEvent::Exit { .. } | TaskEvent::Exec { .. } => {}
@@ -179,6 +184,13 @@ pub fn living(watch: &mut Option<Watch>) -> impl FnMut() -> Vec<i32> {
             watch.living.iter().copied().collect()
         })
     }
+}
+
+/// A time of `CLOCK_MONOTONIC`, since 1970.
+fn since_1970(at: Duration) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    wall.saturating_sub(now.saturating_sub(at))
 }
 
 /// Mappings of a process.

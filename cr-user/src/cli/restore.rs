@@ -101,7 +101,8 @@ impl Execute for Args {
             tell_cuts(started);
         };
         let config = self.supervision.config();
-        let options = restore::Options { files: self.files.into(), accept_missing: self.accept_missing };
+        let (files, accept_missing) = (self.files.into(), self.accept_missing);
+        let options = restore::Options { files, accept_missing, resume: false };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;

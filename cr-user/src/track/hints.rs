@@ -11,6 +11,7 @@ use std::{
     io::{self, Read as _},
     ops::Range,
     os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
 };
 
 use aya::{
@@ -90,6 +91,8 @@ pub enum TaskEvent {
         last_thread: bool,
         /// Its address space.
         space: AddressSpaceId,
+        /// When, by `CLOCK_MONOTONIC`.
+        at: Duration,
     },
     /// Events were lost, or processes could not be followed: read the tree anew.
     Lost {
@@ -529,7 +532,8 @@ fn task_event(event: &cr_common::TaskEvent) -> Option<TaskEvent> {
         },
         kind if kind == TaskEventKind::Exec as u32 => TaskEvent::Exec { pid, old: space, new },
         kind if kind == TaskEventKind::Exit as u32 => {
-            TaskEvent::Exit { pid, tid, last_thread: event.last_thread != 0, space }
+            let at = Duration::from_nanos(event.time_ns);
+            TaskEvent::Exit { pid, tid, last_thread: event.last_thread != 0, space, at }
         }
         _ => return None,
     })

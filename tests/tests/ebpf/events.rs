@@ -7,6 +7,7 @@ use std::{
 };
 
 use cr::track::hints::{Hints, TaskEvent};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{guest::Guest, hints, record::covers};
 
@@ -29,17 +30,19 @@ fn forks_execs_and_exits_are_told_and_followed() {
     assert_eq!((by, tid, child_pid, child_tid), (pid, pid, child, child));
     assert_ne!(space, parent);
     assert!(covers(&hints.drain_written(space).expect("drain"), guest.page(20)), "the child was not followed");
-    assert_eq!(events[1], TaskEvent::Exit { pid: child, tid: child, last_thread: true, space });
+    let TaskEvent::Exit { at, .. } = events[1] else { panic!("no exit: {events:?}") };
+    assert_eq!(events[1], TaskEvent::Exit { pid: child, tid: child, last_thread: true, space, at });
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time"));
+    let is_recent = now.checked_sub(at).is_some_and(|ago| ago < Duration::from_secs(60));
+    assert!(is_recent, "it ended at {at:?}, and now it is {now:?}");
 
     let thread = i32::try_from(guest.obey("thread")).expect("a tid");
     let events = events_until(&mut hints, |events| events.len() >= 2);
-    assert_eq!(
-        events,
-        [
-            TaskEvent::Fork { pid, tid: pid, child_pid: pid, child_tid: thread, space: parent },
-            TaskEvent::Exit { pid, tid: thread, last_thread: false, space: parent },
-        ]
-    );
+    let [fork, TaskEvent::Exit { pid: of, tid, last_thread: false, space, .. }] = events[..] else {
+        panic!("not a fork and an exit: {events:?}");
+    };
+    assert_eq!(fork, TaskEvent::Fork { pid, tid: pid, child_pid: pid, child_tid: thread, space: parent });
+    assert_eq!((of, tid, space), (pid, thread, parent));
 
     // The new image is the guest again, which says its first line again.
     writeln!(guest.commands, "exec").expect("the guest listens");

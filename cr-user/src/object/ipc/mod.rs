@@ -7,12 +7,14 @@
 //!   operated on it last (a semaphore of the set), or sent or received there last (a queue); if a thread of the job waits in it, or
 //!   something will be undone in it when a process of the job ends; or if an older checkpoint of the chain says so.
 //! - One that is the job's, and that a living process outside of the job has attached or used last, is refused, with that pid.
-//! - It is **probably the job's** if nobody alive has used it, it was made by a user of the job after the job began, and nobody else
-//!   can have made it: in this namespace that user has no processes but the job, those that it descends from, and `cr`. So it was made
-//!   and not used yet, or used by workers that have ended. Such an object is captured, and restored with care: what is here
-//!   already is only changed if the job did use it, and whatever somebody else uses is left alone. Two jobs of one user that run
-//!   side by side never take each other's.
-//! - All others are nobody's concern.
+//! - It is **probably the job's** if nobody alive has used it and nobody else can have made it. It was made by a user of the job after
+//!   the job began. In this namespace that user has no processes but the job, those that the job descends from, and `cr`. So the job
+//!   made it and has not used it yet, or workers that have ended used it.
+//! - What was probably the job's at the last checkpoint still is, whoever has come since, until somebody else uses it.
+//! - All others are left out. One that may be the job's or somebody else's is named in the checkpoint.
+//!
+//! What is probably the job's is captured, and restored with care. What is here already is only changed if the job did use it.
+//! Whatever somebody else uses is left alone. So two jobs of one user that run side by side never take each other's.
 //!
 //! A restore finds the objects where it left them if only the processes were killed: these go back to what they were. Those that
 //! are gone are made again under the same id and key, by the process that had made them, where it lives.
@@ -22,13 +24,13 @@
 //! times and its last pid change with a checkpoint.
 
 pub mod msg;
+mod past;
 pub mod sem;
 pub mod shm;
 pub mod table;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
@@ -36,6 +38,7 @@ use crate::object::memory::backing::Source;
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Status};
 
+pub use past::Past;
 pub use table::{Kind, Row};
 
 /// The record of the job's System V objects.
@@ -84,6 +87,11 @@ impl Object {
         Self { id: row.id, key: row.key, mode: row.mode & 0o777, uid, gid, cuid, cgid, probably }
     }
 
+    /// Whether an object that is here is the same, as far as that can be seen.
+    fn is_made_like(&self, row: &Row) -> bool {
+        self.key == row.key && (self.cuid, self.cgid) == (row.get("cuid") as u32, row.get("cgid") as u32)
+    }
+
     /// What can be set of it.
     pub fn owner(&self) -> crate::sys::ipc::Owner {
         crate::sys::ipc::Owner { uid: self.uid, gid: self.gid, mode: self.mode }
@@ -91,20 +99,18 @@ impl Object {
 }
 
 /// The job, as far as its System V objects go.
-#[derive(Clone, Debug, Default)]
-pub struct Users {
+#[derive(Clone, Debug)]
+pub struct Users<'a> {
     /// Its root.
     pub root: i32,
     /// Its processes, with those that have ended unnoticed.
     pub pids: Vec<i32>,
-    /// Processes that it has had, each with a time at which that was so (in seconds since 1970).
-    pub past: BTreeMap<i32, i64>,
+    /// What is remembered of it.
+    pub past: &'a Past,
     /// How many mappings of each segment it has.
     pub attached: BTreeMap<i32, u64>,
     /// Objects that its threads wait in.
     pub waited: BTreeSet<(Kind, i32)>,
-    /// Objects that were its own at the last checkpoint.
-    pub known: BTreeSet<(Kind, i32)>,
     /// What will be undone.
     pub undo: Vec<sem::Undone>,
     /// Whether it stands still, so that all of this belongs together.
@@ -116,10 +122,18 @@ pub struct Users {
 enum Claim {
     Own,
     Probable,
+    /// It may be the job's, or of that process.
+    Doubtful(i32),
     None,
 }
 
-impl Users {
+impl<'a> Users<'a> {
+    /// The job with that root and these processes. What it uses is to be added.
+    pub fn new(root: i32, pids: Vec<i32>, past: &'a Past) -> Self {
+        let (attached, waited) = (BTreeMap::new(), BTreeSet::new());
+        Self { root, pids, past, attached, waited, undo: Vec::new(), frozen: false }
+    }
+
     /// Adds the mappings of one address space.
     pub fn add_mappings(&mut self, vmas: &[procfs::Vma]) {
         for vma in vmas.iter().filter(|v| shm::is_attachment(v)) {
@@ -137,28 +151,32 @@ impl Users {
         self.waited.insert((kind, first as i32));
     }
 
-    /// Whose an object is, and which living process keeps it from being the job's alone.
-    fn claim(&self, kind: Kind, row: &Row, usage: &Usage, since: &Since) -> (Claim, Option<i32>) {
+    /// Whose an object is.
+    fn claim(&self, kind: Kind, row: &Row, usage: &Usage, since: &Since) -> Claim {
         let of = (kind, row.id);
+        let known = self.past.object(of);
         let used = usage.last.iter().any(|pid| self.pids.contains(pid) || self.had(*pid, kind, row));
-        if used || self.waited.contains(&of) || self.known.contains(&of) {
-            return (Claim::Own, usage.stranger);
+        if used || self.waited.contains(&of) || known.is_some_and(|object| !object.probably) {
+            return Claim::Own;
         }
-        let ours = since.users.contains(&(row.get("cuid") as u32)) && row.get("ctime") >= since.began;
-        let probable = ours && usage.stranger.is_none() && !usage.foreign;
-        if probable && let Some(other) = since.other(self) {
-            // Seldom a loss: what the job uses shows sooner or later whose it is.
-            log::warn!("{} {} may be the job's, or of {}: it is left out", kind.name(), row.id, name_of(other));
-            return (Claim::None, None);
+        let other_user = usage.stranger.or(usage.foreign);
+        let since_began = row.get("ctime") >= since.began;
+        // Where the job was restored elsewhere, the number may be that of one that was here before.
+        if known.is_some_and(|object| object.is_made_like(row)) && (self.past.is_of_here() || since_began) {
+            return other_user.map_or(Claim::Probable, Claim::Doubtful);
         }
-        (if probable { Claim::Probable } else { Claim::None }, None)
+        if !since_began || !since.users.contains(&(row.get("cuid") as u32)) || other_user.is_some() {
+            return Claim::None;
+        }
+        // Seldom a loss: what the job uses shows sooner or later whose it is.
+        since.other(self).map_or(Claim::Probable, Claim::Doubtful)
     }
 
     /// Whether the number of a process that has ended is that of one of the job, rather than of one that came after it.
     fn had(&self, pid: i32, kind: Kind, row: &Row) -> bool {
         // Others may have attached it since.
         let at = if kind == Kind::Segment { row.get("ctime") } else { row.last_use() };
-        self.past.get(&pid).is_some_and(|last| at <= last + SLACK) && !is_living_user(pid, at)
+        self.past.had(pid, at) && !is_living_user(pid, at)
     }
 }
 
@@ -169,15 +187,15 @@ struct Usage {
     last: Vec<i32>,
     /// A living process outside of the job that uses it; 0 for one that cannot be found.
     stranger: Option<i32>,
-    /// Somebody outside of the job who lives has made it or used it once.
-    foreign: bool,
+    /// Somebody outside of the job who lives and has made it or used it once.
+    foreign: Option<i32>,
 }
 
 impl Usage {
     /// Of an object that these processes used last, `job` being those of the job.
     fn by(last: Vec<i32>, job: &[i32], row: &Row) -> Self {
         let stranger = last.iter().copied().find(|pid| !job.contains(pid) && is_living_user(*pid, row.last_use()));
-        Self { last, stranger, foreign: false }
+        Self { last, stranger, foreign: None }
     }
 }
 
@@ -193,18 +211,14 @@ struct Since {
 }
 
 impl Since {
-    fn of(users: &Users) -> Self {
-        const TICKS: f64 = 100.0;
-        let uptime = procfs::text("/proc/uptime").unwrap_or_default();
-        let uptime: f64 = uptime.split_whitespace().next().and_then(|w| w.parse().ok()).unwrap_or(0.0);
-        let age = procfs::start_time(users.root).map_or(0.0, |start| uptime - start as f64 / TICKS);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+    fn of(users: &Users<'_>) -> Self {
+        let began = past::beginning_of(users.root);
         let users = users.pids.iter().filter_map(|pid| effective_user(*pid)).collect();
-        Self { began: (now - age).floor() as i64 - 1, users, other: OnceCell::new() }
+        Self { began, users, other: OnceCell::new() }
     }
 
     /// A process in our namespace of a user of the job that is not of the job, and that the job does not descend from.
-    fn other(&self, job: &Users) -> Option<i32> {
+    fn other(&self, job: &Users<'_>) -> Option<i32> {
         *self.other.get_or_init(|| {
             let line = |pid: i32| std::iter::successors(Some(pid), |pid| procfs::parent(*pid).filter(|p| *p > 0));
             let known: BTreeSet<i32> = line(job.root).chain(line(std::process::id() as i32)).collect();
@@ -235,32 +249,56 @@ struct Found {
     usage: Usage,
 }
 
-/// Looks through the objects of one kind for the job's, and for what speaks against these.
-fn find(kind: Kind, users: &Users, usage_of: impl Fn(&Row) -> Option<Usage>) -> Result<(Vec<Found>, Vec<Refusal>)> {
-    let (mut found, mut refusals) = (Vec::new(), Vec::new());
+/// What a look through the objects of one kind has found.
+#[derive(Default)]
+struct Findings {
+    found: Vec<Found>,
+    /// What speaks against these.
+    refusals: Vec<Refusal>,
+    /// What is left out, though it may be the job's.
+    notes: Vec<String>,
+    /// Every process that an object names, whosesoever it is.
+    named: BTreeSet<i32>,
+}
+
+/// Looks through the objects of one kind for the job's.
+fn find(kind: Kind, users: &Users<'_>, usage_of: impl Fn(&Row) -> Option<Usage>) -> Result<Findings> {
+    let mut findings = Findings::default();
     let rows = kind.rows()?;
     if rows.is_empty() {
-        return Ok((found, refusals));
+        return Ok(findings);
     }
     let since = Since::of(users);
+    let mut doubtful: BTreeMap<i32, Vec<String>> = BTreeMap::new();
     for row in rows {
         // One that was removed meanwhile is none.
         let Some(usage) = usage_of(&row) else { continue };
-        let (claim, stranger) = users.claim(kind, &row, &usage, &since);
-        if claim == Claim::None {
-            continue;
-        }
-        if let Some(pid) = stranger {
-            let why = format!("is used by the job and by {}, which is not of the job", name_of(pid));
-            refusals.push(refusal(users, kind, row.id, why, "checkpoint both as one job, or end that process"));
+        findings.named.extend(&usage.last);
+        let claim = users.claim(kind, &row, &usage, &since);
+        match (claim, usage.stranger) {
+            (Claim::None, _) => continue,
+            (Claim::Doubtful(other), _) => {
+                doubtful.entry(other).or_default().push(row.id.to_string());
+                continue;
+            }
+            (Claim::Own, Some(pid)) => {
+                let why = format!("is used by the job and by {}, which is not of the job", name_of(pid));
+                let todo = "checkpoint both as one job, or end that process";
+                findings.refusals.push(refusal(users, kind, row.id, why, todo));
+            }
+            _ => {}
         }
         let object = Object::new(&row, claim == Claim::Probable);
-        found.push(Found { row, object, usage });
+        findings.found.push(Found { row, object, usage });
     }
-    Ok((found, refusals))
+    let note = |(other, ids): (i32, Vec<String>)| {
+        format!("{} {} left out: may be the job's, or of {}", kind.name(), ids.join(", "), name_of(other))
+    };
+    findings.notes = doubtful.into_iter().map(note).collect();
+    Ok(findings)
 }
 
-fn refusal(users: &Users, kind: Kind, id: i32, why: String, todo: &str) -> Refusal {
+fn refusal(users: &Users<'_>, kind: Kind, id: i32, why: String, todo: &str) -> Refusal {
     Refusal { pid: users.root, place: format!("{} {id}", kind.name()), why, todo: todo.to_owned() }
 }
 
@@ -268,30 +306,47 @@ fn refusal(users: &Users, kind: Kind, id: i32, why: String, todo: &str) -> Refus
 ///
 /// # Errors
 /// When `/proc/sysvipc` cannot be read.
-pub fn refusals(users: &Users) -> Result<Vec<Refusal>> {
-    let mut all = shm::find(users)?.1;
-    all.extend(sem::find(users)?.1);
-    all.extend(msg::find(users)?.1);
+pub fn refusals(users: &Users<'_>) -> Result<Vec<Refusal>> {
+    let mut all = shm::find(users)?.refusals;
+    all.extend(sem::find(users)?.refusals);
+    all.extend(msg::find(users)?.refusals);
     Ok(all)
 }
 
-/// Reads the job's objects. Gives back the contents of segments that nobody has attached, too.
+/// What a capture gives.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// The record.
+    pub ipc: Ipc,
+    /// The contents of segments that nobody has attached.
+    pub sources: Vec<Source>,
+    /// What to say of the checkpoint.
+    pub notes: Vec<String>,
+    /// Every process that an object of the namespace names as its user.
+    named: BTreeSet<i32>,
+}
+
+/// Reads the job's objects.
 ///
 /// # Errors
 /// [`Error::Refused`], and when something cannot be read.
-pub fn capture(users: &Users, spaces: &mut Spaces) -> Result<(Ipc, Vec<Source>)> {
-    let ((segments, mut refusals), (sets, more), (queues, most)) =
-        (shm::find(users)?, sem::find(users)?, msg::find(users)?);
-    refusals.extend(more.into_iter().chain(most));
+pub fn capture(users: &Users<'_>, spaces: &mut Spaces) -> Result<Captured> {
+    let mut all = [shm::find(users)?, sem::find(users)?, msg::find(users)?];
+    let refusals: Vec<Refusal> = all.iter_mut().flat_map(|f| std::mem::take(&mut f.refusals)).collect();
     if !refusals.is_empty() {
         return Err(Error::Refused(refusals));
     }
-    let mut sources = Vec::new();
+    let mut captured = Captured::default();
+    for findings in &mut all {
+        captured.notes.append(&mut findings.notes);
+        captured.named.append(&mut findings.named);
+    }
+    let [segments, sets, queues] = all.map(|f| f.found);
     let mut ipc = Ipc { place: place(), pids: users.pids.clone(), ..Ipc::default() };
     for found in segments {
         let (segment, source) = shm::capture(&found, users, spaces)?;
         ipc.segments.push(segment);
-        sources.extend(source);
+        captured.sources.extend(source);
     }
     for found in sets {
         ipc.semaphores.push(sem::capture(found, &users.undo)?);
@@ -299,7 +354,7 @@ pub fn capture(users: &Users, spaces: &mut Spaces) -> Result<(Ipc, Vec<Source>)>
     for found in queues {
         ipc.queues.push(msg::capture(&found)?);
     }
-    Ok((ipc, sources))
+    Ok(Captured { ipc, ..captured })
 }
 
 impl Ipc {
@@ -308,13 +363,13 @@ impl Ipc {
         self.segments.is_empty() && self.semaphores.is_empty() && self.queues.is_empty()
     }
 
-    /// Its objects by kind and id, but those that are only probably the job's.
-    pub fn ids(&self) -> BTreeSet<(Kind, i32)> {
+    /// Its objects by kind and id.
+    fn objects(&self) -> BTreeMap<(Kind, i32), Object> {
         let segments = self.segments.iter().map(|s| (Kind::Segment, s.object));
         let sets = self.semaphores.iter().map(|s| (Kind::Semaphores, s.object));
         let queues = self.queues.iter().map(|q| (Kind::Queue, q.object));
         let all = segments.chain(sets).chain(queues);
-        all.filter(|(_, object)| !object.probably).map(|(kind, object)| (kind, object.id)).collect()
+        all.map(|(kind, object)| ((kind, object.id), object)).collect()
     }
 
     /// Holds the objects against what is here. Changes nothing.
@@ -343,7 +398,7 @@ fn is_living_user(pid: i32, at: i64) -> bool {
     if pid <= 0 || pid == me || !Status::read(pid, pid).is_ok_and(lives) {
         return false;
     }
-    Since::of(&Users { root: pid, ..Users::default() }).began <= at + SLACK
+    past::beginning_of(pid) <= at + SLACK
 }
 
 /// A process in words; 0 for one that is not to be found.
@@ -363,16 +418,20 @@ mod tests {
     fn what_an_ended_process_of_the_job_made_is_the_jobs() {
         let text = "key shmid perms cpid cuid ctime\n0 5 600 2147483647 0 1000\n";
         let row = table::parse(text).remove(0);
-        let usage = Usage { last: vec![NOBODY], stranger: None, foreign: false };
+        let usage = Usage { last: vec![NOBODY], ..Usage::default() };
         let since = Since { began: 2000, users: BTreeSet::new(), other: OnceCell::new() };
-        let claim = |past: &[(i32, i64)]| {
-            let users = Users { past: past.iter().copied().collect(), ..Users::default() };
-            users.claim(Kind::Segment, &row, &usage, &since).0
+        let claim = |seen: &[i64]| {
+            let mut past = Past::default();
+            for at in seen {
+                past.saw(NOBODY, *at);
+            }
+            Users::new(1, Vec::new(), &past).claim(Kind::Segment, &row, &usage, &since)
         };
         assert_eq!(claim(&[]), Claim::None);
-        assert_eq!(claim(&[(NOBODY, 1500)]), Claim::Own);
+        assert_eq!(claim(&[1500]), Claim::Own);
+        assert_eq!(claim(&[1000, 500]), Claim::Own);
         // Its number had become another's by then.
-        assert_eq!(claim(&[(NOBODY, 500)]), Claim::None);
+        assert_eq!(claim(&[500, 997]), Claim::None);
     }
 
     #[test]
@@ -380,9 +439,34 @@ mod tests {
         let row = table::parse("key semid perms cuid ctime\n0 5 600 0 3000\n").remove(0);
         let claim = |other| {
             let since = Since { began: 2000, users: [0].into(), other: OnceCell::from(other) };
-            Users::default().claim(Kind::Semaphores, &row, &Usage::default(), &since).0
+            Users::new(1, Vec::new(), &Past::default()).claim(Kind::Semaphores, &row, &Usage::default(), &since)
         };
         assert_eq!(claim(None), Claim::Probable);
-        assert_eq!(claim(Some(4711)), Claim::None);
+        assert_eq!(claim(Some(4711)), Claim::Doubtful(4711));
+    }
+
+    #[test]
+    fn what_was_probably_the_jobs_stays_so_whoever_comes() {
+        let row = |key: i32, ctime: i64| {
+            table::parse(&format!("key msqid perms cuid ctime\n{key} 5 600 0 {ctime}\n")).remove(0)
+        };
+        let object = Object::new(&row(7, 3000), true);
+        let queue = msg::Queue { object, limit: 0, messages: Vec::new(), sender: 0, receiver: 0 };
+        let claim = |place: &str, row: &Row, usage: &Usage| {
+            let ipc = Ipc { place: place.to_owned(), queues: vec![queue.clone()], ..Ipc::default() };
+            let past = Past::of_chain(&ipc);
+            let since = Since { began: 2000, users: [0].into(), other: OnceCell::from(Some(4711)) };
+            Users::new(1, Vec::new(), &past).claim(Kind::Queue, row, usage, &since)
+        };
+        let (here, nobody) = (place(), Usage::default());
+        assert_eq!(claim(&here, &row(7, 3000), &nobody), Claim::Probable);
+        // The job was killed and restored: it is older than the job's root now.
+        assert_eq!(claim(&here, &row(7, 1000), &nobody), Claim::Probable);
+        // A restore elsewhere has made it again, or has found another there.
+        assert_eq!(claim("elsewhere", &row(7, 3000), &nobody), Claim::Probable);
+        assert_eq!(claim("elsewhere", &row(7, 1000), &nobody), Claim::None);
+        assert_eq!(claim(&here, &row(8, 1000), &nobody), Claim::None);
+        let stranger = Usage { stranger: Some(12), ..Usage::default() };
+        assert_eq!(claim(&here, &row(7, 3000), &stranger), Claim::Doubtful(12));
     }
 }

@@ -3,8 +3,8 @@
 use nix::errno::Errno;
 
 use super::table::{Plan, Wanted};
-use super::{Found, Ipc, Kind, Object, Row, Usage, Users, refusal};
-use crate::error::{Error, Refusal, Result};
+use super::{Findings, Found, Ipc, Kind, Object, Row, Usage, Users, refusal};
+use crate::error::{Error, Result};
 use crate::sys::ipc as calls;
 
 /// A queue.
@@ -45,8 +45,9 @@ fn last_of(row: &Row) -> Vec<i32> {
 }
 
 /// The job's queues.
-pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
-    let (found, mut refusals) = super::find(Kind::Queue, users, |row| Some(Usage::by(last_of(row), &users.pids, row)))?;
+pub(super) fn find(users: &Users<'_>) -> Result<Findings> {
+    let mut findings = super::find(Kind::Queue, users, |row| Some(Usage::by(last_of(row), &users.pids, row)))?;
+    let Findings { found, refusals, .. } = &mut findings;
     for found in found.iter().filter(|f| f.row.get("qnum") > 0) {
         if let Err(e) = calls::peek_message(found.row.id, 0, found.row.get("cbytes") as usize)
             && e == Errno::ENOSYS
@@ -55,7 +56,7 @@ pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
             refusals.push(refusal(users, Kind::Queue, found.row.id, why, "wait until they were received"));
         }
     }
-    Ok((found, refusals))
+    Ok(findings)
 }
 
 pub(super) fn capture(found: &Found) -> Result<Queue> {

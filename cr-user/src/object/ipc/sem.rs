@@ -8,7 +8,7 @@
 //! operates by `-a` with `SEM_UNDO`, and takes that back without. At last whoever operated last adds the value.
 
 use super::table::{Plan, Wanted};
-use super::{Found, Ipc, Kind, Object, Row, Usage, Users};
+use super::{Findings, Found, Ipc, Kind, Object, Row, Usage, Users};
 use crate::error::{Error, Refusal, Result};
 use crate::sys::ipc::{self as calls, Ask};
 
@@ -74,7 +74,7 @@ fn last_of(row: &Row) -> Option<Vec<i32>> {
 }
 
 /// The job's sets.
-pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
+pub(super) fn find(users: &Users<'_>) -> Result<Findings> {
     let undone = |row: &Row| users.undo.iter().find(|u| u.set == row.id).map(|u| u.pid);
     super::find(Kind::Semaphores, users, |row| {
         let mut usage = Usage::by(last_of(row)?, &users.pids, row);
@@ -87,8 +87,8 @@ pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
 ///
 /// # Errors
 /// When the list cannot be read.
-pub fn first_of(users: &Users) -> Result<Option<i32>> {
-    let (found, _) = find(users)?;
+pub fn first_of(users: &Users<'_>) -> Result<Option<i32>> {
+    let found = find(users)?.found;
     // Nobody can tell whose it is only probably.
     Ok(found.iter().find(|f| !f.object.probably).map(|f| f.row.id))
 }

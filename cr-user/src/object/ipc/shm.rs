@@ -4,8 +4,8 @@
 use std::fs;
 
 use super::table::{Plan, Wanted};
-use super::{Found, Ipc, Kind, Object, Row, Usage, Users, is_living_user, refusal};
-use crate::error::{Error, Refusal, Result};
+use super::{Findings, Found, Ipc, Kind, Object, Row, Usage, Users, is_living_user, refusal};
+use crate::error::{Error, Result};
 use crate::object::memory::backing::Source;
 use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
@@ -42,7 +42,7 @@ pub fn is_attachment(vma: &Vma) -> bool {
 }
 
 /// The job's segments.
-pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
+pub(super) fn find(users: &Users<'_>) -> Result<Findings> {
     let usage_of = |row: &Row| {
         let own = users.attached.get(&row.id).copied().unwrap_or(0);
         let (maker, last) = (row.get("cpid") as i32, row.get("lpid") as i32);
@@ -51,17 +51,18 @@ pub(super) fn find(users: &Users) -> Result<(Vec<Found>, Vec<Refusal>)> {
         // While the job runs, the numbers may be of different moments.
         let stranger = stranger.or((attached_outside && users.frozen).then_some(0));
         let by_job = if own > 0 { Some(users.root) } else { None };
-        let foreign = [maker, last].iter().any(|p| !users.pids.contains(p) && is_living_user(*p, row.last_use()));
+        let foreign = [maker, last].into_iter().find(|p| !users.pids.contains(p) && is_living_user(*p, row.last_use()));
         Some(Usage { last: by_job.into_iter().chain([maker]).collect(), stranger, foreign })
     };
-    let (mut found, mut refusals) = super::find(Kind::Segment, users, usage_of)?;
+    let mut findings = super::find(Kind::Segment, users, usage_of)?;
+    let Findings { found, refusals, .. } = &mut findings;
     // One that is removed and not attached by the job lives for somebody else.
     found.retain(|f| !f.object.probably || f.row.mode & REMOVED == 0 || users.attached.contains_key(&f.row.id));
     for found in found.iter().filter(|f| f.row.mode & REMOVED != 0 && !users.attached.contains_key(&f.row.id)) {
         let why = "is removed, and goes when the process outside of the job that has it attached ends".to_owned();
         refusals.push(refusal(users, Kind::Segment, found.row.id, why, "wait until it is gone"));
     }
-    Ok((found, refusals))
+    Ok(findings)
 }
 
 /// A process that has a segment attached, and is none of `except`.
@@ -76,7 +77,7 @@ fn attached(id: i32, except: &[i32]) -> Option<i32> {
 }
 
 /// Describes a segment; where nobody of the job has it attached, its content is to be had from here.
-pub(super) fn capture(found: &Found, users: &Users, spaces: &mut Spaces) -> Result<(Segment, Option<Source>)> {
+pub(super) fn capture(found: &Found, users: &Users<'_>, spaces: &mut Spaces) -> Result<(Segment, Option<Source>)> {
     let Found { row, object, .. } = found;
     let size = row.get("size") as u64;
     let space = spaces.of_segment(row.id);
@@ -125,7 +126,7 @@ impl Segment {
     pub fn plan(&self, ipc: &Ipc) -> Result<Plan> {
         let usage_of = |row: &Row| {
             let stranger = (row.get("nattch") > 0).then(|| attached(row.id, &ipc.pids).unwrap_or(0));
-            Usage { last: vec![row.get("cpid") as i32], stranger, foreign: false }
+            Usage { last: vec![row.get("cpid") as i32], stranger, foreign: None }
         };
         let same = |row: &Row| (row.get("atime"), row.get("dtime")) == self.times;
         Wanted { kind: Kind::Segment, object: &self.object, size: ("size", self.size) }.plan(ipc, usage_of, same)

@@ -138,9 +138,7 @@ impl Wanted<'_> {
             };
         };
         let usage = usage_of(row);
-        let made_alike = row.key == object.key
-            && (row.get("cuid") as u32, row.get("cgid") as u32) == (object.cuid, object.cgid)
-            && (size.1 == 0 || row.get(size.0) as u64 == size.1);
+        let made_alike = object.is_made_like(row) && (size.1 == 0 || row.get(size.0) as u64 == size.1);
         let by_the_job = usage.last.iter().any(|pid| ipc.pids.contains(pid));
         let is_it = made_alike && (ipc.place == super::place() || object.key != 0 || by_the_job);
         if object.probably && (!is_it || usage.stranger.is_some()) {

@@ -290,6 +290,9 @@ impl<'a> Sockets<'a> {
                 let pid = if holders.iter().any(|h| h.pid == seen.pid) { seen.pid } else { holders[0].pid };
                 return Ok(Reached::Own(State::Waiting(connector(pid))));
             }
+            if self.external.iter().any(|key| key.names(shown.inode, &listener.name)) {
+                return self.external(seen, shown, &listener.name, holders).map(Reached::Own);
+            }
             return Ok(Reached::Outside(outside::other_end(listener.inode, &listener.name, holders)));
         }
         let peer_name = peer_name(ours).unwrap_or_default();
@@ -314,6 +317,14 @@ impl<'a> Sockets<'a> {
         if !matches!(name, [0 | b'/', ..]) || name == shown.name {
             let todo = "have the job close it before the checkpoint: only to a named socket can it be connected again";
             return refused("whose other end has no name of its own, or one that depends on a directory", todo);
+        }
+        // It may be a client, though it has a name.
+        if self.all.open_to(shown.kind, name).is_none_or(|s| self.own.contains_key(&s.inode)) {
+            let todo = "have the job close it before the checkpoint, or start who listens there again: only to one that \
+                        listens can it be connected again";
+            let what =
+                format!("whose other end is called {}, where nobody outside of the job listens", name::shown(name));
+            return refused(&what, todo);
         }
         if self.queues.as_ref().is_some_and(|q| q.messages.get(&shown.inode).is_some_and(|all| !all.is_empty())) {
             return refused("in which data waits that the job has not read", "try again once it has");

@@ -2,7 +2,11 @@
 //! network namespace, in one answer.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 
 use super::super::sock_diag::{self, u16_at, u32_at};
 use crate::sys::socket::trim_name;
@@ -64,6 +68,21 @@ impl All {
     pub(super) fn has_file(&self, dev: u64, ino: u64) -> bool {
         let file = Some(short_file(dev, ino));
         self.sockets.values().any(|s| s.file == file)
+    }
+
+    /// Whom a socket of that kind reaches that connects to a name: a path, or an abstract name.
+    pub(super) fn open_to(&self, kind: i32, name: &[u8]) -> Option<&Shown> {
+        let is_open = |s: &&Shown| s.kind == kind && (s.listening || kind == libc::SOCK_DGRAM);
+        let mut open = self.sockets.values().filter(is_open);
+        match name {
+            [] => None,
+            [0, ..] => open.find(|s| s.name == name),
+            path => {
+                let meta = fs::metadata(OsStr::from_bytes(path)).ok()?;
+                let file = Some(short_file(meta.dev(), meta.ino()));
+                open.find(|s| s.file == file)
+            }
+        }
     }
 
     /// The socket that has an abstract name.

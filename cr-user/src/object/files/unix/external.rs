@@ -1,15 +1,18 @@
 //! Connections to somebody outside of the job who was named (`--external`): a restore makes them anew.
 //!
 //! The other end then sees a new client, as after a lost connection: what was under way is gone with the old one. So there may be
-//! nothing unread when the checkpoint is taken; what the job had sent, and the other end had not read, is not known.
+//! nothing unread when the checkpoint is taken; what the job had sent, and the other end had not read, is not known. The other end
+//! may be one that has not accepted the job yet. In any case somebody must listen under its name: then, and when it is restored.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
 use super::super::{Description, Files, not_here};
@@ -90,6 +93,28 @@ pub struct External {
     pub connector: Peer,
 }
 
+/// How long whoever listens may take until there is room for another client.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Has a socket wait no longer than [`PATIENCE`] when it connects. Its own limit is set with its other options afterwards.
+pub(super) fn limit_connect(fd: &OwnedFd) -> nix::Result<()> {
+    setsockopt(fd, SendTimeout, &TimeVal::seconds(PATIENCE.as_secs() as i64))
+}
+
+impl External {
+    /// Why it could not be connected.
+    pub(super) fn not_connected(&self, failed: Error) -> Error {
+        match failed {
+            Error::System { source, .. } if source.raw_os_error() == Some(libc::EAGAIN) => {
+                let what = format!("the Unix socket {}", name::shown(&self.name));
+                let why = format!("as many clients as may wait there do, and none was accepted within {PATIENCE:?}");
+                not_here(what, why, "have whoever listens there accept its clients, and restore again")
+            }
+            other => other,
+        }
+    }
+}
+
 /// The bytes of a name as it is shown.
 fn bytes(shown: &str) -> Vec<u8> {
     match shown.strip_prefix('@') {
@@ -110,11 +135,12 @@ fn externals(files: &Files) -> impl Iterator<Item = (&Unix, &External)> {
     })
 }
 
-/// Has the job connect to those who were named instead of whom it was connected to.
+/// Has the job connect to those who were named instead of whom it was connected to. With `strict`, each of these must be found:
+/// without, the keys are those of the whole job, which may have closed some of its connections.
 ///
 /// # Errors
 /// [`Error::NotHere`] when a key names nobody.
-pub fn redirect(files: &mut Files, keys: &[Key]) -> Result<()> {
+pub fn redirect(files: &mut Files, keys: &[Key], strict: bool) -> Result<()> {
     for key in keys {
         let Some(instead) = &key.instead else { continue };
         let mut found = false;
@@ -129,8 +155,12 @@ pub fn redirect(files: &mut Files, keys: &[Key]) -> Result<()> {
             }
         }
         if !found {
-            let why = "the job has no connection to that one that was taken as external".to_owned();
-            return Err(not_here(format!("--external {key}"), why, "give the key that the checkpoint was taken with"));
+            let why = "the job has no connection to that one that was taken as external";
+            if strict {
+                let todo = "give the key that the checkpoint was taken with";
+                return Err(not_here(format!("--external {key}"), why.to_owned(), todo));
+            }
+            log::warn!("--external {key}: {why}");
         }
     }
     Ok(())
@@ -141,24 +171,29 @@ pub fn redirect(files: &mut Files, keys: &[Key]) -> Result<()> {
 /// # Errors
 /// [`Error::NotHere`] that names the one that is not.
 pub(super) fn check(files: &Files) -> Result<()> {
-    let names: HashSet<&[u8]> = externals(files).map(|(_, external)| &external.name[..]).collect();
-    if names.is_empty() {
+    let wanted: HashSet<(i32, &[u8])> = externals(files).map(|(s, external)| (s.kind, &external.name[..])).collect();
+    if wanted.is_empty() {
         return Ok(());
     }
     let all = All::ask().map_err(|e| Error::system("asking about the sockets of this machine", e))?;
-    for name in names {
-        let is_here = match name {
-            [0, ..] => all.named(name).is_some(),
-            path => fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|m| all.has_file(m.dev(), m.ino())),
-        };
-        if !is_here {
+    for (kind, name) in wanted {
+        if all.open_to(kind, name).is_none() {
             let shown = name::shown(name);
             let todo = format!("start whoever listens there, or name another: --external {SCHEME}{shown}=PATH");
-            let why = "nobody has it, and the job is to be connected to it".to_owned();
+            let why = format!("nobody listens there for {}, and the job is to be connected to it", of_kind(kind));
             return Err(not_here(format!("the Unix socket {shown}"), why, &todo));
         }
     }
     Ok(())
+}
+
+/// What is sent through sockets of a kind.
+fn of_kind(kind: i32) -> &'static str {
+    match kind {
+        libc::SOCK_DGRAM => "datagrams",
+        libc::SOCK_SEQPACKET => "packets in sequence",
+        _ => "streams",
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::super::open::Opened;
 use super::super::{Description, Files};
 use super::name::{self, Bound, Name};
 use super::queue::Message;
-use super::{Crew, State, Unix, acts, options};
+use super::{Crew, State, Unix, acts, external, options};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::fcntl;
@@ -154,7 +154,9 @@ impl<'a> Maker<'a> {
             if let State::External(external) = &socket.state {
                 let what = format!("connecting {} to {}", socket.what(), name::shown(&external.name));
                 let fd = self.made[&socket.inode].clone();
-                acts::connect(self.crew, &fd, &external.name, Some(&external.connector), &what)?;
+                external::limit_connect(&fd).map_err(|e| Error::system(what.clone(), e))?;
+                acts::connect(self.crew, &fd, &external.name, Some(&external.connector), &what)
+                    .map_err(|e| external.not_connected(e))?;
             }
         }
         Ok(())
