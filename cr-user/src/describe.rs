@@ -17,6 +17,7 @@ use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::spaces::Spaces;
 use crate::object::threads::{self, Threads};
+use crate::object::zombies::{self, Zombie};
 use crate::store::{Chain, Source};
 
 /// One checkpoint: a row of `cr list`. The names are those of the documented JSON.
@@ -138,9 +139,11 @@ pub struct Details {
     pub cwd: String,
     /// The machine and kernel that it ran on.
     pub kernel: String,
-    /// Its threads.
+    /// Its processes, parents before their children; those that had ended, unnoticed, come last.
+    pub processes: Vec<Relative>,
+    /// Their threads.
     pub threads: Vec<Thread>,
-    /// Its mappings, ascending.
+    /// Their mappings, ascending in each.
     pub mappings: Vec<Mapping>,
     /// Its open files.
     pub files: Vec<OpenFile>,
@@ -148,9 +151,24 @@ pub struct Details {
     pub omitted: Omitted,
 }
 
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Relative {
+    /// Its pid.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// The command line, its words parted by blanks; of one that had ended, its name.
+    pub command: String,
+    /// Whether it had ended, and its parent had not noticed.
+    pub ended: bool,
+}
+
 /// A thread.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Thread {
+    /// Its process.
+    pub pid: i32,
     /// Its number.
     pub tid: i32,
     /// Its name.
@@ -162,6 +180,8 @@ pub struct Thread {
 /// A mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Mapping {
+    /// The process whose address space it is in.
+    pub pid: i32,
     /// First byte, as `0x…`.
     pub start: String,
     /// Past the last byte, as `0x…`.
@@ -199,6 +219,7 @@ impl Details {
     pub fn of_chain(chain: &Chain) -> Result<Self> {
         let image = chain.newest();
         let processes: Vec<Process> = get(image, process::KIND)?;
+        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
         let threads: Vec<Threads> = get(image, threads::KIND)?;
         let mappings: Vec<Mappings> = get(image, memory::KIND)?;
         let files: Files = get(image, files::KIND)?;
@@ -210,7 +231,8 @@ impl Details {
             command: first.map(|process| command_line(&process.command_line)).unwrap_or_default(),
             cwd: first.map(|process| process.cwd.clone()).unwrap_or_default(),
             kernel: first.map(|process| process.host.kernel.clone()).unwrap_or_default(),
-            threads: threads.iter().flat_map(|of_one| &of_one.all).map(thread).collect(),
+            processes: relatives(&processes, &zombies),
+            threads: threads.iter().flat_map(|of_one| of_one.all.iter().map(|t| thread(of_one.pid, t))).collect(),
             mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
             files: files_of(&files),
             omitted: Omitted::of_image(image)?,
@@ -218,8 +240,21 @@ impl Details {
     }
 }
 
-fn thread(thread: &threads::Thread) -> Thread {
+fn relatives(living: &[Process], ended: &[Zombie]) -> Vec<Relative> {
+    let of_living =
+        |p: &Process| Relative { pid: p.pid, ppid: p.ppid, command: command_line(&p.command_line), ended: false };
+    let of_ended = |z: &Zombie| Relative {
+        pid: z.pid,
+        ppid: z.ppid,
+        command: String::from_utf8_lossy(&z.name).into_owned(),
+        ended: true,
+    };
+    living.iter().map(of_living).chain(ended.iter().map(of_ended)).collect()
+}
+
+fn thread(pid: i32, thread: &threads::Thread) -> Thread {
     Thread {
+        pid,
         tid: thread.tid,
         name: String::from_utf8_lossy(&thread.name).trim_end_matches(['\0', '\n']).to_owned(),
         rip: format!("{:#x}", thread.registers().rip),
@@ -256,6 +291,7 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
             }
         };
         Mapping {
+            pid: mappings.pid,
             start: format!("{:#x}", mapping.start),
             end: format!("{:#x}", mapping.end),
             perms: perms(mapping),

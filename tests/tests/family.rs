@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use cr_tests::{Job, Pace, chain_and_back, full_and_back, in_pid_namespace};
+use cr_tests::{Job, Pace, chain_and_back, full_and_back, in_pid_namespace, run};
 
 const PARTS: [&str; 13] = [
     "deep",
@@ -103,6 +103,8 @@ fn a_daemon_that_is_nobodys_child() {
     job.advance(5);
     job.checkpoint().expect_delta_on(&full);
     for _ in 0..2 {
+        let image = run(job.cr("show").arg("--json")).json();
+        assert_eq!(image["processes"].as_array().map(Vec::len), Some(3), "{}", image["processes"]);
         job.kill();
         job.restore();
         // In each step it makes a beat, too.

@@ -8,7 +8,7 @@ use super::output::{bytes, number};
 use super::{Execute, Output};
 
 const LONG: &str = "\
-Shows one checkpoint in detail: the job, its threads, its mappings with the number of pages that the chain stores of each, \
+Shows one checkpoint in detail: the job, its processes and threads, its mappings with the number of pages that the chain stores of each, \
 and its open files.
 
 Everything but the pages themselves is validated; `cr verify` checks those too.";
@@ -76,17 +76,31 @@ fn print(output: Output, details: &Details) {
     }
 
     output.print("");
-    let mut threads = output.table(&["TID", "NAME", "RIP"]);
+    let mut processes = output.table(&["PID", "PARENT", "COMMAND"]);
+    for process in &details.processes {
+        let command = if process.ended { format!("{} (ended)", process.command) } else { process.command.clone() };
+        processes.add_row([number(process.pid), number(process.ppid), command.into()]);
+    }
+    output.print_table(&processes);
+
+    output.print("");
+    let mut threads = output.table(&["PID", "TID", "NAME", "RIP"]);
     for thread in &details.threads {
-        threads.add_row([number(thread.tid), thread.name.as_str().into(), thread.rip.as_str().into()]);
+        threads.add_row([
+            number(thread.pid),
+            number(thread.tid),
+            thread.name.as_str().into(),
+            thread.rip.as_str().into(),
+        ]);
     }
     output.print_table(&threads);
 
     output.print("");
-    let mut mappings = output.table(&["START", "END", "PERMS", "KIND", "STORED", "PATH"]);
+    let mut mappings = output.table(&["PID", "START", "END", "PERMS", "KIND", "STORED", "PATH"]);
     for m in &details.mappings {
         let words = [m.start.as_str(), &m.end, &m.perms, m.kind].map(comfy_table::Cell::from);
-        mappings.add_row(words.into_iter().chain([number(m.stored_pages), m.path.as_str().into()]));
+        let (first, last) = ([number(m.pid)], [number(m.stored_pages), m.path.as_str().into()]);
+        mappings.add_row(first.into_iter().chain(words).chain(last));
     }
     output.print_table(&mappings);
 
