@@ -97,6 +97,7 @@ fn a_root_whose_main_thread_has_ended() {
 fn a_daemon_that_is_nobodys_child() {
     let mut job = Job::start("family", &["--part", "daemons"]);
     job.attach(&[]);
+    job.wait_for_controller();
     let full = job.checkpoint();
     File::create(job.dir().join("daemon")).expect("to tell the guest");
     job.wait("the daemon lives", |job| job.read_link("say.daemon").is_some());
@@ -104,7 +105,8 @@ fn a_daemon_that_is_nobodys_child() {
     job.checkpoint().expect_delta_on(&full);
     for _ in 0..2 {
         let image = run(job.cr("show").arg("--json")).json();
-        assert_eq!(image["processes"].as_array().map(Vec::len), Some(3), "{}", image["processes"]);
+        let processes = image["processes"].as_array().map(Vec::len);
+        assert_eq!(processes, Some(3), "{}\n{}", image["processes"], job.diagnosis());
         job.kill();
         job.restore();
         // In each step it makes a beat, too.
