@@ -7,6 +7,7 @@
 mod aio;
 mod arena;
 pub(crate) mod collect;
+mod connections;
 mod ipc;
 mod leave_out;
 mod member;
