@@ -1,5 +1,7 @@
 //! TCP over the loopback interface: listeners, connections with both ends in the job, what is queued in them.
 
+use std::time::Duration;
+
 use cr_tests::{Job, Pace, chain_and_back, full_and_back, run};
 
 #[test]
@@ -25,6 +27,20 @@ fn repair_ends_with_cr() {
         job.checkpoint();
         job.kill();
         job.restore();
+        job.advance(10);
+        job.finish();
+    }
+}
+
+/// Nor is anything else of the job, though the kernel lets it go at the moment at which somebody begins to end the repair: threads
+/// in all kinds of waits go on with what was left of their time, which the guest has measured.
+#[test]
+fn parked_threads_go_on_with_their_waits() {
+    for (fault, code) in [("kill", 128 + 9), ("error", 125), ("none", 0)] {
+        let mut job = Job::start("parked", &[]);
+        std::thread::sleep(Duration::from_millis(600));
+        let done = run(job.checkpoint_command().env("CR_FAULT", format!("collect.sockets:{fault}")));
+        assert_eq!(done.code, Some(code), "{fault}: no socket was under repair\n{done}");
         job.advance(10);
         job.finish();
     }

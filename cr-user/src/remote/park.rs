@@ -11,6 +11,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use crate::error::{Error, Refusal, Result};
 use crate::procfs::{Status, Vma};
 use crate::remote::frame::Context;
@@ -79,7 +81,7 @@ impl Lot {
         let mut before = vec![0; bytes.len()];
         let range = vm::Range { start: at - TIME, len: bytes.len() as u64 };
         if vm::read(tid, &[range], &mut before).map_err(failed)? != before.len() {
-            return Err(failed(nix::errno::Errno::EFAULT.into()));
+            return Err(failed(Errno::EFAULT.into()));
         }
         let mut regs = own.regs;
         regs.rip = call_at;
@@ -139,7 +141,10 @@ impl Lot {
     fn empty(&mut self) -> Result<()> {
         let mut first = None;
         for parked in self.parked.drain(..) {
-            if let Err(e) = parked.give_back() {
+            // One that was killed needs nothing any more.
+            if let Err(e) = parked.give_back()
+                && e != Errno::ESRCH
+            {
                 let what = format!("giving thread {} its registers back", parked.tid);
                 first = first.or(Some(Error::system(what, e)));
             }
@@ -178,4 +183,61 @@ fn refused(pid: i32, tid: i32, why: &str, todo: &str) -> Error {
         why: format!("{why}: it could be disturbed, should cr die while it reads what is queued in TCP connections"),
         todo: format!("{todo}, or wait until the job has read what was sent"),
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STACK: std::ops::Range<u64> = 0x10_0000..0x12_0000;
+    const OTHER: (u64, i32, u64) = (0x20_0000, 0, 0x8000);
+
+    fn vma(range: std::ops::Range<u64>) -> Vma {
+        let (start, end) = (range.start, range.end);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        Vma {
+            start,
+            end,
+            prot,
+            shared: false,
+            offset: 0,
+            dev: (0, 0),
+            inode: 0,
+            name: String::new(),
+            flags: Vec::new(),
+            page_size: 0,
+        }
+    }
+
+    fn place(lot: &Lot, rsp: u64, alternate: (u64, i32, u64)) -> Option<u64> {
+        let vmas = [vma(STACK), vma(OTHER.0..OTHER.0 + OTHER.2)];
+        let gadgets = Gadgets { syscall: 0, safe: None };
+        let mut own = Context { regs: ptrace::no_regs(), xstate: vec![0; 2048], sigmask: 0 };
+        own.regs.rsp = rsp;
+        lot.place(&Ground { pid: 1, memory: 1, vmas: &vmas, gadgets }, &own, alternate)
+    }
+
+    #[test]
+    fn frames_lie_where_the_kernel_would_put_them() {
+        let (rsp, none) = (STACK.end - 0x1000, (0, SS_DISABLE, 0));
+        let mut lot = Lot::default();
+        let below = place(&lot, rsp, none).expect("there is room");
+        assert!(below % 64 == 0 && STACK.contains(&below) && below + 2048 < rsp - RED_ZONE);
+        let other = place(&lot, rsp, OTHER).expect("there is an alternate stack");
+        assert!(other > OTHER.0 && other + 2048 < OTHER.0 + OTHER.2);
+        let on_it = place(&lot, OTHER.0 + 0x4000, OTHER).expect("there is room below");
+        assert!(on_it > OTHER.0 && on_it < OTHER.0 + 0x4000);
+        lot.taken.insert((1, other));
+        assert_eq!(place(&lot, rsp, OTHER), Some(below), "another thread has its frame there");
+    }
+
+    #[test]
+    fn without_room_there_is_no_place() {
+        let (lot, none) = (Lot::default(), (0, SS_DISABLE, 0));
+        assert_eq!(place(&lot, STACK.start + 0x200, none), None, "the stack ends");
+        assert_eq!(place(&lot, 0x40, none), None, "there is no stack");
+        assert_eq!(place(&lot, OTHER.0 + 0x200, OTHER), None, "the alternate stack is in use, and ends");
+        let too_small = (OTHER.0, 0, 0x400);
+        assert!(place(&lot, STACK.end, too_small).is_some_and(|at| STACK.contains(&at)));
+    }
 }
