@@ -13,8 +13,9 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
-#define WAIT_MS 3000
-#define LATE_MS 450
+/* Later than that is a wait that began anew, in a test that lets it be for three seconds before `cr` comes. */
+#define WAIT_MS 8000
+#define LATE_MS 2500
 
 static int client, server, full[2], quiet[2];
 static _Atomic int begun;

@@ -3,11 +3,11 @@
 use crate::checkpoint::{Job, gone, member};
 use crate::error::{Error, Result};
 use crate::object::files::{Files, inet};
-use crate::object::threads::Threads;
+use crate::object::threads::{self, Threads};
 use crate::procfs::Vma;
 use crate::remote::Frozen;
 use crate::remote::frame::Context;
-use crate::remote::park::{Ground, Lot};
+use crate::remote::park::{self, Ground, Lot};
 
 /// Reads all queues into the record, and takes nothing out. Where that takes repair, every thread that could use the socket is
 /// parked meanwhile, so that it finds it whole even if we die. Must be called from the thread that stopped the job.
@@ -18,7 +18,7 @@ pub fn read_queues(
     mut connections: inet::Connections,
     job: &mut Job,
     frozen: &Frozen,
-    threads: &[Threads],
+    all: &[Threads],
     vmas: &[(i32, Vec<Vma>)],
     files: &mut Files,
 ) -> Result<()> {
@@ -34,7 +34,7 @@ pub fn read_queues(
     for pid in connections.users(files) {
         let lost = || gone(pid, "a look at its connections");
         let stopped = frozen.processes().iter().find(|p| p.pid == pid).ok_or_else(lost)?;
-        let recorded = threads.iter().find(|t| t.pid == pid).ok_or_else(lost)?;
+        let recorded = all.iter().find(|t| t.pid == pid).ok_or_else(lost)?;
         let memory = owner_of_memory(job, pid);
         let vmas = vmas.iter().find(|(owner, _)| *owner == memory).ok_or_else(lost)?;
         let member = job.members.iter_mut().find(|m| m.pid == pid).ok_or_else(lost)?;
@@ -42,7 +42,8 @@ pub fn read_queues(
         for tid in stopped.tids() {
             let thread = recorded.all.iter().find(|t| t.tid == tid).ok_or_else(lost)?;
             let own = Context { regs: thread.registers(), ..Context::read(tid)? };
-            lot.park(&ground, tid, &own, thread.altstack)?;
+            let (call, alternate) = (threads::number_of_wait(thread), thread.altstack);
+            lot.park(&ground, &park::Thread { tid, own, call, alternate })?;
         }
     }
     connections.read(files, lot.parked())?;

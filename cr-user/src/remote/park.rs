@@ -43,6 +43,30 @@ pub struct Ground<'a> {
     pub gadgets: Gadgets,
 }
 
+/// A stopped thread that is to be parked.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    /// The thread.
+    pub tid: i32,
+    /// What it goes back to. In no restartable sequence: of those the kernel forgets where a thread was.
+    pub own: Context,
+    /// The number of the call that was interrupted.
+    pub call: u64,
+    /// Its alternate signal stack (`sigaltstack(2)`: first byte, flags, bytes).
+    pub alternate: (u64, i32, u64),
+}
+
+impl Thread {
+    /// What it goes back to by itself: what the kernel remembers for `restart_syscall` is lost then.
+    fn late(&self) -> Context {
+        let mut late = self.own.clone();
+        if late.regs.orig_rax == libc::SYS_restart_syscall as u64 {
+            late.regs.orig_rax = self.call;
+        }
+        late
+    }
+}
+
 /// Threads that are parked. [`Lot::end`] has them go back; dropping it without that (an error on the way) does too.
 #[derive(Debug, Default)]
 pub struct Lot {
@@ -52,19 +76,18 @@ pub struct Lot {
 }
 
 impl Lot {
-    /// Parks a stopped thread. `own`: what it goes back to, which is in no restartable sequence (the kernel forgets of those where
-    /// a thread was). `alternate`: its alternate signal stack (`sigaltstack(2)`: first byte, flags, bytes).
+    /// Parks a stopped thread.
     ///
     /// # Errors
     /// [`Error::Refused`] when it could not wait, or not come back.
-    pub fn park(&mut self, ground: &Ground<'_>, tid: i32, own: &Context, alternate: (u64, i32, u64)) -> Result<()> {
-        let pid = ground.pid;
+    pub fn park(&mut self, ground: &Ground<'_>, thread: &Thread) -> Result<()> {
+        let (pid, tid, own) = (ground.pid, thread.tid, &thread.own);
         let failed = |e: std::io::Error| Error::system(format!("parking thread {tid} of pid {pid}"), e);
         let Some((call_at, restorer)) = ground.gadgets.safe else {
             let why = "has neither `syscall; ret` nor a return from signal handlers in its code";
             return Err(refused(pid, tid, why, "link the program with a C library"));
         };
-        let Some(at) = self.place(ground, own, alternate) else {
+        let Some(at) = self.place(ground, own, thread.alternate) else {
             let why = "has no room for a signal on its stack";
             return Err(refused(pid, tid, why, "give it a larger stack, or try again"));
         };
@@ -77,7 +100,7 @@ impl Lot {
         let mut bytes = Vec::with_capacity(TIME as usize + own.frame_len());
         bytes.extend_from_slice(&PATIENCE.as_secs().to_le_bytes());
         bytes.resize(TIME as usize, 0);
-        bytes.extend_from_slice(&own.frame(at, restorer));
+        bytes.extend_from_slice(&thread.late().frame(at, restorer));
         let mut before = vec![0; bytes.len()];
         let range = vm::Range { start: at - TIME, len: bytes.len() as u64 };
         if vm::read(tid, &[range], &mut before).map_err(failed)? != before.len() {
@@ -222,7 +245,7 @@ mod tests {
         let (rsp, none) = (STACK.end - 0x1000, (0, SS_DISABLE, 0));
         let mut lot = Lot::default();
         let below = place(&lot, rsp, none).expect("there is room");
-        assert!(below % 64 == 0 && STACK.contains(&below) && below + 2048 < rsp - RED_ZONE);
+        assert!(below.is_multiple_of(64) && STACK.contains(&below) && below + 2048 < rsp - RED_ZONE);
         let other = place(&lot, rsp, OTHER).expect("there is an alternate stack");
         assert!(other > OTHER.0 && other + 2048 < OTHER.0 + OTHER.2);
         let on_it = place(&lot, OTHER.0 + 0x4000, OTHER).expect("there is room below");

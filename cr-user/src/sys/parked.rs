@@ -67,5 +67,7 @@ impl Parked {
 /// Has all of them go on, once their tracer is dead; until then it is tried for so long.
 pub fn let_go(all: &[Parked], patience: Duration) {
     let until = Instant::now() + patience;
-    all.iter().for_each(|parked| parked.let_go(until));
+    for parked in all {
+        parked.let_go(until);
+    }
 }

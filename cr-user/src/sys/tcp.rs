@@ -12,6 +12,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use crate::sys::check;
 use crate::sys::clone::{CLONE_ARGS_SIZE, CloneArgs, block_signals};
@@ -41,6 +43,7 @@ pub struct Guard {
     pid: i32,
     /// The guard acts on a byte (told to) or an end (we have died).
     alarm: Option<PipeWriter>,
+    sockets: Vec<(RawFd, i32)>,
 }
 
 /// For how long the guard tries to have parked threads go on.
@@ -73,14 +76,14 @@ impl Guard {
             }
         });
         let restored = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None);
-        let guard = Self { pid: made? as i32, alarm: Some(alarm) };
+        let guard = Self { pid: made? as i32, alarm: Some(alarm), sockets: sockets.to_vec() };
         restored.map(|()| guard)
     }
 
     /// Has the repair ended.
     ///
     /// # Errors
-    /// When the guard is gone.
+    /// When a socket is still under repair.
     pub fn dismiss(mut self) -> nix::Result<()> {
         self.end()
     }
@@ -90,16 +93,35 @@ impl Guard {
         // Should this fail, then so does the wait.
         let _ = alarm.write(&[1]);
         drop(alarm);
-        crate::sys::task::wait_end(self.pid)
+        match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+            // Somebody has ended it.
+            _ => end_repair(&self.sockets),
+        }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Err(e) = self.end() {
-            log::error!("whoever ends the repair of sockets is gone: {e}");
+            log::error!("ending the repair of TCP sockets of the job: {e}");
         }
     }
+}
+
+fn end_repair(sockets: &[(RawFd, i32)]) -> nix::Result<()> {
+    let mut result = Ok(());
+    for (fd, reuse) in sockets {
+        let settings =
+            [(libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF_QUIETLY), (libc::SOL_SOCKET, libc::SO_REUSEADDR, *reuse)];
+        for (level, name, value) in settings {
+            let len = size_of::<i32>() as libc::socklen_t;
+            // SAFETY: the kernel reads one integer.
+            let set = unsafe { libc::setsockopt(*fd, level, name, (&raw const value).cast(), len) };
+            result = result.and(check(libc::c_long::from(set)).map(drop));
+        }
+    }
+    result
 }
 
 /// What the guard does.
@@ -107,7 +129,6 @@ impl Drop for Guard {
 /// # Safety
 /// Must be called in a new process, with every signal blocked.
 unsafe fn watch(parent: i32, [wait, alarm, deaths]: [RawFd; 3], sockets: &[(RawFd, i32)], parked: &[Parked]) -> ! {
-    let int = size_of::<i32>() as libc::socklen_t;
     let mut told = [0u8];
     let event = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let mut events = [event(wait), event(deaths)];
@@ -121,14 +142,10 @@ unsafe fn watch(parent: i32, [wait, alarm, deaths]: [RawFd; 3], sockets: &[(RawF
         // Whoever died before the line above took effect has left an end in the pipe.
         while libc::poll(events.as_mut_ptr(), 2, 1000) <= 0 && libc::getppid() == parent {}
         let by_us = events[0].revents != 0 && libc::read(wait, told.as_mut_ptr().cast(), 1) == 1;
-        for (fd, reuse) in sockets {
-            let off = REPAIR_OFF_QUIETLY;
-            libc::setsockopt(*fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const off).cast(), int);
-            libc::setsockopt(*fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, (&raw const *reuse).cast(), int);
-        }
+        let ended = end_repair(sockets);
         if !by_us {
             parked::let_go(parked, PATIENCE);
         }
-        libc::_exit(0)
+        libc::_exit(i32::from(ended.is_err()))
     }
 }
