@@ -93,10 +93,13 @@ impl Guard {
         // Should this fail, then so does the wait.
         let _ = alarm.write(&[1]);
         drop(alarm);
-        match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL)) {
-            Ok(WaitStatus::Exited(_, 0)) => Ok(()),
-            // Somebody has ended it.
-            _ => end_repair(&self.sockets),
+        loop {
+            match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::__WALL)) {
+                Err(Errno::EINTR) => {}
+                Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+                // Somebody has ended it.
+                _ => return end_repair(&self.sockets),
+            }
         }
     }
 }
