@@ -39,8 +39,12 @@ pub fn read_queues(
         let vmas = vmas.iter().find(|(owner, _)| *owner == memory).ok_or_else(lost)?;
         let member = job.members.iter_mut().find(|m| m.pid == pid).ok_or_else(lost)?;
         let ground = Ground { pid, memory, vmas: &vmas.1, gadgets: member.known.gadgets(pid)? };
-        for tid in stopped.tids() {
-            let thread = recorded.all.iter().find(|t| t.tid == tid).ok_or_else(lost)?;
+        // All of them, or it is of no use.
+        if recorded.all.iter().map(|t| t.tid).ne(stopped.tids()) {
+            return Err(lost());
+        }
+        for thread in &recorded.all {
+            let tid = thread.tid;
             let own = Context { regs: thread.registers(), ..Context::read(tid)? };
             let (call, alternate) = (threads::number_of_wait(thread), thread.altstack);
             lot.park(&ground, &park::Thread { tid, own, call, alternate })?;
