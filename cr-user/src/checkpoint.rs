@@ -6,45 +6,43 @@
 
 mod aio;
 mod arena;
-pub(crate) mod collect;
+mod collect;
 mod connections;
 mod ipc;
+mod job;
 mod leave_out;
 mod member;
+mod parallel;
 mod part;
 mod precopy;
+mod preflight;
 mod sink;
 mod survey;
 mod terminals;
 mod told;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Refusal, Result};
-use crate::family::{self, Family, Relative};
+use crate::family::Relative;
 use crate::fault;
-use crate::image::{IndexInfo, Parent};
-use crate::object::files::external::{self, Key};
-use crate::object::memory::backing::Files;
+use crate::image::IndexInfo;
+use crate::object::files::external::Key;
 use crate::object::omitted::Omitted;
-use crate::object::spaces::Spaces;
-use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
+use crate::object::threads;
 use crate::phases::Phases;
-use crate::procfs::{self, Status, Vma};
+use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
-use crate::remote::{Frozen, freeze};
+use crate::remote::Frozen;
 use crate::store::{Chain, Store, StoreWriter};
-use crate::sys::{PAGE, fd};
-use crate::track::Oracle;
+use crate::sys::PAGE;
 
 pub use crate::family::Only;
-use arena::Arena;
 use collect::State;
+pub use job::Job;
 pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
 use part::Part;
@@ -112,300 +110,7 @@ pub struct Report {
     pub omitted: Omitted,
 }
 
-/// A job under our eyes: a process and all that descend from it.
-///
-/// Whatever stops it must be called from one and the same thread: ptrace is per thread.
-#[derive(Debug)]
-pub struct Job {
-    family: Family,
-    /// It is a part of another.
-    part: Option<Part>,
-    pidfd: OwnedFd,
-    /// Its living processes as they were last seen, the root first and parents before their children.
-    members: Vec<Member>,
-    /// The eBPF programs that follow it; none where they cannot be loaded, or it was not tried yet.
-    watch: Option<Watch>,
-    watch_tried: bool,
-    spaces: Spaces,
-    /// System V objects that are the job's.
-    ipc: BTreeSet<(object::ipc::Kind, i32)>,
-    /// Who outside of the job may be at the other end of its Unix sockets.
-    external: Vec<Key>,
-    /// Every process that was seen to be the job's, with the time of that in seconds since 1970.
-    past: BTreeMap<i32, i64>,
-    /// The newest durable checkpoint.
-    parent: Option<Parent>,
-    /// By content space, the pages that have content according to the chain.
-    content: HashMap<u64, RangeSet>,
-    /// The chain was written by somebody else: every page is compared with it.
-    doubt: bool,
-    arena: Arena,
-    /// What to say of the next checkpoint.
-    notes: Vec<String>,
-}
-
 impl Job {
-    /// Takes a process and its descendants under our eyes. Nothing of them is stopped or changed.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-    pub fn open(pid: i32) -> Result<Self> {
-        let not_allowed = |why: &str, todo: &str| Error::NotAllowed { pid, why: why.to_owned(), todo: todo.to_owned() };
-        if pid <= 0 {
-            return Err(Error::NoSuchJob { pid });
-        }
-        let status = Status::read(pid, pid).map_err(|_| Error::NoSuchJob { pid })?;
-        if status.get("Tgid") != pid.to_string() {
-            let todo = format!("give the pid of its process, {}", status.get("Tgid"));
-            return Err(not_allowed("it is a thread, not a process", &todo));
-        }
-        if pid as u32 == std::process::id() {
-            return Err(not_allowed("it is cr itself", "give the pid of the job"));
-        }
-        if pid == 1 {
-            return Err(not_allowed("it is init", "give the pid of the job"));
-        }
-        if status.get("Kthread") == "1" || status.get("VmSize").is_empty() && !status.get("State").starts_with('Z') {
-            return Err(not_allowed("it is a kernel thread", "give the pid of the job"));
-        }
-        if Relative::look(pid).map_err(|_| Error::NoSuchJob { pid })?.zombie {
-            return Err(not_allowed("it has ended already (a zombie)", "give the pid of a job that runs"));
-        }
-        let pidfd = fd::pidfd_open(pid).map_err(|_| Error::NoSuchJob { pid })?;
-        let family = Family { root: pid, reaper: None, only: None };
-        Ok(Self {
-            family,
-            part: None,
-            pidfd,
-            members: vec![Member::open(&Relative { pid, ppid: 0, zombie: false }, false)?],
-            watch: None,
-            watch_tried: false,
-            spaces: Spaces::default(),
-            ipc: BTreeSet::new(),
-            external: Vec::new(),
-            past: BTreeMap::new(),
-            parent: None,
-            content: HashMap::new(),
-            doubt: false,
-            notes: Vec::new(),
-            arena: Arena::default(),
-        })
-    }
-
-    /// Takes some processes of the job of `root` under our eyes, as a job of which the first of them is the root.
-    ///
-    /// # Errors
-    /// Those of [`Job::open`], and [`Error::NotAllowed`] for a process that is not of the job.
-    pub fn open_part(root: i32, only: &Only) -> Result<Self> {
-        let whole = Self::open(root)?;
-        let relatives = whole.family.members().map_err(|_| Error::NoSuchJob { pid: root })?;
-        let pids = part::choose(root, only, &relatives)?;
-        let mut job = Self::open(*pids.first().ok_or(Error::NoSuchJob { pid: root })?)?;
-        job.family.only = Some(Only { pids, single: only.single });
-        job.part = Some(Part::of(root));
-        Ok(job)
-    }
-
-    /// A job that was just restored from `chain` and is tracked already, each process by its oracle.
-    pub(crate) fn restored(
-        pid: i32,
-        chain: &Chain,
-        oracles: HashMap<i32, Option<Oracle>>,
-        spaces: Spaces,
-    ) -> Result<Self> {
-        let mut job = Self::open(pid)?;
-        job.spaces = spaces;
-        job.doubt = oracles.values().any(Option::is_none);
-        let mut oracles = oracles;
-        for member in &mut job.members {
-            member.oracle = oracles.remove(&member.pid).flatten();
-        }
-        let relatives = oracles.keys().map(|pid| Relative { pid: *pid, ppid: 0, zombie: false });
-        for relative in relatives.collect::<Vec<_>>() {
-            let mut member = Member::open(&relative, false)?;
-            member.oracle = oracles.remove(&relative.pid).flatten();
-            job.members.push(member);
-        }
-        job.learn(chain);
-        Ok(job)
-    }
-
-    /// Says that the calling process is the job's parent and subreaper, and has no children but the job's: orphans among
-    /// them are found.
-    pub fn adopt_orphans(&mut self) {
-        self.family.reaper = Some(std::process::id() as i32);
-    }
-
-    /// The pid of the job's root.
-    pub fn pid(&self) -> i32 {
-        self.family.root
-    }
-
-    /// Becomes readable when the job's root has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    /// Ends every process of the job.
-    pub fn kill(&mut self) {
-        // Twice: what was born meanwhile.
-        for _ in 0..2 {
-            let Ok(relatives) = self.family.members() else { break };
-            let _ = self.refresh(&relatives);
-            for member in &self.members {
-                let _ = fd::pidfd_send_signal(member.pidfd(), libc::SIGKILL);
-            }
-        }
-    }
-
-    /// Everything about the job that could not be restored. Changes nothing.
-    ///
-    /// # Errors
-    /// When the job ended, or may not be examined.
-    pub fn preflight(&mut self) -> Result<Vec<Refusal>> {
-        let all = self.hindrances()?;
-        Ok(self.judge(all))
-    }
-
-    /// Of refusals those that are to be heeded. What a part of a job lacks for want of the rest is only noted.
-    fn judge(&mut self, refusals: Vec<Refusal>) -> Vec<Refusal> {
-        match &mut self.part {
-            Some(part) => part.judge(refusals),
-            None => refusals,
-        }
-    }
-
-    fn hindrances(&mut self) -> Result<Vec<Refusal>> {
-        let relatives = self.family.members().map_err(|_| self.gone("the preflight"))?;
-        self.refresh(&relatives)?;
-        if let Some(watch) = &mut self.watch {
-            self.members.iter().for_each(|m| watch.follow(m.pid));
-        }
-        let mut all = Vec::new();
-        let mut ancestry = lineage::of_now(&relatives).map_err(|_| self.gone("the preflight"))?;
-        for own in &mut ancestry {
-            own.shares = self.members.iter().any(|m| m.pid == own.pid && m.sharing.any());
-        }
-        if let Err(lost) = lineage::plan(&ancestry) {
-            all.push(lost.into_refusal());
-        }
-        if let Ok(Some((one, other, what))) = family::strange_sharing(&relatives) {
-            let why = format!("shares {} with pid {other}, which is not its parent", shared(what));
-            let todo = "checkpoint each of them alone, or have them share with their parent only".to_owned();
-            all.push(Refusal { pid: one, place: "the process".to_owned(), why, todo });
-        }
-        let look = self.watch.as_ref().map(Watch::look).unwrap_or_default();
-        for member in &self.members {
-            // One that executes another program meanwhile is looked at again; one that ends is no hindrance.
-            let mut found = self.preflight_of(member, &look);
-            for _ in 0..3 {
-                if found.as_ref().is_ok_and(Vec::is_empty) || member.has_ended() {
-                    break;
-                }
-                found = self.preflight_of(member, &Look::default());
-            }
-            if !member.has_ended() || member.pid == self.pid() {
-                all.extend(found?);
-            }
-        }
-        all.extend(files::refusals(&self.holders(), &self.external)?);
-        let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
-        all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
-        Ok(all)
-    }
-
-    fn preflight_of(&self, member: &Member, look: &Look) -> Result<Vec<Refusal>> {
-        let pid = member.pid;
-        let mut all = process::refusals(pid)?;
-        for tid in procfs::threads(pid).map_err(|_| self.gone("the preflight"))? {
-            if let Ok(status) = Status::read(pid, tid) {
-                all.extend(threads::refusals(pid, tid, &status));
-            }
-        }
-        all.extend(cgroups::refusals(pid)?);
-        all.extend(seccomp::refusals(pid)?);
-        let vmas = self.mappings_now(pid, look)?;
-        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone(), &mut Files::default());
-        if !refused.is_empty() {
-            // What was unmapped since is no hindrance.
-            let now = procfs::maps(pid).map_err(|_| gone(pid, "the preflight"))?;
-            let is_there = |place: &str| now.iter().any(|v| format!("{:#x}", v.start) == place);
-            all.extend(refused.into_iter().filter(|r| is_there(&r.place)));
-        }
-        Ok(all)
-    }
-
-    /// Takes new processes of the job under our eyes, and forgets those that have ended. A process that ends while it is
-    /// looked at is left out.
-    fn refresh(&mut self, relatives: &[Relative]) -> Result<()> {
-        let living = |pid: i32| relatives.iter().any(|r| r.pid == pid && !r.zombie);
-        relatives.iter().filter(|r| r.zombie).for_each(|r| freeze::let_go_of_ended(r.pid));
-        // Those that came and went are known from the programs that follow the job, if they do; the last look saw those that have
-        // ended since.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let forked = self.watch.as_mut().map(Watch::forked).unwrap_or_default();
-        let seen = self.members.iter().map(|m| m.pid).chain(relatives.iter().map(|r| r.pid)).chain(forked);
-        self.past.extend(seen.map(|pid| (pid, now)));
-        // A pid may be that of another process by now.
-        let (known, ended): (Vec<Member>, Vec<Member>) =
-            std::mem::take(&mut self.members).into_iter().partition(|m| !m.has_ended());
-        let mut known: HashMap<i32, Member> = known.into_iter().map(|m| (m.pid, m)).collect();
-        let ended: Vec<i32> = ended.iter().map(|m| m.pid).collect();
-        for relative in relatives.iter().filter(|r| !r.zombie) {
-            let in_job = living(relative.ppid);
-            let member = match known.remove(&relative.pid) {
-                Some(mut member) => member.relate(relative.ppid, in_job).map(|()| member),
-                None => Member::open(relative, in_job),
-            };
-            match member {
-                Ok(member) => self.members.push(member),
-                Err(e) if relative.pid == self.pid() => return Err(e),
-                Err(_) if !std::fs::exists(procfs::path(relative.pid, "exe")).unwrap_or(true) => {}
-                Err(_) if Relative::has_ended(relative.pid) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        if let Some(watch) = &mut self.watch {
-            known.keys().chain(&ended).for_each(|pid| watch.forget(*pid));
-        }
-        if self.members.is_empty() {
-            return Err(self.gone("a look at its processes"));
-        }
-        Ok(())
-    }
-
-    /// The tables of descriptors of the job.
-    fn holders(&self) -> Vec<files::Holder<'_>> {
-        member::holders(&self.members)
-    }
-
-    /// Goes on with a chain that another controller left: the next checkpoint is a delta, found by comparing contents.
-    ///
-    /// # Errors
-    /// When the chain is damaged, or of another job.
-    pub fn follow_chain(&mut self, store: &Store) -> Result<()> {
-        let chain = Chain::open(store, None)?;
-        // A delta on a damaged image could not be restored: that is found out now, not then.
-        chain.verify_pages(std::thread::available_parallelism().map_or(1, usize::from))?;
-        collect::check_same_job(self.pid(), &chain)?;
-        self.learn(&chain);
-        self.doubt = true;
-        Ok(())
-    }
-
-    fn learn(&mut self, chain: &Chain) {
-        for space in chain.space_ids() {
-            self.spaces.reserve(space);
-            let pages = chain.content_pages(space).map(|(first, pages)| first..first + pages).collect();
-            self.content.insert(space, pages);
-        }
-        let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
-        self.ipc = objects.map(|ipc| ipc.ids()).unwrap_or_default();
-        let files = object::records::get::<files::Files>(chain.newest(), files::KIND);
-        self.external.extend(files.map(|files| external::keys(&files)).unwrap_or_default());
-        self.parent = Some(chain.newest().as_parent());
-    }
-
     /// Takes a checkpoint. The job goes on afterwards, also after an error.
     ///
     /// # Errors
@@ -596,7 +301,7 @@ impl Job {
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
         let frozen = loop {
-            match Frozen::freeze(&self.family) {
+            match Frozen::freeze(&self.family, &mut watch::living(&mut self.watch)) {
                 Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }
@@ -694,15 +399,6 @@ impl Job {
 
 fn gone(pid: i32, during: &'static str) -> Error {
     Error::JobGone { pid, during }
-}
-
-fn shared(what: fd::Shared) -> &'static str {
-    match what {
-        fd::Shared::Memory => "its address space",
-        fd::Shared::Files => "its table of descriptors",
-        fd::Shared::Directories => "its directories and umask",
-        fd::Shared::Handlers => "its signal handlers",
-    }
 }
 
 fn refuse(refusals: Vec<Refusal>) -> Result<()> {

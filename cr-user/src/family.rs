@@ -50,6 +50,15 @@ impl Family {
     /// # Errors
     /// When the root is gone.
     pub fn members(&self) -> io::Result<Vec<Relative>> {
+        self.members_among(&mut Vec::new)
+    }
+
+    /// As [`members`](Self::members), with the orphans among those of whom somebody else knows that they are of the job, and
+    /// live: whoever followed its forks, and says so each time that it is asked.
+    ///
+    /// # Errors
+    /// When the root is gone.
+    pub fn members_among(&self, living: &mut dyn FnMut() -> Vec<i32>) -> io::Result<Vec<Relative>> {
         let root = relative(self.root)?;
         if let Some(only) = &self.only {
             return Ok(Found { known: HashSet::from([root.pid]), all: vec![root] }.only(only));
@@ -65,6 +74,15 @@ impl Family {
         for orphan in orphans {
             let from = found.all.len();
             found.add(orphan);
+            found.descend(from);
+        }
+        let strays = living().into_iter().filter(|pid| !found.known.contains(pid));
+        let strays: Vec<Relative> = strays.filter_map(|pid| relative(pid).ok()).filter(|r| !r.zombie).collect();
+        // Asked again: a pid may have become that of a stranger while it was looked at.
+        let still = if strays.is_empty() { Vec::new() } else { living() };
+        for stray in strays.iter().filter(|r| still.contains(&r.pid)) {
+            let from = found.all.len();
+            found.add(stray.pid);
             found.descend(from);
         }
         Ok(found.in_order())
@@ -152,16 +170,9 @@ impl Found {
 fn relative(pid: i32) -> io::Result<Relative> {
     let stat = procfs::stat(pid)?;
     let ppid = stat.get(1).and_then(|v| v.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-    let ended = |state: &str| matches!(state, "Z" | "X");
     // The main thread may have ended before others.
-    let head_ended = stat.first().is_some_and(|s| ended(s));
-    let living_thread = || -> io::Result<Option<i32>> {
-        let lives = |tid: &i32| procfs::stat(*tid).is_ok_and(|s| s.first().is_some_and(|s| !ended(s)));
-        Ok(procfs::threads(pid)?.into_iter().find(lives))
-    };
-    let speaker = if head_ended { living_thread()? } else { Some(pid) };
-    procfs::set_voice(pid, speaker.unwrap_or(pid));
-    Ok(Relative { pid, ppid, zombie: speaker.is_none() })
+    let head_ended = stat.first().is_some_and(|state| matches!(state.as_str(), "Z" | "X"));
+    Ok(Relative { pid, ppid, zombie: head_ended && procfs::find_voice(pid).is_none() })
 }
 
 /// The processes of a session.

@@ -17,27 +17,55 @@ static VOICES: RwLock<BTreeMap<i32, i32>> = RwLock::new(BTreeMap::new());
 /// The thread that is asked for what all threads of a process have: memory, descriptors, directories. It is the main one,
 /// unless that has ended before the others, and has nothing any more.
 pub fn voice(pid: i32) -> i32 {
-    VOICES.read().map_or(pid, |voices| voices.get(&pid).copied().unwrap_or(pid))
+    let known = VOICES.read().ok().and_then(|voices| voices.get(&pid).copied());
+    match known {
+        None => pid,
+        Some(tid) if is_alive(&format!("{pid}/task/{tid}")) => tid,
+        // It has ended too, or it was a process of the same number.
+        Some(_) => find_voice(pid).unwrap_or(pid),
+    }
 }
 
-/// Notes which thread that is.
-pub fn set_voice(pid: i32, tid: i32) {
-    // Read first: it is seldom another than it was.
-    if voice(pid) == tid {
-        return;
-    }
-    if let Ok(mut voices) = VOICES.write() {
-        if pid == tid {
-            voices.remove(&pid);
-        } else {
-            voices.insert(pid, tid);
+/// Looks which thread that is; none if all have ended.
+pub fn find_voice(pid: i32) -> Option<i32> {
+    let found = if is_alive(&pid.to_string()) {
+        Some(pid)
+    } else {
+        threads(pid).ok().and_then(|tids| tids.into_iter().find(|tid| is_alive(&format!("{pid}/task/{tid}"))))
+    };
+    let is_noted = VOICES.read().is_ok_and(|voices| voices.contains_key(&pid));
+    let other = found.filter(|tid| *tid != pid);
+    if (is_noted || other.is_some())
+        && let Ok(mut voices) = VOICES.write()
+    {
+        match other {
+            Some(tid) => drop(voices.insert(pid, tid)),
+            None => drop(voices.remove(&pid)),
         }
     }
+    found
+}
+
+fn is_alive(place: &str) -> bool {
+    stat_of(place).is_ok_and(|stat| stat.first().is_some_and(|state| !matches!(state.as_str(), "Z" | "X")))
 }
 
 /// `/proc/PID/NAME`, as the process's voice has it.
 pub fn path(pid: i32, name: &str) -> String {
     format!("/proc/{}/{name}", voice(pid))
+}
+
+/// Where a descriptor of a process is to be found: `/proc/PID/fd/FD`.
+pub fn fd_path(pid: i32, fd: i32) -> String {
+    path(pid, &format!("fd/{fd}"))
+}
+
+/// What a process has, which is never nothing: if so, its main thread has ended, and another one is asked.
+fn ask<T>(pid: i32, question: impl Fn() -> io::Result<Vec<T>>) -> io::Result<Vec<T>> {
+    match question() {
+        Ok(nothing) if nothing.is_empty() && find_voice(pid).is_some_and(|voice| voice != pid) => question(),
+        answer => answer,
+    }
 }
 
 /// One line of `/proc/PID/maps`, with the flags of `/proc/PID/smaps`.
@@ -134,7 +162,7 @@ pub fn text(path: &str) -> io::Result<String> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
-    Ok(text(&path(pid, "maps"))?.lines().filter_map(parse_map_line).collect())
+    ask(pid, || Ok(text(&path(pid, "maps"))?.lines().filter_map(parse_map_line).collect()))
 }
 
 /// All mappings with their flags from `/proc/PID/smaps` (walks every page table).
@@ -142,6 +170,10 @@ pub fn maps(pid: i32) -> io::Result<Vec<Vma>> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn smaps(pid: i32) -> io::Result<Vec<Vma>> {
+    ask(pid, || read_smaps(pid))
+}
+
+fn read_smaps(pid: i32) -> io::Result<Vec<Vma>> {
     let mut vmas: Vec<Vma> = Vec::new();
     for line in text(&path(pid, "smaps"))?.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
@@ -258,7 +290,11 @@ impl Status {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn stat(pid: i32) -> io::Result<Vec<String>> {
-    let text = piece(&format!("/proc/{pid}/stat"))?;
+    stat_of(&pid.to_string())
+}
+
+fn stat_of(place: &str) -> io::Result<Vec<String>> {
+    let text = piece(&format!("/proc/{place}/stat"))?;
     let tail = text.rsplit_once(')').map_or("", |(_, t)| t);
     Ok(tail.split_whitespace().map(str::to_owned).collect())
 }
@@ -275,6 +311,16 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
 /// Every process, ours included: `cr` may itself hold something of the job.
 pub fn processes() -> impl Iterator<Item = i32> {
     fs::read_dir("/proc").into_iter().flatten().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// Numbers that no task has at the moment, those above `after` first.
+pub fn spare_pids(after: i32) -> impl Iterator<Item = i32> {
+    /// Below it, numbers are given out once, when the machine starts.
+    const RESERVED: i32 = 300;
+    let end = text("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse().ok()).unwrap_or(32768);
+    let after = after.clamp(RESERVED, end);
+    let is_taken = |n: i32| fs::exists(format!("/proc/{n}")).unwrap_or(true);
+    (after + 1..end).chain(RESERVED + 1..after).filter(move |n| !is_taken(*n))
 }
 
 /// A process for a sentence: `pid 812 (bash)`.
@@ -309,10 +355,12 @@ pub fn mount_points() -> Vec<(String, PathBuf)> {
 /// # Errors
 /// `ENOENT`/`ESRCH` when the process is gone.
 pub fn descriptors(pid: i32) -> io::Result<Vec<i32>> {
-    let mut fds: Vec<i32> =
-        fs::read_dir(path(pid, "fd"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
-    fds.sort_unstable();
-    Ok(fds)
+    ask(pid, || {
+        let mut fds: Vec<i32> =
+            fs::read_dir(path(pid, "fd"))?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+        fds.sort_unstable();
+        Ok(fds)
+    })
 }
 
 /// What `/proc/PID/NAME` links to.

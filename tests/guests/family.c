@@ -332,6 +332,32 @@ static void check_orphans(void) {
     CHECK(ended == 1, "%d unnoticed leaders of sessions had ended", ended);
 }
 
+/* -------------------------------------------------------------------------------------------------------------- daemons */
+
+/* Once DIR/daemon is there, a process leaves the tree: an orphan, in a session whose leader has ended, that nobody here gets. */
+static void leaves_daemon(void) {
+    while (!guest_has("daemon")) beat();
+    int own = new_slot();
+    pid_t leader = fork();
+    if (leader == 0) {
+        setsid();
+        if (fork() == 0) {
+            while (getppid() == getsid(0)) usleep(500);
+            be_ready(own);
+            guest_link("say.daemon", "lives");
+            while (!shared->finish) beat();
+            shared->who[slot].ppid = getppid(); /* whoever that is */
+            check_who();
+            shared->verdicts[slot] = 1;
+            _exit(0);
+        }
+        _exit(0);
+    }
+    waitpid(leader, NULL, 0);
+}
+
+static void daemons(void) { spawn(leaves_daemon); }
+
 /* -------------------------------------------------------------------------------------------------------------- zombies */
 
 static volatile sig_atomic_t told;
@@ -596,6 +622,8 @@ static void *headless_first(void *own) {
         guest_read_file(path, text, sizeof text);
     } while (!strstr(text, ") Z "));
     pid_t child = spawn(headless_child_life);
+    char groups[4096], groups_now[4096];
+    guest_read_file("/proc/thread-self/cgroup", groups, sizeof groups);
     be_ready(*(int *)own);
     while (!shared->finish) beat();
     check_who();
@@ -604,6 +632,8 @@ static void *headless_first(void *own) {
     CHILD(strstr(text, "(gone before) Z "), "the main thread: %s", text);
     CHILD(strstr(text, " 19712\n"), "the main thread ended with another code than 77: %s", text);
     CHILD(gettid() != main_tid && getpid() == main_tid, "it is the main thread");
+    guest_read_file("/proc/thread-self/cgroup", groups_now, sizeof groups_now);
+    CHILD(strcmp(groups, groups_now) == 0, "its control groups were\n%s and are\n%s", groups, groups_now);
     int got = 0, status = 0;
     CHILD(read(headless_pipe[0], &got, sizeof got) == sizeof got && got == 4711, "the pipe holds %d", got);
     CHILD(headless_value == 4711 && getcwd(text, sizeof text) && strcmp(text, guest_dir) == 0, "directory %s", text);
@@ -662,6 +692,7 @@ static const struct part {
     {"stopped", stopped, check_stopped}, {"waiting", waiting, NULL}, {"files", files, check_files}, {"cow", cow, check_cow},
     {"sharing", sharing, NULL},     {"forker", forker, NULL},   {"headless", headless, check_headless},
     {"headless-root", deep, check_headless_root}, {"orphans", orphans, check_orphans},
+    {"daemons", daemons, NULL},
 };
 
 /* Waits until every process has made a beat more. */

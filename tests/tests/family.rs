@@ -1,7 +1,9 @@
 //! Trees of processes: who is whose child, in which session and group, what they share, and how those ended that nobody has
 //! noticed yet. See `tests/guests/family.c`.
 
-use cr_tests::{Pace, chain_and_back, full_and_back, in_pid_namespace};
+use std::fs::File;
+
+use cr_tests::{Job, Pace, chain_and_back, full_and_back, in_pid_namespace};
 
 const PARTS: [&str; 13] = [
     "deep",
@@ -88,6 +90,26 @@ fn a_process_whose_main_thread_has_ended() {
 #[test]
 fn a_root_whose_main_thread_has_ended() {
     both_ways("headless-root");
+}
+
+/// Nothing leads from the tree to such an orphan: the programs that follow the job have seen it being born.
+#[test]
+fn a_daemon_that_is_nobodys_child() {
+    let mut job = Job::start("family", &["--part", "daemons"]);
+    job.attach(&[]);
+    let full = job.checkpoint();
+    File::create(job.dir().join("daemon")).expect("to tell the guest");
+    job.wait("the daemon lives", |job| job.read_link("say.daemon").is_some());
+    job.advance(5);
+    job.checkpoint().expect_delta_on(&full);
+    for _ in 0..2 {
+        job.kill();
+        job.restore();
+        // In each step it makes a beat, too.
+        job.advance(5);
+        job.checkpoint();
+    }
+    job.finish();
 }
 
 #[test]

@@ -47,6 +47,22 @@ fn may_be_lost(job: &Job, area: &str) {
     File::create(job.dir().join(format!("lost.{area}"))).expect("to tell the guest");
 }
 
+/// Kills the job and has it restored without an area.
+fn come_back_without(job: &mut Job, area: &str) {
+    job.kill();
+    may_be_lost(job, area);
+    job.restore_with(&["--accept-missing"]);
+    job.advance(3);
+}
+
+/// What was asked for again is there again.
+fn come_back_whole(job: &mut Job) {
+    job.kill();
+    job.restore();
+    job.advance(3);
+    job.finish();
+}
+
 fn skipped(reason: &str) -> Vec<(String, u64)> {
     vec![(reason.to_owned(), 64)]
 }
@@ -67,15 +83,11 @@ fn a_named_range_is_left_out_and_comes_back_as_zeroes() {
     assert!(said.contains("left out") && said.contains("--skip-memory"), "{said}");
     job.kill();
     job.try_restore(&[]).refuses(123, &["leaves out memory", "64 pages", "--accept-missing"]);
-    may_be_lost(&job, "named");
-    job.restore_with(&["--accept-missing"]);
-    job.advance(3);
+    come_back_without(&mut job, "named");
     // From here on the area has its content again.
     job.checkpoint();
     assert!(omitted(&job).is_empty());
-    job.kill();
-    job.restore();
-    job.finish();
+    come_back_whole(&mut job);
 }
 
 #[test]
@@ -88,20 +100,14 @@ fn what_is_wanted_again_is_stored_whole() {
     // The older image has old content of it, which must not come back.
     let second = checkpoint(&job, &["--skip-memory", &named]);
     second.expect_delta_on(&first);
-    job.kill();
-    may_be_lost(&job, "named");
-    job.restore_with(&["--accept-missing"]);
-    job.advance(3);
+    come_back_without(&mut job, "named");
     checkpoint(&job, &["--skip-memory", &named]);
     assert_eq!(omitted(&job), skipped("skip-memory"));
     job.advance(3);
     let whole = job.checkpoint();
     assert!(whole.stored_pages >= 64, "{} pages", whole.stored_pages);
     assert!(omitted(&job).is_empty());
-    job.kill();
-    job.restore();
-    job.advance(3);
-    job.finish();
+    come_back_whole(&mut job);
 }
 
 #[test]
@@ -117,9 +123,7 @@ fn a_resident_controller_leaves_out_what_it_is_asked_to() {
     job.advance(3);
     let whole = job.checkpoint();
     assert!(whole.stored_pages >= 64, "{} pages", whole.stored_pages);
-    job.kill();
-    job.restore();
-    job.finish();
+    come_back_whole(&mut job);
 }
 
 #[test]
@@ -135,26 +139,25 @@ fn advice_is_heeded_when_wanted() {
     assert!(less.stored_bytes + AREA_BYTES / 2 < whole.stored_bytes, "{} {}", less.stored_bytes, whole.stored_bytes);
     job.kill();
     job.try_restore(&[]).refuses(123, &["MADV_DONTDUMP", "--accept-missing"]);
-    may_be_lost(&job, "undumped");
-    job.restore_with(&["--accept-missing"]);
-    job.advance(3);
+    come_back_without(&mut job, "undumped");
     job.finish();
 }
 
+/// Memory without a name is lost; a file that is written through a shared mapping is left as it is.
 #[test]
 fn shared_memory_is_left_out_of_the_object() {
-    let mut job = Job::start("partial", &[]);
-    let shared = range(&job, "shared");
-    job.checkpoint();
-    job.advance(3);
-    hold(&job);
-    checkpoint(&job, &["--skip-memory", &format!("{}:{shared}", job.pid())]);
-    assert_eq!(omitted(&job), skipped("skip-memory"));
-    job.kill();
-    may_be_lost(&job, "shared");
-    job.restore_with(&["--accept-missing"]);
-    job.advance(3);
-    job.finish();
+    for area in ["shared", "file"] {
+        let mut job = Job::start("partial", &[]);
+        let place = range(&job, area);
+        job.checkpoint();
+        job.advance(3);
+        hold(&job);
+        checkpoint(&job, &["--skip-memory", &format!("{}:{place}", job.pid())]);
+        assert_eq!(omitted(&job), skipped("skip-memory"), "{area}");
+        come_back_without(&mut job, area);
+        job.checkpoint();
+        come_back_whole(&mut job);
+    }
 }
 
 #[test]
@@ -171,9 +174,7 @@ fn bad_ranges_are_refused_and_harm_nothing() {
     refuses("1:1000-3000", 121, &["pid 1", "no process of the job"]);
     job.advance(3);
     job.checkpoint();
-    job.kill();
-    job.restore();
-    job.finish();
+    come_back_whole(&mut job);
 }
 
 /// The exit code for arguments that make no sense.

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use cr_tests::{cr, guest, process_exists, run, skip, wait_until};
+use tempfile::TempDir;
 
 /// Runs a command line on a terminal of its own whose output goes to `log`: util-linux's script(1) provides it.
-fn on_a_terminal(line: &str, log: &Path) -> Option<std::process::Child> {
+fn on_a_terminal(line: &str, log: &Path) -> Option<Child> {
     Command::new("script")
         .args(["--quiet", "--flush", "--return", "--command", line])
         .arg(log)
@@ -19,40 +20,89 @@ fn on_a_terminal(line: &str, log: &Path) -> Option<std::process::Child> {
         .ok()
 }
 
-#[test]
-fn moves_to_the_terminal_of_the_restore() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (dir, store) = (folder.path().join("job"), folder.path().join("store"));
-    let (first, second) = (folder.path().join("first.log"), folder.path().join("second.log"));
-    fs::create_dir(&dir).expect("the guest's folder");
-    let Some(mut before) = on_a_terminal(&format!("exec {} {}", guest("terminal").display(), dir.display()), &first)
-    else {
-        skip!("no script(1) to provide a terminal");
-    };
-    let said = |name: &str| fs::read_link(dir.join(name)).ok().map(|text| text.to_string_lossy().into_owned());
-    wait_until("the guest is ready", || said("ready").is_some());
-    let pid: i32 = said("ready").expect("just seen").parse().expect("a pid");
-    let step = || fs::metadata(dir.join("step")).map_or(0, |step| step.len());
-    wait_until("it has taken some steps", || step() > 10);
-    run(cr().args(["checkpoint", "--kill", "--store"]).arg(&store).arg(pid.to_string())).expect(0);
-    wait_until("the job is gone", || !process_exists(pid));
-    before.wait().expect("script ends with the job");
-    fs::File::options().write(true).open(dir.join("step")).and_then(|file| file.set_len(0)).expect("the step file");
+/// A guest on a terminal, and where it will be restored.
+struct OnTerminal {
+    folder: TempDir,
+    pid: i32,
+    script: Child,
+}
 
-    let line = format!("exec {:?} restore --store {}", cr().get_program(), store.display());
-    let mut after = on_a_terminal(&line, &second).expect("script was there a moment ago");
-    wait_until("the restored job steps", || step() > 0);
-    fs::File::create(dir.join("finish")).expect("the finish file");
-    let ended = {
+impl OnTerminal {
+    /// Starts what `line` makes of the guest's command line. None: nothing provides terminals here.
+    fn start(line: impl Fn(&str) -> String) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path().join("job");
+        fs::create_dir(&dir).expect("the guest's folder");
+        let guest = format!("{} {}", guest("terminal").display(), dir.display());
+        let script = on_a_terminal(&line(&guest), &folder.path().join("first.log"))?;
+        let mut job = Self { folder, pid: 0, script };
+        job.wait("the guest is ready", || job.said("ready").is_some());
+        job.pid = job.said("ready").expect("just seen").parse().expect("a pid");
+        job.wait("it has taken some steps", || job.step() > 10);
+        Some(job)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("job")
+    }
+
+    fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    fn said(&self, name: &str) -> Option<String> {
+        fs::read_link(self.dir().join(name)).ok().map(|text| text.to_string_lossy().into_owned())
+    }
+
+    fn step(&self) -> u64 {
+        fs::metadata(self.dir().join("step")).map_or(0, |step| step.len())
+    }
+
+    /// Waits until `done`, or the guest gives its verdict early.
+    fn wait(&self, what: &str, done: impl Fn() -> bool) {
+        wait_until(what, || done() || self.said("result").is_some());
+    }
+
+    /// Takes the one checkpoint, and ends the job with it.
+    fn checkpoint_and_end(&mut self) {
+        run(cr().args(["checkpoint", "--kill", "--store"]).arg(self.store()).arg(self.pid.to_string())).expect(0);
+        wait_until("the job is gone", || !process_exists(self.pid));
+        self.script.wait().expect("script ends with the job");
+        let step = fs::File::options().write(true).open(self.dir().join("step"));
+        step.and_then(|file| file.set_len(0)).expect("the step file");
+    }
+
+    /// Restores it by what `line` makes of the command line.
+    fn restore(&mut self, line: impl Fn(&str) -> String) {
+        let restore = format!("{} restore --store {}", cr().get_program().display(), self.store().display());
+        let script = on_a_terminal(&line(&restore), &self.folder.path().join("second.log"));
+        self.script = script.expect("script was there a moment ago");
+    }
+
+    /// Has the guest give its verdict, and says how script ended and what the second terminal shows.
+    fn finish(&mut self) -> (ExitStatus, String) {
+        fs::File::create(self.dir().join("finish")).expect("the finish file");
         let mut status = None;
         wait_until("cr restore has ended", || {
-            status = after.try_wait().expect("wait for script");
+            status = self.script.try_wait().expect("wait for script");
             status.is_some()
         });
-        status.expect("just seen")
+        let log = fs::read_to_string(self.folder.path().join("second.log")).unwrap_or_default();
+        let verdict = self.said("result");
+        assert!(verdict.as_deref() == Some("ok"), "verdict {verdict:?}; the second terminal shows:\n{log}");
+        (status.expect("just seen"), log)
+    }
+}
+
+#[test]
+fn moves_to_the_terminal_of_the_restore() {
+    let Some(mut job) = OnTerminal::start(|guest| format!("exec {guest}")) else {
+        skip!("no script(1) to provide a terminal");
     };
-    let log = fs::read_to_string(&second).unwrap_or_default();
-    assert!(said("result").as_deref() == Some("ok"), "verdict {:?}; the second terminal shows:\n{log}", said("result"));
+    job.checkpoint_and_end();
+    job.restore(|restore| format!("exec {restore}"));
+    job.wait("the restored job steps", || job.step() > 0);
+    let (ended, log) = job.finish();
     assert!(ended.success(), "cr restore ended with {ended}; the second terminal shows:\n{log}");
     assert!(log.contains("step ") && log.contains("answer "), "the second terminal shows:\n{log}");
 }
@@ -61,57 +111,34 @@ fn moves_to_the_terminal_of_the_restore() {
 /// the terminal is the caller's again.
 #[test]
 fn comes_back_into_the_foreground() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (dir, store) = (folder.path().join("job"), folder.path().join("store"));
-    let (first, second) = (folder.path().join("first.log"), folder.path().join("second.log"));
-    fs::create_dir(&dir).expect("the guest's folder");
     // A shell with job control gives each command a group.
-    let line = format!("set -m; {} {} --raw; true", guest("terminal").display(), dir.display());
-    let Some(mut before) = on_a_terminal(&line, &first) else {
+    let Some(mut job) = OnTerminal::start(|guest| format!("set -m; {guest} --raw; true")) else {
         skip!("no script(1) to provide a terminal");
     };
-    let said = |name: &str| fs::read_link(dir.join(name)).ok().map(|text| text.to_string_lossy().into_owned());
-    wait_until("the guest is ready", || said("ready").is_some() || said("result").is_some());
-    let pid: i32 = said("ready").unwrap_or_else(|| panic!("{:?}", said("result"))).parse().expect("a pid");
-    let step = || fs::metadata(dir.join("step")).map_or(0, |step| step.len());
-    wait_until("it has taken some steps", || step() > 10);
-    run(cr().args(["checkpoint", "--kill", "--store"]).arg(&store).arg(pid.to_string())).expect(0);
-    wait_until("the job is gone", || !process_exists(pid));
-    before.wait().expect("script ends with the job");
-    fs::File::options().write(true).open(dir.join("step")).and_then(|file| file.set_len(0)).expect("the step file");
-
-    let after = folder.path().join("settings");
-    let line = format!(
-        "stty rows 30; {:?} restore --store {}; echo ended $?; stty -a >{}",
-        cr().get_program(),
-        store.display(),
-        after.display()
-    );
-    let mut second_script = on_a_terminal(&line, &second).expect("script was there a moment ago");
-    wait_until("the restored job steps", || step() > 3 || said("result").is_some());
-    let mut keys = second_script.stdin.take().expect("it is a pipe");
+    job.checkpoint_and_end();
+    let after = job.folder.path().join("settings");
+    job.restore(|restore| format!("stty rows 30; {restore}; echo ended $?; stty -a >{}", after.display()));
+    job.wait("the restored job steps", || job.step() > 3);
+    let mut keys = job.script.stdin.take().expect("it is a pipe");
     keys.write_all(b"k").expect("a key");
-    wait_until("the key has come", || said("say.key").is_some() || said("result").is_some());
+    job.wait("the key has come", || job.said("say.key").is_some());
     keys.write_all(b"\x03").expect("Ctrl-C");
-    wait_until("Ctrl-C has come", || said("say.interrupts").is_some() || said("result").is_some());
+    job.wait("Ctrl-C has come", || job.said("say.interrupts").is_some());
     // Ctrl-Z stops the job, and cr with it; nobody but us is there to let them go on.
     keys.write_all(b"\x1a").expect("Ctrl-Z");
     let state = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let is_stopped = |pid: i32| state(pid).rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
-    wait_until("the job stops", || is_stopped(pid));
+    wait_until("the job stops", || is_stopped(job.pid));
     let parent: i32 = {
-        let stat = state(pid);
+        let stat = state(job.pid);
         let rest = stat.rsplit(") ").next().expect("fields").to_owned();
         rest.split(' ').nth(1).expect("its parent").parse().expect("a pid")
     };
     wait_until("cr stops", || is_stopped(parent));
-    let stopped_at = step();
+    let stopped_at = job.step();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(parent), nix::sys::signal::Signal::SIGCONT).expect("SIGCONT");
-    wait_until("both go on", || step() > stopped_at + 3 || said("result").is_some());
-    fs::File::create(dir.join("finish")).expect("the finish file");
-    wait_until("script has ended", || second_script.try_wait().expect("wait for script").is_some());
-    let log = fs::read_to_string(&second).unwrap_or_default();
-    assert!(said("result").as_deref() == Some("ok"), "verdict {:?}; the second terminal shows:\n{log}", said("result"));
+    job.wait("both go on", || job.step() > stopped_at + 3);
+    let (_, log) = job.finish();
     assert!(log.contains("ended 0"), "the second terminal shows:\n{log}");
     let settings = fs::read_to_string(&after).expect("the settings afterwards");
     assert!(settings.contains("rows 30") && settings.contains(" icanon") && settings.contains(" echo "), "{settings}");

@@ -7,6 +7,7 @@ use crate::checkpoint::aio;
 use crate::checkpoint::connections;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
+use crate::checkpoint::parallel::{beside, on_all_cpus};
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::terminals;
 use crate::checkpoint::told::{Kept, Told};
@@ -69,15 +70,15 @@ impl State {
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
         let Job { members, watch, spaces, part, external, .. } = job;
+        let watch = watch.as_ref();
         let mut holders = member::holders(members);
-        if let Some(watch) = watch {
-            for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
-                holder.listed = watch.descriptors(holder.pid);
-            }
-        }
+        let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
         let (captured, collected) = beside(
             holders.len() >= 8,
             || {
+                for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
+                    holder.listed = watch.and_then(|w| w.descriptors(holder.pid));
+                }
                 let judge = &mut |all| match part {
                     Some(part) => part.judge(all),
                     None => all,
@@ -86,10 +87,10 @@ impl State {
             },
             || -> Result<()> {
                 let mut alike = Alike::default();
-                for stopped in frozen.processes() {
+                for (stopped, shown) in frozen.processes().iter().zip(&mut shown) {
                     let Some(at) = members.iter().position(|m| m.pid == stopped.pid) else { continue };
                     let (member, known) = (&members[at], &mut known[at]);
-                    state.collect_process(member, known, stopped, watch.as_ref(), &look, &mut alike)?;
+                    state.collect_process(member, known, (stopped, shown), watch, &look, &mut alike)?;
                 }
                 Ok(())
             },
@@ -132,7 +133,7 @@ impl State {
         &mut self,
         member: &Member,
         known: &mut Known,
-        stopped: &Stopped,
+        (stopped, shown): (&Stopped, Shown),
         watch: Option<&Watch>,
         look: &Look,
         alike: &mut Alike,
@@ -144,8 +145,6 @@ impl State {
         let mut credentials = Credentials { pid, threads: Vec::new() };
         let mut scheduling = Scheduling { pid, threads: Vec::new() };
 
-        let statuses = tids.iter().map(|tid| Status::read(pid, *tid)).collect::<std::io::Result<Vec<_>>>();
-        let statuses = statuses.map_err(|_| gone(pid, "the collection of its state"))?;
         // As they are before anybody makes calls for us.
         let contexts = tids.iter().map(|tid| Context::read(*tid)).collect::<Result<Vec<_>>>()?;
         let waits = Waits::look(pid, watch, look, &contexts);
@@ -156,30 +155,32 @@ impl State {
         self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
         fault::point("collect.process")?;
         self.processes.push(process::capture(
-            pid,
-            &statuses[0],
+            shown.process,
+            &shown.threads[0],
             member.sharing,
             stopped.stop_signal(),
             &told.facts,
             &told.answers,
             &mut alike.stamps,
         )?);
-        for ((context, status), told) in contexts.into_iter().zip(&statuses).zip(&told.threads) {
+        for ((context, status), told) in contexts.into_iter().zip(&shown.threads).zip(&told.threads) {
             let tid = told.tid;
             refuse(threads::refusals(pid, tid, status))?;
             self.seccomp.add(pid, tid, status)?;
             let wait = waits.of(tid, &context.regs);
             threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
-            if stopped.has_lost_its_head() && threads.head.is_none() {
-                // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
-                let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
-                credentials.threads.push(credentials::capture(pid, &status, told.rights, &told.answers));
-                threads.head = Some(threads::capture_head(pid)?);
-            }
             credentials.threads.push(credentials::capture(tid, status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
             fault::point("collect.threads")?;
+        }
+        if stopped.has_lost_its_head() {
+            // Nobody can ask for it: what only a thread itself is told is what its first sister was told.
+            let status = Status::read(pid, pid).map_err(|_| gone(pid, "the collection of its state"))?;
+            credentials
+                .threads
+                .insert(0, credentials::capture(pid, &status, told.threads[0].rights, &told.threads[0].answers));
+            threads.head = Some(threads::capture_head(pid)?);
         }
         signals.queued = signals::queued_for_process(procfs::voice(pid))?;
         self.threads.push(threads);
@@ -209,7 +210,7 @@ impl State {
     /// # Errors
     /// [`Error::Refused`] when a process could not be brought into its session again.
     fn find_lineage(&mut self, job: &mut Job) -> Result<()> {
-        let mut all = ancestry(&self.processes, &self.zombies);
+        let mut all = Ancestry::of_saved(&self.processes, &self.zombies);
         lineage::mark_outside(&mut all);
         if let Err(lost) = lineage::plan(&all) {
             refuse(job.judge(vec![lost.into_refusal()]))?;
@@ -262,40 +263,20 @@ impl State {
     }
 }
 
-/// Of all processes, the living ones first.
-pub fn ancestry(living: &[Process], ended: &[Zombie]) -> Vec<Ancestry> {
-    let of_living = living.iter().map(|p| Ancestry {
-        pid: p.pid,
-        ppid: p.ppid,
-        pgid: p.pgid,
-        sid: p.sid,
-        exit_signal: p.exit_signal,
-        shares: p.sharing.any(),
-    });
-    let of_ended = ended.iter().map(|z| Ancestry {
-        pid: z.pid,
-        ppid: z.ppid,
-        pgid: z.pgid,
-        sid: z.sid,
-        exit_signal: z.exit_signal,
-        shares: false,
-    });
-    of_living.chain(of_ended).collect()
+/// What `/proc` shows of a process that stands still.
+struct Shown {
+    process: process::Shown,
+    /// By thread.
+    threads: Vec<Status>,
 }
 
-/// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop
-/// the job and look at it by ptrace.
-fn beside<A: Send, B>(worthwhile: bool, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
-    if !worthwhile {
-        // What asks threads of the job comes first, as ever.
-        let other = other();
-        return (one(), other);
+impl Shown {
+    fn of(stopped: &Stopped) -> Result<Self> {
+        let pid = stopped.pid;
+        let threads = stopped.tids().iter().map(|tid| Status::read(pid, *tid)).collect::<std::io::Result<_>>();
+        let threads = threads.map_err(|_| gone(pid, "the collection of its state"))?;
+        Ok(Self { process: process::Shown::read(pid)?, threads })
     }
-    std::thread::scope(|scope| {
-        let one = scope.spawn(one);
-        let other = other();
-        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-    })
 }
 
 /// What processes have in common, and is not read again for each.

@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
+
 use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
@@ -90,7 +92,14 @@ impl Member {
         if voice == self.pid {
             self.voice = None;
         } else if self.voice.as_ref().is_none_or(|(tid, _)| *tid != voice) {
-            let failed = |e| Error::system(format!("opening a pidfd of thread {voice} (Linux 6.9 and later)"), e);
+            let failed = |e| match e {
+                Errno::EINVAL => Error::NotAllowed {
+                    pid: self.pid,
+                    why: "its main thread has ended before others, which this kernel has no pidfds for".to_owned(),
+                    todo: "use Linux 6.9 or later".to_owned(),
+                },
+                e => Error::system(format!("opening a pidfd of thread {voice}"), e),
+            };
             self.voice = Some((voice, fd::pidfd_open_with(voice, fd::PIDFD_THREAD).map_err(failed)?));
         }
         self.sharing = if in_job {
@@ -131,9 +140,16 @@ impl Member {
 
     /// What changes whenever the process executes another program: where the kernel put its stack and its code.
     fn program(&self) -> (String, String) {
-        let stat = procfs::stat(procfs::voice(self.pid)).unwrap_or_default();
-        let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
-        (field(26), field(28))
+        let read = |tid: i32| {
+            let stat = procfs::stat(tid).unwrap_or_default();
+            let field = |n: usize| stat.get(n - 3).cloned().unwrap_or_default();
+            (field(26), field(28))
+        };
+        match read(procfs::voice(self.pid)) {
+            // The main thread has ended, and has none any more.
+            (code, stack) if stack == "0" => procfs::find_voice(self.pid).map_or((code, stack), read),
+            program => program,
+        }
     }
 
     /// Whether the process executes another program than when it was last looked at.

@@ -5,7 +5,8 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 
-use crate::checkpoint::{Job, shared};
+use crate::checkpoint::Job;
+use crate::checkpoint::preflight::shared;
 use crate::error::{Error, Refusal, Result};
 use crate::family::{Family, Only, Relative};
 use crate::object::omitted::{Missing, Omitted, Process};
@@ -168,7 +169,7 @@ fn nameless_files(pid: i32) -> Vec<(i32, (u64, u64))> {
         let Ok(link) = procfs::link(pid, &format!("fd/{number}")) else { continue };
         let link = link.to_string_lossy();
         if (link.starts_with("/memfd:") || link.ends_with(" (deleted)"))
-            && let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/fd/{number}"))
+            && let Ok(meta) = std::fs::metadata(procfs::fd_path(pid, number))
         {
             found.push((number, (meta.dev(), meta.ino())));
         }

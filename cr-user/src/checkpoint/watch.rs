@@ -1,6 +1,6 @@
 //! The eBPF programs at work for one job: what they noted, and what their iterators tell.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::object::threads::RestartFunctions;
 use crate::procfs::{self, Vma};
@@ -18,6 +18,10 @@ pub struct Watch {
     pub functions: RestartFunctions,
     /// What they follow, by pid; none when they only look.
     spaces: Option<HashMap<i32, AddressSpaceId>>,
+    /// Processes that are followed, or that those have made, and of which no program has said that they ended.
+    living: BTreeSet<i32>,
+    /// Those that were made since this was last asked.
+    forked: Vec<i32>,
     /// By pid, mappings that were read.
     known: HashMap<i32, Known>,
 }
@@ -34,9 +38,7 @@ impl Watch {
     /// # Errors
     /// Why they cannot be used here.
     pub fn begin(pids: impl Iterator<Item = i32>) -> Result<Self, HintsError> {
-        let hints = Hints::load()?;
-        let mut watch =
-            Self { hints, functions: RestartFunctions::read(), spaces: Some(HashMap::new()), known: HashMap::new() };
+        let mut watch = Self::of(Hints::load()?, Some(HashMap::new()));
         pids.for_each(|pid| watch.follow(pid));
         Ok(watch)
     }
@@ -46,26 +48,45 @@ impl Watch {
     /// # Errors
     /// Why they cannot be used here.
     pub fn look_only() -> Result<Self, HintsError> {
-        let hints = Hints::iterators()?;
-        Ok(Self { hints, functions: RestartFunctions::read(), spaces: None, known: HashMap::new() })
+        Ok(Self::of(Hints::iterators()?, None))
+    }
+
+    fn of(hints: Hints, spaces: Option<HashMap<i32, AddressSpaceId>>) -> Self {
+        let functions = RestartFunctions::read();
+        Self { hints, functions, spaces, living: BTreeSet::new(), forked: Vec::new(), known: HashMap::new() }
     }
 
     /// Follows a process from now on, if it is not followed yet. Not to follow it loses nothing but a cross-check.
     pub fn follow(&mut self, pid: i32) {
         let Some(spaces) = self.spaces.as_mut().filter(|s| !s.contains_key(&pid)) else { return };
         match self.hints.follow(pid) {
-            Ok(space) => drop(spaces.insert(pid, space)),
+            Ok(space) => {
+                spaces.insert(pid, space);
+                self.living.insert(pid);
+            }
             Err(e) => log::info!("the eBPF programs do not follow pid {pid}: {e}"),
         }
     }
 
     /// Processes that those that are followed have made since this was last asked.
     pub fn forked(&mut self) -> Vec<i32> {
-        let child = |event| match event {
-            TaskEvent::Fork { pid, child_pid, .. } if pid != child_pid => Some(child_pid),
-            _ => None,
-        };
-        self.hints.events().map(|events| events.into_iter().filter_map(child).collect()).unwrap_or_default()
+        self.read_events();
+        std::mem::take(&mut self.forked)
+    }
+
+    fn read_events(&mut self) {
+        for event in self.hints.events().unwrap_or_default() {
+            match event {
+                TaskEvent::Fork { pid, child_pid, .. } if pid != child_pid => {
+                    self.living.insert(child_pid);
+                    self.forked.push(child_pid);
+                }
+                TaskEvent::Exit { pid, last_thread: true, .. } => drop(self.living.remove(&pid)),
+                // Of those that ended unheard, /proc knows.
+                TaskEvent::Lost { .. } => self.living.extend(self.look().by_process.into_keys()),
+                TaskEvent::Fork { .. } | TaskEvent::Exit { .. } | TaskEvent::Exec { .. } => {}
+            }
+        }
     }
 
     /// Follows the process in its new address space.
@@ -77,6 +98,7 @@ impl Watch {
     /// Forgets a process whose address space is gone, and with it what was known of it.
     pub fn forget(&mut self, pid: i32) {
         self.known.remove(&pid);
+        self.living.remove(&pid);
         if let Some(space) = self.spaces.as_mut().and_then(|s| s.remove(&pid)) {
             let _ = self.hints.unfollow(space);
         }
@@ -146,6 +168,16 @@ impl Watch {
             // Was it before the last change, then it never comes true again.
             known.state = look.mappings_state(pid);
         }
+    }
+}
+
+/// Whom the programs know to be of the job, and to live: nobody, where there are no programs.
+pub fn living(watch: &mut Option<Watch>) -> impl FnMut() -> Vec<i32> {
+    move || {
+        watch.as_mut().map_or_else(Vec::new, |watch| {
+            watch.read_events();
+            watch.living.iter().copied().collect()
+        })
     }
 }
 

@@ -47,7 +47,7 @@ impl Cgroups {
     /// # Errors
     /// When it is gone.
     pub fn add(&mut self, pid: i32) -> Result<()> {
-        let set = self.number(groups_of(pid, pid)?);
+        let set = self.number(groups_of(pid, procfs::voice(pid))?);
         self.members.push(Member { pid, tid: pid, set });
         Ok(())
     }
@@ -65,7 +65,7 @@ impl Cgroups {
         if tids.len() < 2 || !self.sets[own as usize].iter().any(|g| mounts.lets_threads_part(g)) {
             return;
         }
-        for &tid in tids.iter().filter(|t| **t != pid) {
+        for &tid in tids.iter().filter(|t| **t != procfs::voice(pid)) {
             let Ok(theirs) = groups_of(pid, tid) else { continue };
             let set = self.number(theirs);
             if set != own {
@@ -138,7 +138,7 @@ impl std::fmt::Display for Group {
 /// When it is gone.
 pub fn refusals(pid: i32) -> Result<Vec<Refusal>> {
     let mounts = Mounts::read();
-    let frozen = groups_of(pid, pid)?.into_iter().find_map(|g| frozen(&mounts.directory(&g)?));
+    let frozen = groups_of(pid, procfs::voice(pid))?.into_iter().find_map(|g| frozen(&mounts.directory(&g)?));
     let refusal = |at: PathBuf| Refusal {
         pid,
         place: "the process".to_owned(),
@@ -158,7 +158,7 @@ fn frozen(directory: &Path) -> Option<PathBuf> {
     files.into_iter().find(|f| fs::read_to_string(f).is_ok_and(|wish| wish.trim() == "1"))
 }
 
-/// `/proc/PID/task/TID/cgroup`: lines of a number, the hierarchy, and the path.
+/// `/proc/PID/task/TID/cgroup`, of a thread that lives (one that has ended is in none): lines of a number, the hierarchy, and the path.
 fn groups_of(pid: i32, tid: i32) -> Result<Vec<Group>> {
     let path = format!("/proc/{pid}/task/{tid}/cgroup");
     let text = procfs::text(&path).map_err(|e| Error::system(format!("reading {path}"), e))?;

@@ -10,6 +10,8 @@ use std::io;
 
 use crate::error::{Error, Refusal};
 use crate::family::Relative;
+use crate::object::process::Process;
+use crate::object::zombies::Zombie;
 use crate::procfs;
 
 /// What is known of a process of the job, dead or alive.
@@ -27,6 +29,29 @@ pub struct Ancestry {
     pub exit_signal: i32,
     /// Whether it shares with its parent what threads share: then nobody else can make it.
     pub shares: bool,
+}
+
+impl Ancestry {
+    /// Of all processes that a checkpoint has, the living ones first.
+    pub fn of_saved(living: &[Process], ended: &[Zombie]) -> Vec<Self> {
+        let of_living = living.iter().map(|p| Self {
+            pid: p.pid,
+            ppid: p.ppid,
+            pgid: p.pgid,
+            sid: p.sid,
+            exit_signal: p.exit_signal,
+            shares: p.sharing.any(),
+        });
+        let of_ended = ended.iter().map(|z| Self {
+            pid: z.pid,
+            ppid: z.ppid,
+            pgid: z.pgid,
+            sid: z.sid,
+            exit_signal: z.exit_signal,
+            shares: false,
+        });
+        of_living.chain(of_ended).collect()
+    }
 }
 
 /// A process to be made.
@@ -82,8 +107,14 @@ pub fn plan(all: &[Ancestry]) -> Result<Plan, Lost> {
     for stray in &strays {
         let own = builder.find(stray.node.pid).expect("a process of the job");
         let led = builder.find(stray.session).is_none() || builder.descends(stray.session, stray.parent);
-        if stray.session == 0 || !led || own.shares || own.exit_signal != libc::SIGCHLD {
-            return Err(Lost { pid: own.pid, session: stray.session });
+        let reasons = [
+            (stray.session == 0, "whoever made it there has ended"),
+            (!led, "that session's leader does not descend from its parent"),
+            (own.shares, SHARES),
+            (own.exit_signal != libc::SIGCHLD, "when it ends, its parent gets another signal than SIGCHLD"),
+        ];
+        if let Some((_, reason)) = reasons.into_iter().find(|(is_so, _)| *is_so) {
+            return Err(Lost { pid: own.pid, session: stray.session, reason });
         }
     }
     while !strays.is_empty() {
@@ -93,7 +124,8 @@ pub fn plan(all: &[Ancestry]) -> Result<Plan, Lost> {
                 || plan.orphans.iter().any(|o| holds(std::slice::from_ref(&o.node), pid))
         };
         let next = strays.iter().position(|s| is_made(s.session) && is_made(s.parent));
-        let next = next.ok_or(Lost { pid: strays[0].node.pid, session: strays[0].session })?;
+        let reason = "it would have to be there before itself";
+        let next = next.ok_or(Lost { pid: strays[0].node.pid, session: strays[0].session, reason })?;
         plan.orphans.push(strays.remove(next));
     }
     Ok(plan)
@@ -205,7 +237,8 @@ impl Builder<'_> {
             let parents: Vec<i32> = strays.iter().filter(|s| s.session == session).map(|s| s.parent).collect();
             let is_last = |last: &&i32| parents.iter().all(|p| p == *last || self.descends(**last, *p));
             let first = strays.iter().find(|s| s.session == session).expect("one of that session");
-            let lost = Lost { pid: first.node.pid, session };
+            let reason = "processes of that session came to several parents, of whom none descends from all others";
+            let lost = Lost { pid: first.node.pid, session, reason };
             let last = *parents.iter().find(is_last).ok_or(lost)?;
             // What a helper makes for its parent has the helper's own exit signal.
             let mine = |s: &Orphan| s.session == session && s.parent == last;
@@ -214,7 +247,7 @@ impl Builder<'_> {
             let is_sibling = |s: &Orphan| mine(s) && signal(s) == common;
             let shared = strays.iter().find(|s| is_sibling(s) && self.find(s.node.pid).is_some_and(|a| a.shares));
             if let Some(shared) = shared {
-                return Err(Lost { pid: shared.node.pid, session });
+                return Err(Lost { pid: shared.node.pid, session, reason: SHARES });
             }
             let siblings = strays.extract_if(.., |s| is_sibling(s)).map(|s| s.node).collect();
             let (before, after) = (Vec::new(), Vec::new());
@@ -260,16 +293,21 @@ fn node_in<'n>(nodes: impl IntoIterator<Item = &'n mut Node>, pid: i32) -> Optio
 pub struct Lost {
     /// The process.
     pub pid: i32,
-    /// The session.
+    /// The session; 0 for the one that the job was started in.
     pub session: i32,
+    /// Why not, as the end of a sentence.
+    pub reason: &'static str,
 }
+
+const SHARES: &str = "it shares with its parent what only its parent can give it";
 
 impl Lost {
     fn why(self) -> String {
-        format!(
-            "is in session {}, into which neither its parent nor that session's leader could bring it again",
-            self.session
-        )
+        let session = match self.session {
+            0 => "the session that the job was started in".to_owned(),
+            session => format!("session {session}"),
+        };
+        format!("cannot be brought into {session} again: {}", self.reason)
     }
 
     /// For whoever restores.
@@ -380,11 +418,11 @@ mod tests {
     fn who_cannot_come_into_a_session_is_named() {
         // 13 is in the session of 11, which does not descend from its parent.
         let all = [of(10, 1, 0, 0), of(11, 10, 11, 11), of(12, 10, 0, 0), of(13, 12, 11, 11)];
-        assert_eq!(plan(&all).unwrap_err(), Lost { pid: 13, session: 11 });
+        let lost = |all: &[Ancestry]| plan(all).map_err(|lost| (lost.pid, lost.session)).unwrap_err();
+        assert_eq!(lost(&all), (13, 11));
         // 12 has its parent's memory, and so no other can have made it.
         let shares = Ancestry { shares: true, ..of(12, 10, 11, 11) };
-        let error = plan(&[of(10, 1, 0, 0), of(11, 10, 11, 11), shares]).unwrap_err();
-        assert_eq!(error, Lost { pid: 12, session: 11 });
+        assert_eq!(lost(&[of(10, 1, 0, 0), of(11, 10, 11, 11), shares]), (12, 11));
     }
 
     #[test]

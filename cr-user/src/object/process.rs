@@ -255,12 +255,41 @@ impl Facts {
     }
 }
 
-/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is its main thread's.
+/// What `/proc` shows of a stopped process, and may be something else the next time.
+#[derive(Debug)]
+pub struct Shown {
+    pid: i32,
+    stat: Vec<String>,
+    /// Of the thread that speaks for it, if that is not its main one: what there is of memory is shown there.
+    spoken: Option<Vec<String>>,
+    exe: String,
+    cwd: String,
+    root: String,
+}
+
+impl Shown {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn read(pid: i32) -> Result<Self> {
+        let stat = |tid: i32| procfs::stat(tid).map_err(|e| Error::system(format!("reading /proc/{tid}/stat"), e));
+        let path = |name: &str| {
+            let link = procfs::link(pid, name).map_err(|e| Error::system(format!("reading /proc/{pid}/{name}"), e))?;
+            Ok::<_, Error>(String::from_utf8_lossy(link.as_os_str().as_bytes()).into_owned())
+        };
+        let voice = procfs::voice(pid);
+        let spoken = (voice != pid).then(|| stat(voice)).transpose()?;
+        Ok(Self { pid, stat: stat(pid)?, spoken, exe: path("exe")?, cwd: path("cwd")?, root: path("root")? })
+    }
+}
+
+/// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is that of the thread that speaks for it.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn capture(
-    pid: i32,
+    shown: Shown,
     status: &Status,
     sharing: Sharing,
     stop_signal: Option<i32>,
@@ -268,18 +297,10 @@ pub fn capture(
     answers: &Answers,
     files: &mut Stamps,
 ) -> Result<Process> {
-    let path = |name: &str| {
-        let link = procfs::link(pid, name).map_err(|e| Error::system(format!("reading /proc/{pid}/{name}"), e))?;
-        Ok::<_, Error>(String::from_utf8_lossy(link.as_os_str().as_bytes()).into_owned())
-    };
-    let stat = procfs::stat(pid).map_err(|e| Error::system(format!("reading /proc/{pid}/stat"), e))?;
+    let Shown { pid, stat, spoken, exe, cwd, root } = shown;
     // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
     let number = |stat: &[String], n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
     let field = |n: usize| number(&stat, n);
-    let voice = procfs::voice(pid);
-    // What there is of memory is shown of a thread that has some.
-    let spoken = if voice == pid { None } else { Some(procfs::stat(voice)) }.transpose();
-    let spoken = spoken.map_err(|e| Error::system(format!("reading /proc/{voice}/stat"), e))?;
     let area = |n: usize| number(spoken.as_ref().unwrap_or(&stat), n);
     let asked = facts.asked;
     let has_vdso = facts.auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
@@ -291,9 +312,9 @@ pub fn capture(
         exit_signal: field(38) as i32,
         sharing,
         command_line: facts.command_line.clone(),
-        exe: files.of(pid, &path("exe")?)?,
-        cwd: path("cwd")?,
-        root: path("root")?,
+        exe: files.of(pid, &exe)?,
+        cwd,
+        root,
         umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
         layout: Layout {
             code: (area(26), area(27)),

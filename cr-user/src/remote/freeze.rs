@@ -1,5 +1,6 @@
 //! Stopping every thread of a job, and letting all go again whatever happens.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -58,16 +59,16 @@ pub const OPTIONS: i32 =
     libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK | libc::PTRACE_O_TRACESYSGOOD;
 
 impl Frozen {
-    /// Stops every thread of the job, those born meanwhile included. A signal that a thread was about to take is taken
+    /// Stops every thread of the job, those born meanwhile included (`living`: see [`Family::members_among`]). A signal that a thread was about to take is taken
     /// (its handler entered, not run) before the stop.
     ///
     /// # Errors
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
-    pub fn freeze(family: &Family) -> Result<Self> {
+    pub fn freeze(family: &Family, living: &mut dyn FnMut() -> Vec<i32>) -> Result<Self> {
         let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
-        match frozen.stop_all(family, &mut seized) {
+        match frozen.stop_all(family, living, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
             Ok(()) => {
                 frozen.processes.iter().flat_map(|p| p.threads.keys()).for_each(|tid| resume_endless_wait(*tid));
@@ -80,12 +81,17 @@ impl Frozen {
         }
     }
 
-    fn stop_all(&mut self, family: &Family, seized: &mut BTreeSet<(i32, i32)>) -> Result<()> {
+    fn stop_all(
+        &mut self,
+        family: &Family,
+        living: &mut dyn FnMut() -> Vec<i32>,
+        seized: &mut BTreeSet<(i32, i32)>,
+    ) -> Result<()> {
         // What is born by one that is taken without its descendants is none of ours.
         let single = family.only.as_ref().is_some_and(|only| only.single);
         let options = if single { OPTIONS & !(libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK) } else { OPTIONS };
         loop {
-            let members = family.members().map_err(|_| gone(family.root))?;
+            let members = family.members_among(living).map_err(|_| gone(family.root))?;
             let mut fresh = Vec::new();
             for member in members.iter().filter(|m| !m.zombie) {
                 let tids = procfs::threads(member.pid).unwrap_or_default().into_iter();
@@ -218,21 +224,26 @@ fn resume_endless_wait(tid: i32) {
     }
 }
 
-/// Looks at a thread while it stands still: for a moment, unless it does so already.
+/// Looks at a thread while it stands still: for a moment, unless it does so already. `None` when it has ended.
 ///
 /// # Errors
 /// When it cannot be stopped, and what `look` says.
-pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     if traced_by_us(pid, tid) {
-        return look();
+        return look().map(Some);
     }
-    ptrace::seize(tid, 0).map_err(|e| refused(pid, tid, e))?;
+    match ptrace::seize(tid, 0) {
+        Err(_) if has_ended(tid) => return Ok(None),
+        seized => seized.map_err(|e| refused(pid, tid, e))?,
+    }
     let _ = ptrace::interrupt(tid);
-    wait_stopped(pid, tid)?.ok_or_else(|| gone(pid))?;
+    if wait_stopped(pid, tid)?.is_none() {
+        return Ok(None);
+    }
     resume_endless_wait(tid);
     let seen = look();
     match ptrace::detach(tid, 0) {
-        Ok(()) | Err(Errno::ESRCH) => seen,
+        Ok(()) | Err(Errno::ESRCH) => seen.map(Some),
         Err(e) => Err(Error::system(format!("letting thread {tid} go"), e)),
     }
 }
@@ -272,6 +283,7 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
                 std::thread::sleep(Duration::from_micros(100));
                 // A main thread that has ended before others is not told of.
                 if tid == pid && has_ended(tid) {
+                    HELD.with_borrow_mut(|held| held.insert(pid));
                     return Ok(None);
                 }
                 if started.elapsed() > PATIENCE && is_in_vfork(pid, tid) {
@@ -285,11 +297,30 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
     }
 }
 
-/// Lets go of a process that has ended while we traced its main thread, which ended before the others.
-pub fn let_go_of_ended(pid: i32) {
-    if traced_by_us(pid, pid) {
-        bury(pid, pid);
-    }
+thread_local! {
+    /// Processes whose main thread ended, before others, when we had just seized it: the kernel takes it back from nobody until
+    /// the last of the others has ended, and keeps that from the parent until we have heard of it. Only the thread that seized it
+    /// can.
+    static HELD: RefCell<BTreeSet<i32>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Whether [`let_go_of_ended`] may have something to do later.
+pub fn holds_ended() -> bool {
+    HELD.with_borrow(|held| !held.is_empty())
+}
+
+/// Lets those processes go to their parents that have ended altogether since we seized their main thread.
+pub fn let_go_of_ended() {
+    HELD.with_borrow_mut(|held| {
+        held.retain(|pid| {
+            let is_traced = traced_by_us(*pid, *pid);
+            let has_ended = is_traced && procfs::find_voice(*pid).is_none();
+            if has_ended {
+                bury(*pid, *pid);
+            }
+            is_traced && !has_ended
+        });
+    });
 }
 
 /// A tracee that has ended is kept from its parent until we have waited for it. What is our own child as well is left for

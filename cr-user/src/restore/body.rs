@@ -33,7 +33,6 @@ impl Body {
     /// When the pid is taken, or the kernel refuses.
     pub fn make(pid: i32, exit_signal: i32, keep_free: &[(u64, u64)]) -> Result<Self> {
         spawn(pid, exit_signal)?;
-        procfs::set_voice(pid, pid);
         // From here on dropping the body ends the process.
         let mut body = Self {
             pid,
@@ -116,7 +115,6 @@ impl Body {
     pub fn fork(&mut self, pid: i32, exit_signal: i32, flags: u64) -> Result<Self> {
         let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { exit_signal as u64 } else { 0 };
         self.clone_with(clone::CloneArgs { flags, exit_signal, ..Default::default() }, pid, "process")?;
-        procfs::set_voice(pid, pid);
         // From here on dropping the body ends the process.
         let mut body =
             Self { pid, threads: Vec::new(), head: None, scratch: self.scratch, regs: self.regs, released: false };
@@ -243,7 +241,7 @@ impl Body {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        procfs::set_voice(self.pid, self.threads[0].tid);
+        procfs::find_voice(self.pid);
         Ok(())
     }
 

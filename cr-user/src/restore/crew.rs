@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::error::{Error, Result};
 use crate::object::files::unix::Crew;
+use crate::procfs;
 use crate::remote::Call;
 use crate::restore::body::Body;
 use crate::sys::{fd, vm};
@@ -44,17 +45,16 @@ impl<'a> Hands<'a> {
 
 /// A process with that number, or, where it is taken, another.
 fn stand_in(pid: i32) -> Result<Body> {
-    /// More numbers than these need not be tried in a row.
-    const TRIES: i32 = 1000;
-    let is_taken = |n: i32| std::fs::exists(format!("/proc/{n}")).unwrap_or(true);
-    if pid > 0 && !is_taken(pid) {
+    /// So many others may take theirs at the same time.
+    const TRIES: usize = 20;
+    if pid > 0 && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
         return Body::make(pid, 0, &[]);
     }
     log::warn!(
         "a socket of the job shows that process {pid} made it; that number is another's now, and a new one is shown"
     );
     let mut failed = None;
-    for other in (pid.max(300) + 1..).take(TRIES as usize).filter(|n| !is_taken(*n)) {
+    for other in procfs::spare_pids(pid).take(TRIES) {
         match Body::make(other, 0, &[]) {
             Ok(body) => return Ok(body),
             Err(e) => failed = Some(e),

@@ -1,6 +1,5 @@
 //! What a chain says of the job, read and checked before anything is made.
 
-use crate::checkpoint::collect::ancestry;
 use crate::error::{Error, Result};
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
@@ -81,7 +80,7 @@ impl Saved {
         let image = chain.newest();
         let id = image.id();
         let processes: Vec<Process> = get(image, process::KIND)?;
-        let mut threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
+        let mut all_threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
         let mut mappings = ByPid::new(id, memory::KIND.name, get(image, memory::KIND)?, |r: &Mappings| r.pid);
         let mut signals = ByPid::new(id, signals::KIND.name, get(image, signals::KIND)?, |r: &Signals| r.pid);
         let mut timers = ByPid::new(id, timers::KIND.name, get(image, timers::KIND)?, |r: &Timers| r.pid);
@@ -91,12 +90,17 @@ impl Saved {
         let mut scheduling =
             ByPid::new(id, scheduling::KIND.name, get(image, scheduling::KIND)?, |r: &Scheduling| r.pid);
         let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
-        let ancestry = ancestry(&processes, &zombies);
+        let ancestry = Ancestry::of_saved(&processes, &zombies);
         let mut living = Vec::new();
         for process in processes {
             let pid = process.pid;
+            let threads = all_threads.take(pid)?;
+            let first = threads.all.first().map(|t| t.tid);
+            if first.is_none_or(|tid| tid != pid && threads.head.is_none()) {
+                return Err(incomplete(id, threads::KIND.name, pid));
+            }
             living.push(Living {
-                threads: threads.take(pid)?,
+                threads,
                 mappings: if process.sharing.memory { Vec::new() } else { mappings.take(pid)?.all },
                 signals: signals.take(pid)?,
                 timers: timers.take(pid)?,

@@ -15,6 +15,7 @@ use super::{Cut, Started};
 use crate::checkpoint::{self, Job, Only, Report};
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
+use crate::remote::freeze;
 use crate::restore;
 use crate::store::StoreWriter;
 use crate::sys::fd;
@@ -99,7 +100,7 @@ impl Engine {
             if let Some(job) = held.job.as_mut().filter(|_| stays) {
                 job.watch();
             }
-            for order in work {
+            while let Some(order) = next_order(&work) {
                 let mut options = options.clone();
                 options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
                 options.external.extend(order.less.external);
@@ -159,6 +160,20 @@ impl Flight {
     pub(super) async fn landed(&mut self) -> Result<Report> {
         (&mut self.0).await.unwrap_or_else(|_| Err(died()))
     }
+}
+
+/// Waits for an order. Meanwhile processes that end, though we hold what is left of their main thread, are let go to their
+/// parents.
+fn next_order(work: &mpsc::Receiver<Order>) -> Option<Order> {
+    /// How long a parent may have to wait to hear of it.
+    const PATIENCE: Duration = Duration::from_millis(100);
+    while freeze::holds_ended() {
+        match work.recv_timeout(PATIENCE) {
+            Err(mpsc::RecvTimeoutError::Timeout) => freeze::let_go_of_ended(),
+            order => return order.ok(),
+        }
+    }
+    work.recv().ok()
 }
 
 fn died() -> Error {

@@ -461,10 +461,8 @@ impl Hints {
         target: IterTarget<'_>,
         over: impl Fn() -> String,
     ) -> Result<Vec<u8>, HintsError> {
-        let mut bytes = Vec::new();
-        let done = self.open_iter(name, target)?.and_then(|mut file| file.read_to_end(&mut bytes));
-        done.map_err(|source| HintsError::Iter { iter: name, over: over(), source })?;
-        Ok(bytes)
+        let bytes = self.open_iter(name, target)?.and_then(read_whole);
+        bytes.map_err(|source| HintsError::Iter { iter: name, over: over(), source })
     }
 
     /// The outer error is about the programs, the inner one about the target.
@@ -472,6 +470,22 @@ impl Hints {
         let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
         let fd = program.fd().map_err(|error| program_error(name, error))?;
         Ok(iter_open(fd.as_fd(), target))
+    }
+}
+
+/// All that an iterator has to say. (`read_to_end` would ask for its size, and then read a few bytes at a time.)
+fn read_whole(mut iter: File) -> io::Result<Vec<u8>> {
+    /// As much as the kernel hands out in one read.
+    const CHUNK: usize = 32 * 1024;
+    let mut bytes = Vec::new();
+    loop {
+        let known = bytes.len();
+        bytes.resize(known + CHUNK, 0);
+        let more = iter.read(&mut bytes[known..])?;
+        bytes.truncate(known + more);
+        if more == 0 {
+            return Ok(bytes);
+        }
     }
 }
 

@@ -183,7 +183,8 @@ fn the_record_and_its_blind_spots_cover_the_oracle() {
 fn oracle_of(pid: i32) -> Oracle {
     let pidfd = cr::sys::fd::pidfd_open(pid).expect("pidfd");
     let gadgets = Gadgets::find(pid).expect("a syscall instruction");
-    let frozen = Frozen::freeze(&cr::family::Family { root: pid, reaper: None, only: None }).expect("freeze");
+    let frozen =
+        Frozen::freeze(&cr::family::Family { root: pid, reaper: None, only: None }, &mut Vec::new).expect("freeze");
     let mut puppet = Puppet::begin(pid, &frozen.processes()[0].tids(), gadgets).expect("a thread to borrow");
     let oracle = Oracle::open(&mut puppet, pid, pidfd.as_fd()).expect("userfaultfd");
     puppet.end().expect("give the thread back");

@@ -64,7 +64,7 @@ pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Deleted,
             format!("holds a write lease on the deleted file {}, which reading it would break", seen.link.display());
         return Err(No::new(why, "have the job give the lease up"));
     }
-    let file = File::open(procfs::path(seen.pid, &format!("fd/{}", seen.fd))).map_err(|e| {
+    let file = File::open(procfs::fd_path(seen.pid, seen.fd)).map_err(|e| {
         let why = format!("is open on {}, which cannot be read ({e})", seen.link.display());
         No::new(why, "run cr as root")
     })?;

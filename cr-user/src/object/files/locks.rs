@@ -149,7 +149,7 @@ fn holder_of(path: &Path) -> io::Result<Option<i32>> {
         let mut fds = procfs::descriptors(*pid).unwrap_or_default().into_iter();
         let is_it = |m: fs::Metadata| (m.dev(), m.ino()) == (meta.dev(), meta.ino());
         fds.any(|fd| {
-            fs::metadata(procfs::path(*pid, &format!("fd/{fd}"))).is_ok_and(is_it)
+            fs::metadata(procfs::fd_path(*pid, fd)).is_ok_and(is_it)
                 && procfs::fdinfo(*pid, fd).is_ok_and(|i| !i.locks.is_empty())
         })
     };

@@ -63,7 +63,7 @@ pub(super) fn describe(seen: &Seen, space: u64) -> std::result::Result<(Memfd, C
         let why = format!("is the memory file \"{name}\" of huge pages");
         return Err(No::new(why, "have the job close it, or make it without MFD_HUGETLB"));
     }
-    let file = File::open(procfs::path(seen.pid, &format!("fd/{}", seen.fd)))
+    let file = File::open(procfs::fd_path(seen.pid, seen.fd))
         .map_err(|e| No::new(format!("is the memory file \"{name}\", which cannot be read ({e})"), "run cr as root"))?;
     let seals = fcntl(file.as_fd(), libc::F_GET_SEALS, 0).unwrap_or(0);
     if seals & !KNOWN_SEALS != 0 {

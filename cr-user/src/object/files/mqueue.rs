@@ -116,7 +116,7 @@ pub(super) fn shared_with_others(holders: &[Holder<'_>], groups: &[survey::Group
 
 /// Who is to be told of the next message: the queue as a file says so.
 fn notified(seen: &Seen) -> io::Result<Option<u32>> {
-    let text = procfs::text(&procfs::path(seen.pid, &format!("fd/{}", seen.fd)))?;
+    let text = procfs::text(&procfs::fd_path(seen.pid, seen.fd))?;
     Ok(text.split("NOTIFY_PID:").nth(1).and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid != 0))
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::survey::Seen;
 use super::{Holder, No, open_again};
 use crate::error::{Error, Result};
+use crate::procfs;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
 pub(super) const NSFS: i64 = 0x6e73_6673;
@@ -50,5 +51,5 @@ impl Namespace {
 }
 
 fn path(pid: i32, name: &str) -> String {
-    format!("/proc/{pid}/ns/{name}")
+    procfs::path(pid, &format!("ns/{name}"))
 }

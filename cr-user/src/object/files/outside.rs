@@ -10,7 +10,6 @@ use super::survey::{self, Group};
 use super::{Holder, No};
 use crate::error::Refusal;
 use crate::procfs;
-use crate::sys::fd::compare_descriptions;
 
 /// What `/proc/PID/fd` shows of the kinds that are looked for.
 const LINKS: [&str; 5] = [
@@ -34,8 +33,7 @@ pub(super) fn shared(holders: &[Holder<'_>], groups: &[Group]) -> Vec<Refusal> {
             let Some(link) = procfs::link(other, &format!("fd/{fd}")).ok().filter(|l| of_kind(l)) else { continue };
             let same = |g: &&Group| {
                 let ours = g.first();
-                ours.link == link
-                    && compare_descriptions(procfs::voice(ours.pid), ours.fd, other, fd) == Ok(Ordering::Equal)
+                ours.link == link && survey::compare((ours.pid, ours.fd), (other, fd)) == Ok(Ordering::Equal)
             };
             let Some(at) = left.iter().position(same) else { continue };
             let group = left.swap_remove(at);
@@ -73,7 +71,7 @@ pub(super) fn users(holders: &[Holder<'_>], places: &[(u64, u64)]) -> Vec<User> 
     }
     for pid in procfs::processes().filter(|pid| !survey::is_of_job(*pid, holders)) {
         for fd in procfs::descriptors(pid).unwrap_or_default() {
-            let Ok(meta) = fs::metadata(procfs::path(pid, &format!("fd/{fd}"))) else { continue };
+            let Ok(meta) = fs::metadata(procfs::fd_path(pid, fd)) else { continue };
             let Some(of) = places.iter().position(|p| *p == (meta.dev(), meta.ino())) else { continue };
             let names_only = procfs::fdinfo(pid, fd).is_ok_and(|i| i.flags & libc::O_PATH != 0);
             if !names_only && users.iter().all(|u| u.of != of) {

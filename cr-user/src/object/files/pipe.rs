@@ -138,10 +138,9 @@ impl Pipes {
         }
         let mut refusals = Vec::new();
         for other in procfs::processes().filter(|other| !survey::is_of_job(*other, holders)) {
-            for entry in fs::read_dir(format!("/proc/{other}/fd")).into_iter().flatten().flatten() {
-                let Some(ino) = fs::read_link(entry.path()).ok().and_then(|l| inode(&l.to_string_lossy())) else {
-                    continue;
-                };
+            for theirs in procfs::descriptors(other).unwrap_or_default() {
+                let link = procfs::link(other, &format!("fd/{theirs}"));
+                let Some(ino) = link.ok().and_then(|l| inode(&l.to_string_lossy())) else { continue };
                 if !self.own.contains(&ino) {
                     continue;
                 }
@@ -170,9 +169,7 @@ fn capture(holders: &[Holder<'_>], ends: &Ends) -> Result<Pipe> {
     let failed = |e: io::Error| Error::system(format!("reading the pipe at fd {fd} of pid {pid}"), e);
     // Where nobody is left to read, the data are still there (FIONREAD tells) and opening the pipe makes us a reader.
     let theirs: OwnedFd = if ends.readers.is_empty() {
-        open_again(procfs::path(pid, &format!("fd/{fd}")).as_ref(), libc::O_RDONLY | libc::O_NONBLOCK)
-            .map_err(failed)?
-            .into()
+        open_again(procfs::fd_path(pid, fd).as_ref(), libc::O_RDONLY | libc::O_NONBLOCK).map_err(failed)?.into()
     } else {
         survey::fetch(holders, pid, fd).map_err(|e| failed(e.into()))?
     };

@@ -42,7 +42,7 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(pid: i32, fd: i32) -> io::Result<Self> {
-        let path = procfs::path(pid, &format!("fd/{fd}"));
+        let path = procfs::fd_path(pid, fd);
         let link = fs::read_link(&path)?;
         let meta = fs::metadata(&path)?;
         let filesystem = statfs::statfs(path.as_str())?.filesystem_type().0;
@@ -243,13 +243,18 @@ fn look_at(pid: i32) -> io::Result<Vec<Seen>> {
     Ok(all)
 }
 
+/// Compares the open file descriptions behind two descriptors, each of a process, in the kernel's order.
+pub(super) fn compare(one: (i32, i32), other: (i32, i32)) -> nix::Result<Ordering> {
+    compare_descriptions(procfs::voice(one.0), one.1, procfs::voice(other.0), other.1)
+}
+
 /// Where the description of `seen` is among groups that are in the kernel's order, or belongs.
 fn find(groups: &[(usize, Group)], seen: &Seen) -> Result<std::result::Result<usize, usize>> {
     let (mut low, mut high) = (0, groups.len());
     while low < high {
         let middle = low.midpoint(high);
         let known = groups[middle].1.first();
-        match compare_descriptions(procfs::voice(known.pid), known.fd, procfs::voice(seen.pid), seen.fd) {
+        match compare((known.pid, known.fd), (seen.pid, seen.fd)) {
             Ok(Ordering::Equal) => return Ok(Ok(middle)),
             Ok(Ordering::Less) => low = middle + 1,
             // One of the two was closed meanwhile, or its process ended, which only running ones do.

@@ -15,7 +15,7 @@ use super::queue::Queues;
 use super::{Pty, PtyEnd, Side, State};
 use crate::error::{Error, Refusal, Result as Done};
 use crate::procfs;
-use crate::sys::fd::{compare_descriptions, readable_bytes};
+use crate::sys::fd::readable_bytes;
 use crate::sys::tty::{self, Number};
 use crate::track::tty::TtyQueues;
 
@@ -167,7 +167,7 @@ impl Ptys {
             for fd in procfs::descriptors(pid).unwrap_or_default() {
                 let Ok(link) = procfs::link(pid, &format!("fd/{fd}")) else { continue };
                 let same =
-                    |m: &&Master| m.ptmx == link && compare_descriptions(m.pid, m.fd, pid, fd) == Ok(Ordering::Equal);
+                    |m: &&Master| m.ptmx == link && survey::compare((m.pid, m.fd), (pid, fd)) == Ok(Ordering::Equal);
                 if let Some(master) = self.masters.iter().find(same) {
                     let other = procfs::who(pid);
                     let why =

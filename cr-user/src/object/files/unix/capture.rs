@@ -13,8 +13,8 @@ use super::external::{External, Key};
 use super::queue::{self, Message};
 use super::{Listening, Orphaned, Peer, State, Unix, name, options, outside};
 use crate::error::{Error, Refusal, Result};
-use crate::procfs::{self, Status};
-use crate::sys::fd::{compare_descriptions, owner};
+use crate::procfs::Status;
+use crate::sys::fd::owner;
 use crate::sys::socket::{filter_length, has_error, option, peer_name};
 
 /// The sockets of the job.
@@ -101,9 +101,7 @@ impl Queues {
         for (index, group) in groups.iter().enumerate() {
             let first = group.first();
             if (first.meta.dev(), first.meta.ino()) == (seen.meta.dev(), seen.meta.ino())
-                && compare_descriptions(procfs::voice(first.pid), first.fd, me, seen.fd)
-                    .map_err(|e| failed(e.into()))?
-                    .is_eq()
+                && survey::compare((first.pid, first.fd), (me, seen.fd)).map_err(|e| failed(e.into()))?.is_eq()
             {
                 return Ok(index as u32);
             }
