@@ -7,6 +7,7 @@
 mod aio;
 mod arena;
 mod collect;
+mod connections;
 mod ipc;
 mod job;
 mod leave_out;

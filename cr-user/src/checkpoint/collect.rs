@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::checkpoint::aio;
+use crate::checkpoint::connections;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::parallel::{beside, on_all_cpus};
@@ -97,12 +98,13 @@ impl State {
         drop(holders);
         job.members.iter_mut().zip(known).for_each(|(member, known)| member.known = known);
         collected?;
-        let (files, contents) = captured?;
+        let (files, contents, connections) = captured?;
         state.files = files;
         terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
+        connections::read_queues(connections, job, frozen, &state.threads, &state.vmas, &mut state.files)?;
         for (pid, vmas) in &state.vmas {
             aio::wait(*pid, vmas, &mut job.watch)?;
         }

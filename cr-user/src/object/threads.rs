@@ -170,6 +170,23 @@ pub fn any_timed_wait(pid: i32) -> bool {
     procfs::threads(pid).unwrap_or_default().iter().any(timed)
 }
 
+/// The number of the call by which a thread's interrupted wait could begin anew, with its whole time.
+pub fn number_of_wait(thread: &Thread) -> u64 {
+    let regs = thread.registers();
+    // A pointer is no clock.
+    let names_clock = regs.rdi < crate::sys::PAGE;
+    let number = match thread.wait {
+        None => return regs.orig_rax,
+        _ if regs.orig_rax != libc::SYS_restart_syscall as u64 => return regs.orig_rax,
+        Some(Wait::Anew(number)) => return number,
+        Some(Wait::Sleep(_)) if names_clock => libc::SYS_clock_nanosleep,
+        Some(Wait::Sleep(_)) => libc::SYS_nanosleep,
+        Some(Wait::Futex(_)) => libc::SYS_futex,
+        Some(Wait::Poll(_)) => libc::SYS_poll,
+    };
+    number as u64
+}
+
 /// The number of the interrupted call. Once resumed it is `restart_syscall`, and the first number stands only in the code.
 fn call_number(pid: i32, regs: &Regs) -> u64 {
     const MOV_EAX: u8 = 0xb8;

@@ -87,11 +87,15 @@ impl Confinement {
 
     /// Whether it can return from a signal handler, which is how it goes on by itself if we die.
     pub fn spares_return(&self) -> bool {
-        let call = Call::new(libc::SYS_rt_sigreturn, &[]);
+        self.allows(&Call::new(libc::SYS_rt_sigreturn, &[]))
+    }
+
+    /// Whether this call, made by itself, would do what it is for.
+    pub fn allows(&self, call: &Call) -> bool {
         match self {
-            Self::Strict => true,
+            Self::Strict => self.spares(call),
             Self::Filters(all) => all.iter().all(|f| {
-                let answer = run(&f.program, &Data::of(&call)).map(|a| a & action::MASK);
+                let answer = run(&f.program, &Data::of(call)).map(|a| a & action::MASK);
                 matches!(answer, Some(action::ALLOW | action::LOG))
             }),
         }
@@ -262,6 +266,8 @@ mod tests {
         let filter = filter();
         assert!(!filter.spares(&Call::new(libc::SYS_mmap, &[0])));
         assert!(filter.spares(&Call::new(libc::SYS_prctl, &[15])));
+        assert!(!filter.allows(&Call::new(libc::SYS_prctl, &[15])), "it is refused");
+        assert!(filter.allows(&Call::new(libc::SYS_ppoll, &[0, 0, 4096])));
         assert!(filter.spares(&Call::new(libc::SYS_getpid, &[])));
         assert!(!filter.spares(&Call::new(libc::SYS_prctl, &[15]).first_from(0)), "it looks at what is not known");
         assert!(!filter.spares(&Call::new(libc::SYS_brk, &[0])), "it looks at the address of the instruction");

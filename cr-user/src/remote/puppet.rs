@@ -23,6 +23,8 @@ pub struct Puppet {
     /// Registers of `home` to make single calls from: its stack pointer is at a frame when the calls are safe against our
     /// death.
     base: Regs,
+    /// Where the frame on its stack is, and what was there: it need not be below a stack that nothing is next to.
+    lent: Option<(u64, Vec<u8>)>,
     /// Another thread in use, in place of `home`.
     guest: Option<Borrowed>,
     scratch: Option<Scratch>,
@@ -65,7 +67,7 @@ impl Puppet {
     pub fn begin(pid: i32, tids: &[i32], gadgets: Gadgets) -> Result<Self> {
         let home = Borrowed::new(pid, Self::choose(pid, tids)?)?;
         let base = home.own.regs;
-        let mut puppet = Self { gadgets, home, base, guest: None, scratch: None, ended: false };
+        let mut puppet = Self { gadgets, home, base, lent: None, guest: None, scratch: None, ended: false };
         puppet.prepare_way_back()?;
         puppet.map_scratch()?;
         Ok(puppet)
@@ -104,9 +106,13 @@ impl Puppet {
             self.gadgets.safe = None;
             return Ok(());
         }
-        vm::write(self.home.runner.tid, at, &own.frame(at, restorer)).map_err(|e| {
-            Error::system(format!("writing a frame to the stack of thread {}", self.home.runner.tid), e)
-        })?;
+        let tid = self.home.runner.tid;
+        let failed = |e| Error::system(format!("writing a frame to the stack of thread {tid}"), e);
+        let mut before = vec![0; own.frame_len()];
+        vm::read(tid, &[vm::Range { start: at, len: before.len() as u64 }], &mut before).map_err(failed)?;
+        let frame = own.frame(at, restorer);
+        self.lent = Some((at, before));
+        vm::write(tid, at, &frame).map_err(failed)?;
         self.base.rsp = at;
         Ok(())
     }
@@ -238,7 +244,10 @@ impl Puppet {
             // Failing here leaves a mapping that nobody uses: no reason to touch the job any further.
             let _ = self.single(&Call::new(libc::SYS_munmap, &[scratch.base, Scratch::LEN]), "munmap");
         }
-        self.home.give_back()
+        self.home.give_back()?;
+        let Some((at, before)) = self.lent.take() else { return Ok(()) };
+        let tid = self.home.runner.tid;
+        vm::write(tid, at, &before).map_err(|e| Error::system(format!("writing to the stack of thread {tid}"), e))
     }
 
     /// Signals that came under the marker's number go back to the thread's queue, blocked until it is itself again.

@@ -13,6 +13,7 @@ pub mod ipc;
 pub mod mmap;
 pub mod mqueue;
 pub mod pagemap;
+pub mod parked;
 pub mod probe;
 pub mod process;
 pub mod ptrace;

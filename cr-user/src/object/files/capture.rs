@@ -59,6 +59,8 @@ pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>
 ///
 /// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
 ///
+/// What is queued in TCP connections is not in the record yet: [`inet::Connections`] reads it.
+///
 /// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
@@ -68,7 +70,7 @@ pub fn capture(
     external: &[Key],
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
-) -> Result<(Files, Vec<ContentSource>)> {
+) -> Result<(Files, Vec<ContentSource>, inet::Connections)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
     let mut look = Look::new(holders, &groups, Some(queues), external)?;
@@ -85,7 +87,7 @@ pub fn capture(
     look.files.ptys = look.ptys.all;
     look.files.caller = caller::describe(holders, &groups, &look.files);
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
-    Ok((look.files, look.sources))
+    Ok((look.files, look.sources, look.networks.into_connections()))
 }
 
 /// A look at the job, and what was found.

@@ -69,7 +69,8 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        capture(&[self.holder()], &[], &mut space_of, &mut |all| all).unwrap()
+        let (files, contents, _) = capture(&[self.holder()], &[], &mut space_of, &mut |all| all).unwrap();
+        (files, contents)
     }
 
     fn refusals(&self) -> Vec<String> {
@@ -484,7 +485,7 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
     assert_eq!(outcome.0.unwrap(), []);
-    let (files, _) = outcome.1.unwrap();
+    let (files, ..) = outcome.1.unwrap();
     let kinds: Vec<_> = files.descriptions.iter().enumerate().map(|(i, d)| (numbers(&files, i), d.kind())).collect();
     assert_eq!(kinds, [(vec![0], "stdio"), (vec![1, 4], "stdio"), (vec![2], "stdio"), (vec![3], "terminal")]);
 }
@@ -589,7 +590,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let child_fd = pidfd_open(child).unwrap();
     let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
     assert_eq!(refusals(&both, &[]).unwrap(), []);
-    let (files, _) = capture(&both, &[], &mut |_, _| 0, &mut |all| all).unwrap();
+    let (files, ..) = capture(&both, &[], &mut |_, _| 0, &mut |all| all).unwrap();
     let of = |pid, fd| {
         let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
         (row.description, &files.descriptions[row.description as usize])

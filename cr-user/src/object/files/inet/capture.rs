@@ -11,7 +11,7 @@ use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use super::super::survey::{self, Group};
 use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
-use super::queue::{self, Half, Queues};
+use super::queue::Connections;
 use super::{Connection, End, Inet, Other, State, end_of, options, phase};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -29,8 +29,8 @@ pub(in super::super) struct Sockets {
     ends: HashMap<(End, End), u64>,
     /// All of the machine, where that was asked.
     shown: Vec<Shown>,
-    /// What is queued; none if that was not looked at, since the job runs.
-    queues: Option<HashMap<u64, Queues>>,
+    /// The job stands still.
+    frozen: bool,
 }
 
 struct Own {
@@ -51,7 +51,7 @@ pub(in super::super) enum Found {
 }
 
 impl Sockets {
-    /// Finds the sockets among the descriptions. `frozen`: the job stands still, and its queues are read.
+    /// Finds the sockets among the descriptions. `frozen`: the job stands still.
     pub(in super::super) fn of(holders: &[Holder<'_>], groups: &[Group], frozen: bool) -> Result<Self> {
         let mut own = HashMap::new();
         for group in groups.iter().filter(|g| g.first().meta.file_type().is_socket()) {
@@ -63,30 +63,19 @@ impl Sockets {
             }
         }
         let connected = own.iter().filter_map(|(inode, s)| Some((s.ends()?, *inode)));
-        let mut all = Self { ends: connected.collect(), own, shown: Vec::new(), queues: None };
+        let mut all = Self { ends: connected.collect(), own, shown: Vec::new(), frozen };
         let is_open = |s: &Own| s.info.has_waiting() || s.ends().is_some_and(|(l, r)| !all.ends.contains_key(&(r, l)));
         if all.own.values().any(is_open) {
             let failed = |e| Error::system("asking about the sockets of this machine (sock_diag)", e);
             all.shown = diag::ask().map_err(failed)?;
         }
-        if frozen {
-            let half = |((local, remote), inode): (&(End, End), &u64)| {
-                let fd = all.own[inode].fd.as_fd();
-                Half { inode: *inode, other: all.ends.get(&(*remote, *local)).copied().unwrap_or(0), fd }
-            };
-            let halves: Vec<Half<'_>> =
-                all.ends.iter().map(half).filter(|h| h.other != 0 && h.other != h.inode).collect();
-            let mut queues = queue::read(&halves)?;
-            for (inode, socket) in all.own.iter().filter(|(_, s)| s.ends().is_some()) {
-                if !queues.contains_key(inode) {
-                    let failed = |e| Error::system("looking into the queue of a TCP socket of the job", e);
-                    let received = queue::unread(socket.fd.as_fd()).map_err(failed)?;
-                    queues.insert(*inode, Queues { received, sent: Vec::new() });
-                }
-            }
-            all.queues = Some(queues);
-        }
         Ok(all)
+    }
+
+    /// Those that are connected. What is queued in them is not in the record yet.
+    pub(in super::super) fn into_connections(self) -> Connections {
+        let connected = self.own.into_iter().filter(|(_, s)| s.ends().is_some());
+        Connections::of(connected.map(|(inode, s)| (inode, s.fd)).collect())
     }
 
     /// Says what a socket is, or why it cannot be restored; none if it is of another family.
@@ -117,7 +106,7 @@ impl Sockets {
             local: own.local.unwrap_or_else(unbound),
             state,
             // Of a running job they are not kept.
-            options: if self.queues.is_some() { options::read(fd, connected) } else { Vec::new() },
+            options: if self.frozen { options::read(fd, connected) } else { Vec::new() },
         }))))
     }
 
@@ -129,7 +118,7 @@ impl Sockets {
                 Err(No::new(why, "have the job close it before the checkpoint"))
             }
             phase::CLOSE => Ok(Reached::Own(State::Alone)),
-            phase::SYN_SENT | phase::SYN_RECV if self.queues.is_none() => Ok(Reached::Own(State::Alone)),
+            phase::SYN_SENT | phase::SYN_RECV if !self.frozen => Ok(Reached::Own(State::Alone)),
             phase::SYN_SENT | phase::SYN_RECV => {
                 let why = format!("is a TCP socket ({}) that is being connected", own.name());
                 Err(No::new(why, "wait until it is connected, or have the job close it"))
@@ -145,7 +134,7 @@ impl Sockets {
         let waits =
             |s: &&Shown| s.inode == 0 && matches!(s.state, phase::ESTABLISHED | phase::CLOSE_WAIT) && is_here(s.local);
         let stranger = self.shown.iter().filter(waits).find(|s| !self.ends.contains_key(&(s.remote, s.local)));
-        if let Some(stranger) = stranger.filter(|_| self.queues.is_some()) {
+        if let Some(stranger) = stranger.filter(|_| self.frozen) {
             let (ip, port) = stranger.remote;
             let from = SocketAddr::new(ip, port);
             let why = format!(
@@ -173,13 +162,12 @@ impl Sockets {
             },
         };
         let heard = phase::has_heard_end(own.info.phase);
-        if self.queues.is_some() && other == Other::Gone && !heard {
+        if self.frozen && other == Other::Gone && !heard {
             let why = format!("is a TCP socket ({}) whose other end was closed and still sends", own.name());
             return Err(No::new(why, "wait until the job has read what was sent"));
         }
-        let queues = self.queues.as_ref().and_then(|q| q.get(&inode)).cloned().unwrap_or_default();
         let events = polled(own.fd.as_fd(), libc::POLLPRI | libc::POLLRDHUP);
-        if events & libc::POLLPRI != 0 && self.queues.is_some() {
+        if events & libc::POLLPRI != 0 && self.frozen {
             let why = format!("is a TCP socket ({}) that has received urgent data", own.name());
             return Err(No::new(why, "wait until the job has read it"));
         }
@@ -188,8 +176,9 @@ impl Sockets {
             other,
             phase: own.info.phase,
             deaf: events & libc::POLLRDHUP != 0 && !heard,
-            received: queues.received,
-            sent: queues.sent,
+            // Read later (`super::queue`).
+            received: Vec::new(),
+            sent: Vec::new(),
         }))))
     }
 
@@ -202,7 +191,7 @@ impl Sockets {
         holders: &[Holder<'_>],
     ) -> std::result::Result<Option<Other>, No> {
         let shown = self.shown.iter().find(|s| (s.local, s.remote) == (there, here));
-        let runs = self.queues.is_none();
+        let runs = !self.frozen;
         match shown {
             // Born a moment ago, perhaps: the job runs.
             Some(s) if s.inode != 0 => Ok((runs && unix::owner_of(s.inode, holders).is_none()).then_some(Other::Gone)),

@@ -2,7 +2,8 @@
 //!
 //! What they are is asked of each through a duplicate of its descriptor, and of all at once (`diag`) where a connection has an
 //! end that no process has. What is unread is looked at and left where it is. What was sent and has not arrived lies in a
-//! queue that the kernel shows only under repair ([`crate::sys::tcp`]), and is read only of connections where there is any.
+//! queue that the kernel shows only under repair ([`crate::sys::tcp`]), and is read only of connections where there is any; the
+//! threads that could use those are parked meanwhile ([`crate::remote::park`]). So it is read in a step of its own ([`Connections`]).
 //!
 //! A restore connects both ends anew, by a listener of its own at the address of one of them, sends again what was queued, and
 //! closes what was closed. Numbers and timestamps of the packets are others then, which neither end can see.
@@ -19,6 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Description, Files, not_here};
 use crate::error::Result;
 
+pub use queue::Connections;
 pub(super) use restore::{check, open};
 
 /// States of a connection (`net/tcp_states.h`).

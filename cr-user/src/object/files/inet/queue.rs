@@ -1,16 +1,18 @@
 //! What is queued in both directions of a connection. It is looked at and left where it is.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::{options, phase};
-use crate::error::{Error, Result};
+use super::super::{Description, Files, Holder, Table, unix};
+use super::{Inet, Other, State, all, options, phase};
+use crate::error::{Error, Refusal, Result};
 use crate::fault;
 use crate::sys::fd::readable_bytes;
+use crate::sys::parked::Parked;
 use crate::sys::tcp::{Guard, REPAIR_ON, unacknowledged};
 
 /// Values of `TCP_REPAIR_QUEUE` (`linux/tcp.h`).
@@ -18,53 +20,139 @@ pub(super) const NO_QUEUE: i32 = 0;
 pub(super) const RECEIVE_QUEUE: i32 = 1;
 pub(super) const SEND_QUEUE: i32 = 2;
 
-/// An end whose other end is in the job too.
-pub(super) struct Half<'a> {
-    pub(super) inode: u64,
-    pub(super) other: u64,
-    pub(super) fd: BorrowedFd<'a>,
+/// The connections of a stopped job, whose queues were not read yet.
+#[derive(Debug, Default)]
+pub struct Connections {
+    /// Duplicates of their descriptors, by inode.
+    fds: HashMap<u64, OwnedFd>,
+    busy: Busy,
+}
+
+/// Ends that must be under repair, since something was sent from one to the other and not acknowledged: how many bytes.
+type Busy = HashMap<u64, usize>;
+
+/// A connected end: its inode, that of its other end if that is in the job, too, and a descriptor.
+struct Half<'a> {
+    inode: u64,
+    other: Option<u64>,
+    fd: BorrowedFd<'a>,
+}
+
+impl Connections {
+    /// Of these sockets, by inode.
+    pub(super) fn of(fds: HashMap<u64, OwnedFd>) -> Self {
+        Self { fds, busy: Busy::new() }
+    }
+
+    /// Looks on which of them something is on its way. Only the two ends of such a one are put under repair.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn find_busy(&mut self, files: &Files) -> Result<()> {
+        let mut sent = Busy::new();
+        let halves = self.halves(files);
+        for half in &halves {
+            // What was acknowledged has arrived: to be looked at before what has arrived.
+            sent.insert(half.inode, unacknowledged(half.fd).map_err(failed("looking into the queue"))?);
+        }
+        let is_busy =
+            |h: &&Half<'_>| h.other.is_some_and(|o| sent[&h.inode] > 0 || sent.get(&o).is_some_and(|n| *n > 0));
+        self.busy = halves.iter().filter(is_busy).map(|h| (h.inode, sent[&h.inode])).collect();
+        Ok(())
+    }
+
+    /// Descriptions of those that are busy.
+    fn busy<'f>(&self, files: &'f Files) -> impl Iterator<Item = (usize, &'f Inet)> {
+        all(files).filter(|(_, socket)| self.busy.contains_key(&socket.inode))
+    }
+
+    /// The processes that could use one that is busy.
+    pub fn users(&self, files: &Files) -> BTreeSet<i32> {
+        let busy: HashSet<u32> = self.busy(files).map(|(index, _)| index as u32).collect();
+        // What waits in a message, any process may be about to receive.
+        let is_in_message = files.descriptions.iter().any(|d| match d {
+            Description::Unix(socket) => socket.queue.iter().flat_map(|m| &m.rights).any(|right| busy.contains(right)),
+            _ => false,
+        });
+        let has = |t: &&Table| is_in_message || t.rows.iter().any(|row| busy.contains(&row.description));
+        files.tables.iter().filter(has).flat_map(|t| t.pids.iter().copied()).collect()
+    }
+
+    /// Of those that are busy, the ones that a process outside of the job has open too: it runs.
+    pub fn busy_outside(&self, files: &Files, holders: &[Holder<'_>]) -> Vec<Refusal> {
+        let places =
+            self.busy(files).flat_map(|(i, s)| files.holders(i).into_iter().map(|(pid, fd)| (pid, fd, s.inode)));
+        unix::shared_with_others(&places.collect::<Vec<_>>(), holders)
+    }
+
+    /// Reads the queues into the record. `parked` are all threads that could use a socket that is busy.
+    ///
+    /// # Errors
+    /// When the kernel does not show them.
+    pub fn read(&self, files: &mut Files, parked: &[Parked]) -> Result<()> {
+        let mut queues = read(&self.halves(files), &self.busy, parked)?;
+        for description in &mut files.descriptions {
+            if let Description::Inet(socket) = description
+                && let State::Connected(connection) = &mut socket.state
+                && let Some(Queues { received, sent }) = queues.remove(&socket.inode)
+            {
+                (connection.received, connection.sent) = (received, sent);
+            }
+        }
+        Ok(())
+    }
+
+    fn halves(&self, files: &Files) -> Vec<Half<'_>> {
+        let half = |(_, socket): (usize, &Inet)| {
+            let State::Connected(connection) = &socket.state else { return None };
+            let other = match connection.other {
+                Other::Own(other) => Some(other),
+                _ => None,
+            };
+            Some(Half { inode: socket.inode, other, fd: self.fds.get(&socket.inode)?.as_fd() })
+        };
+        all(files).filter_map(half).collect()
+    }
+}
+
+fn failed(what: &str) -> impl Fn(Errno) -> Error {
+    move |e| Error::system(format!("{what} of a TCP socket of the job"), e)
 }
 
 /// What is queued at one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Queues {
+struct Queues {
     /// What arrived and was not read.
-    pub(super) received: Vec<u8>,
+    received: Vec<u8>,
     /// What was sent and has not arrived.
-    pub(super) sent: Vec<u8>,
+    sent: Vec<u8>,
 }
 
 /// Reads the queues of these ends, of which both of each connection must be there, while the job stands still.
-pub(super) fn read(halves: &[Half<'_>]) -> Result<HashMap<u64, Queues>> {
-    let failed = |e: Errno| Error::system("looking into the queues of a TCP socket of the job", e);
-    let mut busy = HashMap::new();
-    for half in halves {
-        // What was acknowledged has arrived: to be looked at before what has arrived.
-        busy.insert(half.inode, unacknowledged(half.fd).map_err(failed)?);
-    }
-    let is_busy = |h: &&Half<'_>| busy[&h.inode] > 0 || busy.get(&h.other).is_some_and(|n| *n > 0);
-    let (busy_ones, idle): (Vec<_>, Vec<_>) = halves.iter().partition(is_busy);
+fn read(halves: &[Half<'_>], busy: &Busy, parked: &[Parked]) -> Result<HashMap<u64, Queues>> {
+    let (busy_ones, idle): (Vec<_>, Vec<_>) = halves.iter().partition(|h| busy.contains_key(&h.inode));
     let mut all = HashMap::new();
     for half in idle {
-        let received = unread(half.fd).map_err(failed)?;
+        let received = unread(half.fd).map_err(failed("looking into the queue"))?;
         all.insert(half.inode, Queues { received, sent: Vec::new() });
     }
     if busy_ones.is_empty() {
         return Ok(all);
     }
     let reuse = |h: &&Half<'_>| (h.fd.as_raw_fd(), options::int(h.fd, SOL_SOCKET, libc::SO_REUSEADDR));
-    let guard = Guard::post(&busy_ones.iter().map(reuse).collect::<Vec<_>>()).map_err(failed)?;
-    let raw = look_under_repair(&busy_ones, &busy);
-    guard.dismiss().map_err(failed)?;
+    let sockets = busy_ones.iter().map(reuse).collect::<Vec<_>>();
+    let guard = Guard::post(&sockets, parked).map_err(failed("guarding the repair"))?;
+    let raw = look_under_repair(&busy_ones, busy);
+    guard.dismiss().map_err(failed("ending the repair"))?;
     let raw = raw?;
     for half in &busy_ones {
         let own = &raw[&half.inode];
-        let missing = match raw.get(&half.other) {
+        let missing = match half.other.and_then(|other| raw.get(&other)) {
             Some(other) => own.sent_up_to.wrapping_sub(other.received_up_to) as usize,
             None => own.sent.len(),
         };
         let Some(arrived) = own.sent.len().checked_sub(missing) else {
-            return Err(failed(Errno::EAGAIN));
+            return Err(failed("comparing the queues")(Errno::EAGAIN));
         };
         let queues = Queues { received: own.received.clone(), sent: own.sent[arrived..].to_vec() };
         all.insert(half.inode, queues);
@@ -84,44 +172,44 @@ struct Raw {
 
 /// The sending queues come first: what arrives meanwhile is then in both, and can be told by the numbers.
 fn look_under_repair(halves: &[&Half<'_>], unacknowledged: &HashMap<u64, usize>) -> Result<HashMap<u64, Raw>> {
-    let failed = |e: Errno| Error::system("reading the queues of a TCP socket of the job (TCP_REPAIR)", e);
+    let failed = failed("reading the queues (TCP_REPAIR)");
     for half in halves {
-        options::set_int(half.fd, IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON).map_err(failed)?;
+        options::set_int(half.fd, IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON).map_err(&failed)?;
     }
     fault::point("collect.sockets")?;
     let mut all: HashMap<u64, Raw> = HashMap::new();
     for half in halves {
-        choose(half.fd, SEND_QUEUE).map_err(failed)?;
+        choose(half.fd, SEND_QUEUE).map_err(&failed)?;
         let mut sent = vec![0; unacknowledged[&half.inode]];
         if !sent.is_empty() {
             let n = match peek(half.fd, &mut sent) {
                 // All of it was acknowledged meanwhile.
                 Err(Errno::EAGAIN) => 0,
-                other => other.map_err(failed)?,
+                other => other.map_err(&failed)?,
             };
             sent.truncate(n);
         }
         let last = options::int(half.fd, IPPROTO_TCP, libc::TCP_QUEUE_SEQ) as u32;
         // Under repair, what is in this queue would not be sent, should the other end ask for it.
-        choose(half.fd, NO_QUEUE).map_err(failed)?;
+        choose(half.fd, NO_QUEUE).map_err(&failed)?;
         let end = u32::from(phase::is_ended(phase_of(half.fd)));
         all.insert(half.inode, Raw { sent, sent_up_to: last.wrapping_sub(end), ..Raw::default() });
     }
     for half in halves {
         let raw = all.get_mut(&half.inode).expect("inserted above");
-        choose(half.fd, RECEIVE_QUEUE).map_err(failed)?;
+        choose(half.fd, RECEIVE_QUEUE).map_err(&failed)?;
         let number = || {
             let end = u32::from(phase::has_heard_end(phase_of(half.fd)));
             (options::int(half.fd, IPPROTO_TCP, libc::TCP_QUEUE_SEQ) as u32).wrapping_sub(end)
         };
         loop {
             raw.received_up_to = number();
-            raw.received = unread(half.fd).map_err(failed)?;
+            raw.received = unread(half.fd).map_err(&failed)?;
             if number() == raw.received_up_to {
                 break;
             }
         }
-        choose(half.fd, NO_QUEUE).map_err(failed)?;
+        choose(half.fd, NO_QUEUE).map_err(&failed)?;
     }
     Ok(all)
 }

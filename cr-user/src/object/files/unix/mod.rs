@@ -24,7 +24,7 @@ use super::{Description, Files, not_here};
 use crate::error::Result;
 use crate::remote::Call;
 
-pub(super) use outside::{other_owner, owner_of};
+pub(super) use outside::{other_owner, owner_of, shared_with_others};
 pub(super) use restore::make;
 
 /// A socket.

@@ -19,7 +19,7 @@ pub(in super::super) fn other_owner(link: &Path, holders: &[Holder<'_>]) -> Opti
 }
 
 /// Sockets of the job (pid, number, inode) that a process outside has open too.
-pub(super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[Holder<'_>]) -> Vec<Refusal> {
+pub(in super::super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[Holder<'_>]) -> Vec<Refusal> {
     let wanted: HashSet<u64> = own.iter().map(|(.., inode)| *inode).collect();
     let mut refusals: Vec<Refusal> = Vec::new();
     if wanted.is_empty() {
