@@ -180,9 +180,9 @@ impl Job {
         steps.end("prepare");
 
         fault::point("freeze")?;
-        let (freeze_started, taken_at) = (Instant::now(), SystemTime::now());
-        let mut phases = Phases::new(freeze_started);
-        let frozen = self.freeze()?;
+        let taken_at = SystemTime::now();
+        let (frozen, since) = self.freeze()?;
+        let mut phases = Phases::new(since);
         if pace == Pace::Hasty {
             refuse(self.preflight()?)?;
             self.forget_lost_programs();
@@ -201,7 +201,7 @@ impl Job {
         fault::point("thaw")?;
         frozen.thaw()?;
         phases.end("thaw");
-        frozen_time += freeze_started.elapsed();
+        frozen_time += since.elapsed();
 
         steps.end("frozen");
         log::debug!("pid {} stood still for: {phases}", self.pid());
@@ -293,29 +293,32 @@ impl Job {
 
     /// The mappings of a process, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an
     /// iterator shows that nothing changed since it was read, it is not read again.
-    fn mappings_now(&self, pid: i32, look: &Look) -> Result<Vec<Vma>> {
+    fn mappings_now(&self, pid: i32, look: &Look) -> Result<Arc<Vec<Vma>>> {
         match self.watch.as_ref().and_then(|w| w.recall(pid, look)) {
-            Some(vmas) => Ok(vmas.to_vec()),
-            None => procfs::smaps(pid).map_err(|_| gone(pid, "a look at its mappings")),
+            Some(vmas) => Ok(vmas),
+            None => procfs::smaps(pid).map(Arc::new).map_err(|_| gone(pid, "a look at its mappings")),
         }
     }
 
-    /// Stops the job, and sees which processes it consists of now.
-    fn freeze(&mut self) -> Result<Frozen> {
+    /// Stops the job, and sees which processes it consists of now. Says since when it has stood still, tries in vain included.
+    fn freeze(&mut self) -> Result<(Frozen, Instant)> {
         /// How long a child of `vfork` may take until it executes its program: seldom more than a moment.
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
+        let mut in_vain = false;
         let frozen = loop {
             match Frozen::freeze(&self.family, &mut watch::living(&mut self.watch)) {
                 Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }
+            in_vain = true;
         };
+        let since = if in_vain { started } else { frozen.since() };
         let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
         missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
-        Ok(frozen)
+        Ok((frozen, since))
     }
 
     /// Makes sure that an oracle watches each address space, and says for how long the job stood still for that.
@@ -329,12 +332,12 @@ impl Job {
             // One that ends in the middle is not there in the frozen window either.
             member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
         })?;
-        let started = Instant::now();
-        let frozen = self.freeze()?;
+        let (frozen, since) = self.freeze()?;
         self.open_oracles(&frozen)?;
         frozen.thaw()?;
+        let stood_still = since.elapsed();
         fault::point("arm")?;
-        Ok(started.elapsed())
+        Ok(stood_still)
     }
 
     fn wants_oracle(member: &Member) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::RwLock;
 
@@ -258,7 +259,11 @@ pub fn children(pid: i32) -> io::Result<Vec<i32>> {
 
 /// The lines `Key:\tvalue` of `/proc/PID/task/TID/status`.
 #[derive(Clone, Debug)]
-pub struct Status(String);
+pub struct Status {
+    text: String,
+    /// Of each line, where its key and its value are. A dozen keys are asked for.
+    lines: Vec<(Range<usize>, Range<usize>)>,
+}
 
 impl Status {
     /// Reads the status of one thread.
@@ -266,12 +271,22 @@ impl Status {
     /// # Errors
     /// `ENOENT`/`ESRCH` when the thread is gone.
     pub fn read(pid: i32, tid: i32) -> io::Result<Self> {
-        piece(&format!("/proc/{pid}/task/{tid}/status")).map(Self)
+        let text = piece(&format!("/proc/{pid}/task/{tid}/status"))?;
+        let mut lines = Vec::with_capacity(64);
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            if let Some(colon) = line.find(':') {
+                lines.push((start..start + colon, start + colon + 1..start + line.len()));
+            }
+            start += line.len();
+        }
+        Ok(Self { text, lines })
     }
 
     /// The value behind `key`, trimmed; empty when the kernel does not print it.
     pub fn get(&self, key: &str) -> &str {
-        self.0.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map_or("", str::trim)
+        let found = self.lines.iter().find(|(name, _)| self.text[name.clone()] == *key);
+        found.map_or("", |(_, value)| self.text[value.clone()].trim())
     }
 
     /// The decimal numbers behind `key`.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::checkpoint::aio;
 use crate::checkpoint::connections;
@@ -57,7 +58,7 @@ pub struct State {
     ipc: Ipc,
     files: Files,
     file_contents: Vec<Source>,
-    vmas: Vec<(i32, Vec<Vma>)>,
+    vmas: Vec<(i32, Arc<Vec<Vma>>)>,
 }
 
 impl State {
@@ -225,7 +226,7 @@ impl State {
     }
 
     /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
-    pub fn take_vmas(&mut self) -> Vec<(i32, Vec<Vma>)> {
+    pub fn take_vmas(&mut self) -> Vec<(i32, Arc<Vec<Vma>>)> {
         std::mem::take(&mut self.vmas)
     }
 

@@ -1,5 +1,7 @@
 //! What is queued in the TCP connections of a stopped job.
 
+use std::sync::Arc;
+
 use crate::checkpoint::{Job, gone, member};
 use crate::error::{Error, Result};
 use crate::object::files::{Files, inet};
@@ -19,7 +21,7 @@ pub fn read_queues(
     job: &mut Job,
     frozen: &Frozen,
     all: &[Threads],
-    vmas: &[(i32, Vec<Vma>)],
+    vmas: &[(i32, Arc<Vec<Vma>>)],
     files: &mut Files,
 ) -> Result<()> {
     connections.find_busy(files)?;

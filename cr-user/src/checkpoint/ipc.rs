@@ -1,5 +1,7 @@
 //! System V objects: what of the job decides which of them are its own.
 
+use std::sync::Arc;
+
 use crate::checkpoint::Job;
 use crate::checkpoint::watch::Watch;
 use crate::error::{Error, Result};
@@ -44,7 +46,7 @@ pub fn look<'a>(job: &'a Job, zombies: &[i32]) -> Users<'a> {
 pub fn of_frozen<'a>(
     root: i32,
     frozen: &Frozen,
-    vmas: &[(i32, Vec<Vma>)],
+    vmas: &[(i32, Arc<Vec<Vma>>)],
     past: &'a Past,
     watch: &mut Option<Watch>,
 ) -> Result<Users<'a>> {

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use crate::checkpoint::Job;
 use crate::checkpoint::preflight::shared;
@@ -79,7 +80,7 @@ impl Part {
     }
 
     /// Notes who is left out, and how those that stand still hang together with them.
-    pub fn look(&mut self, frozen: &Frozen, vmas: &[(i32, Vec<Vma>)]) {
+    pub fn look(&mut self, frozen: &Frozen, vmas: &[(i32, Arc<Vec<Vma>>)]) {
         let whole = Family { root: self.whole, reaper: None, only: None };
         let is_taken = |pid: i32| frozen.processes().iter().any(|p| p.pid == pid);
         let mut others = whole.members().unwrap_or_default();
@@ -106,7 +107,7 @@ impl Part {
     }
 
     /// Notes memory objects, and files that are written through shared mappings, that others have too.
-    fn look_for_memory(&mut self, vmas: &[(i32, Vec<Vma>)], frozen: &Frozen, others: &[Relative]) {
+    fn look_for_memory(&mut self, vmas: &[(i32, Arc<Vec<Vma>>)], frozen: &Frozen, others: &[Relative]) {
         let mut places: HashMap<(u64, u64), Vec<(i32, String)>> = HashMap::new();
         for (pid, vma) in vmas.iter().flat_map(|(pid, all)| all.iter().map(move |v| (*pid, v))) {
             if vma.shared && (vma.has("mw") || vma.name.ends_with(" (deleted)")) {

@@ -1,6 +1,7 @@
 //! The eBPF programs at work for one job: what they noted, and what their iterators tell.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -147,7 +148,7 @@ impl Watch {
     /// Reads mappings in words, and remembers them if nothing changed meanwhile.
     fn learn(&mut self, pid: i32) {
         let before = self.hints.vmas(pid).ok();
-        let vmas = procfs::smaps(pid).ok();
+        let vmas = procfs::smaps(pid).map(Arc::new).ok();
         let after = self.hints.vmas(pid).ok();
         let records = before.filter(|b| after.as_ref().is_some_and(|a| same(a, b)));
         match records.zip(vmas) {
@@ -157,11 +158,11 @@ impl Watch {
     }
 
     /// The mappings in words, if they are exactly those that are remembered.
-    pub fn recall(&self, pid: i32, look: &Look) -> Option<&[Vma]> {
+    pub fn recall(&self, pid: i32, look: &Look) -> Option<Arc<Vec<Vma>>> {
         let known = self.known.get(&pid)?;
         let state = look.mappings_state(pid);
         let same = state.is_some() && state == known.state || same(&self.hints.vmas(pid).ok()?, &known.records);
-        same.then_some(&known.vmas)
+        same.then(|| Arc::clone(&known.vmas))
     }
 
     /// Makes sure that the mappings are remembered as they are now; what cannot be read is not. `look` was before.
@@ -200,7 +201,7 @@ struct Known {
     /// As the iterator gives them.
     records: Vec<VmaRecord>,
     /// In words, with their flags.
-    vmas: Vec<Vma>,
+    vmas: Arc<Vec<Vma>>,
 }
 
 /// What the kernel kept of every thread of the job at one time.

@@ -18,6 +18,8 @@ use crate::sys::vm;
 #[derive(Debug)]
 pub struct Frozen {
     root: i32,
+    /// When the first thread was stopped.
+    since: Instant,
     /// Its living processes, the root first and parents before their children.
     processes: Vec<Stopped>,
     /// Its processes that have ended, and whose parents have not noticed.
@@ -66,7 +68,7 @@ impl Frozen {
     /// When a process may not be traced or has a tracer already, when the root ends meanwhile, or when a thread cannot be
     /// stopped, as one that waits in `vfork`. Nothing stays stopped then.
     pub fn freeze(family: &Family, living: &mut dyn FnMut() -> Vec<i32>) -> Result<Self> {
-        let mut frozen = Self { root: family.root, processes: Vec::new(), zombies: Vec::new() };
+        let mut frozen = Self { root: family.root, since: Instant::now(), processes: Vec::new(), zombies: Vec::new() };
         let mut seized = BTreeSet::new();
         match frozen.stop_all(family, living, &mut seized) {
             Ok(()) if frozen.processes.first().is_none_or(|p| p.pid != family.root) => Err(gone(family.root)),
@@ -104,6 +106,9 @@ impl Frozen {
             if fresh.is_empty() && members.iter().all(is_held) {
                 self.arrange(&members);
                 return Ok(());
+            }
+            if seized.is_empty() {
+                self.since = Instant::now();
             }
             for &(pid, tid) in &fresh {
                 match ptrace::seize(tid, options) {
@@ -156,6 +161,11 @@ impl Frozen {
                 self.take(pid, tid, stop);
             }
         }
+    }
+
+    /// When the first thread was stopped.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The job's root.

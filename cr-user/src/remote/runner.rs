@@ -193,10 +193,35 @@ impl Runner {
         Ok(())
     }
 
+    /// Starts `calls`, of which the last ones still run afterwards: [`finish`](Self::finish) waits for them.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn start(&mut self, scratch: Scratch, regs: &Regs, calls: &mut [Call]) -> Result<()> {
+        assert!(calls.iter().all(|call| call.first_from.is_none()), "calls that do not need each other's results");
+        let (first, last) = calls.split_at_mut(calls.len().saturating_sub(Scratch::MAX_CALLS));
+        self.run(scratch, regs, first, &[])?;
+        let marker = self.marker_call();
+        self.start_table(scratch, regs, &last.iter().chain([&marker]).collect::<Vec<_>>())
+    }
+
+    /// Waits for the rest of what was started, and fills in their results.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn finish(&mut self, scratch: Scratch, calls: &mut [Call]) -> Result<()> {
+        let last = calls.len().saturating_sub(Scratch::MAX_CALLS);
+        self.finish_table(scratch, &mut calls[last..])
+    }
+
     fn run_table(&mut self, scratch: Scratch, regs: &Regs, calls: &mut [Call], tail: &[Call]) -> Result<()> {
         let marker = self.marker_call();
         let all: Vec<&Call> = calls.iter().chain([&marker]).chain(tail).collect();
         self.start_table(scratch, regs, &all)?;
+        self.finish_table(scratch, calls)
+    }
+
+    fn finish_table(&mut self, scratch: Scratch, calls: &mut [Call]) -> Result<()> {
         self.wait_for_marker()?;
         let mut back = vec![0; calls.len() * stub::ENTRY as usize];
         let range = vm::Range { start: scratch.table(), len: back.len() as u64 };

@@ -66,6 +66,8 @@ impl<'a> Birth<'a> {
             soul::dress(&mut body, zombie)?;
             body.end_as(zombie.status)?;
         }
+        // The memory of some may still be being filled.
+        self.bodies.iter_mut().try_for_each(Body::settle)?;
         let order = |pid: i32| self.saved.living.iter().position(|l| l.pid() == pid);
         self.bodies.sort_by_key(|b| order(b.pid()));
         Ok(self.bodies)

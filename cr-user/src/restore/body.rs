@@ -22,6 +22,8 @@ pub struct Body {
     scratch: Scratch,
     /// Registers to make calls from.
     regs: Regs,
+    /// Calls of its first thread that were started and not waited for, and what they are for.
+    under_way: Option<(Vec<Call>, &'static str)>,
     released: bool,
 }
 
@@ -40,6 +42,7 @@ impl Body {
             head: None,
             scratch: Scratch { base: 0 },
             regs: ptrace::no_regs(),
+            under_way: None,
             released: false,
         };
         ptrace::seize(pid, ptrace::OPTIONS_PUPPET)
@@ -116,8 +119,15 @@ impl Body {
         let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { exit_signal as u64 } else { 0 };
         self.clone_with(clone::CloneArgs { flags, exit_signal, ..Default::default() }, pid, "process")?;
         // From here on dropping the body ends the process.
-        let mut body =
-            Self { pid, threads: Vec::new(), head: None, scratch: self.scratch, regs: self.regs, released: false };
+        let mut body = Self {
+            pid,
+            threads: Vec::new(),
+            head: None,
+            scratch: self.scratch,
+            regs: self.regs,
+            under_way: None,
+            released: false,
+        };
         wait_stop(pid)?;
         body.regs = ptrace::regs(pid).map_err(|e| Error::system(format!("reading the registers of {pid}"), e))?;
         body.threads.push(Runner::new(pid, pid)?);
@@ -140,11 +150,34 @@ impl Body {
     /// The first call that failed, with `what` and its place.
     pub fn run(&mut self, index: usize, mut calls: Vec<Call>, what: &str) -> Result<Vec<u64>> {
         self.try_run(index, &mut calls)?;
-        let outcome = |call: &Call| {
-            let context = || format!("{what} (system call {} with {:x?})", call.number, call.args);
-            call.outcome().map_err(|e| Error::system(context(), e))
-        };
-        calls.iter().map(outcome).collect()
+        outcomes(&calls, what)
+    }
+
+    /// Starts calls on the first thread and does not wait for them: whatever else the process is to do waits.
+    ///
+    /// # Errors
+    /// When the process dies. What single calls answer is looked at later.
+    pub fn start(&mut self, mut calls: Vec<Call>, what: &'static str) -> Result<()> {
+        self.settle()?;
+        let (scratch, regs) = (self.scratch, self.regs);
+        self.threads[0].start(scratch, &regs, &mut calls)?;
+        self.under_way = Some((calls, what));
+        Ok(())
+    }
+
+    /// Waits for what was started. Reads must have given all that was asked for.
+    ///
+    /// # Errors
+    /// The first call that failed.
+    pub fn settle(&mut self) -> Result<()> {
+        let Some((mut calls, what)) = self.under_way.take() else { return Ok(()) };
+        self.threads[0].finish(self.scratch, &mut calls)?;
+        let done = outcomes(&calls, what)?;
+        let is_short = |(call, got): (&Call, &u64)| call.number == libc::SYS_pread64 && call.args[2] != *got;
+        if calls.iter().zip(&done).any(is_short) {
+            return Err(Error::system("reading an image (it is shorter than its index says)", Errno::EIO));
+        }
+        Ok(())
     }
 
     /// Runs calls on thread `index`; what they answered is for the caller to judge.
@@ -152,6 +185,7 @@ impl Body {
     /// # Errors
     /// When the process dies.
     pub fn try_run(&mut self, index: usize, calls: &mut [Call]) -> Result<()> {
+        self.settle()?;
         let (scratch, regs) = (self.scratch, self.regs);
         self.threads[index].run(scratch, &regs, calls, &[])
     }
@@ -390,6 +424,15 @@ impl Drop for Body {
             }
         }
     }
+}
+
+/// The results of calls of which none may have failed.
+fn outcomes(calls: &[Call], what: &str) -> Result<Vec<u64>> {
+    let outcome = |call: &Call| {
+        let context = || format!("{what} (system call {} with {:x?})", call.number, call.args);
+        call.outcome().map_err(|e| Error::system(context(), e))
+    };
+    calls.iter().map(outcome).collect()
 }
 
 fn spawn(pid: i32, exit_signal: i32) -> Result<()> {
