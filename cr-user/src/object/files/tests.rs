@@ -251,6 +251,10 @@ fn standard_descriptors_from_outside_become_those_of_cr_restore() {
     guest.child.stdin = guest.to.take();
     let stopped = nix::unistd::Pid::from_raw(guest.pid());
     nix::sys::signal::kill(stopped, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // Until it stands still it may take what comes.
+    while crate::procfs::stat(guest.pid()).unwrap()[0] != "T" {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     guest.child.stdin.as_mut().unwrap().write_all(b"unread").unwrap();
     let why = guest.refusals();
     assert!(why.len() == 1 && why[0].contains("fd 0 is a pipe from outside the job with 6 unread bytes"), "{why:?}");
