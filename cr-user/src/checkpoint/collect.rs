@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::checkpoint::aio;
 use crate::checkpoint::connections;
@@ -34,6 +35,7 @@ use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, RestartFunctions, Threads, Wait};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
+use crate::phases::Phases;
 use crate::procfs::{self, Status, Vma};
 use crate::remote::Frozen;
 use crate::remote::frame::Context;
@@ -68,12 +70,15 @@ impl State {
     /// When a thread is gone.
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
+        let mut phases = Phases::new(Instant::now());
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
         let Job { members, watch, spaces, part, external, .. } = job;
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
+        phases.end("evidence");
         let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
+        phases.end("/proc");
         let (captured, collected) = beside(
             holders.len() >= 8,
             || {
@@ -99,21 +104,25 @@ impl State {
         drop(holders);
         job.members.iter_mut().zip(known).for_each(|(member, known)| member.known = known);
         collected?;
+        phases.end("threads and files");
         let (files, contents, connections) = captured?;
         state.files = files;
         terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
+        phases.end("mappings");
         connections::read_queues(connections, job, frozen, &state.threads, &state.vmas, &mut state.files)?;
         for (pid, vmas) in &state.vmas {
             aio::wait(*pid, vmas, &mut job.watch)?;
         }
+        phases.end("connections");
         // Others' parents run, and may notice them at any time.
         let parent_is_here = |ppid: i32| frozen.processes().iter().any(|p| p.pid == ppid);
         let zombies = frozen.zombies().iter().filter(|z| parent_is_here(z.ppid));
         state.zombies = zombies.map(|z| zombies::capture(z.pid)).collect::<Result<_>>()?;
         state.find_lineage(job)?;
+        phases.end("lineage");
         let users = ipc::of_frozen(job.pid(), frozen, &state.vmas, &job.ipc, &mut job.watch)?;
         let captured = match objects::capture(&users, &mut job.spaces) {
             Err(Error::Refused(all)) => refuse(job.judge(all)).map(|()| Captured::default())?,
@@ -128,6 +137,8 @@ impl State {
         if let Some(part) = &mut job.part {
             part.look(frozen, &state.vmas);
         }
+        phases.end("System V objects");
+        log::debug!("collected of pid {}: {phases}", job.pid());
         Ok(state)
     }
 
