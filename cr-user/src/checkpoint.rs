@@ -36,7 +36,7 @@ use crate::object::threads;
 use crate::phases::Phases;
 use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
-use crate::remote::Frozen;
+use crate::remote::{Frozen, freeze};
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::PAGE;
 
@@ -302,13 +302,11 @@ impl Job {
 
     /// Stops the job, and sees which processes it consists of now. Says since when it has stood still, tries in vain included.
     fn freeze(&mut self) -> Result<(Frozen, Instant)> {
-        /// How long a child of `vfork` may take until it executes its program: seldom more than a moment.
-        const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
         let mut in_vain = false;
         let frozen = loop {
             match Frozen::freeze(&self.family, &mut watch::living(&mut self.watch)) {
-                Err(Error::Refused(_)) if started.elapsed() < PATIENCE => sleep(Duration::from_millis(5)),
+                Err(Error::Refused(_)) if started.elapsed() < freeze::VFORK_PATIENCE => sleep(Duration::from_millis(5)),
                 other => break other?,
             }
             in_vain = true;

@@ -1,6 +1,6 @@
 //! Process trees: lineage, sessions, groups, and what processes share with each other.
 
-use cr_tests::{Job, Pace, chain_and_back, full_and_back, guest_names, run};
+use cr_tests::{Job, Pace, chain_and_back, cr, full_and_back, guest_names, run};
 
 /// Parts that have a test of their own.
 const APART: [&str; 2] = ["vfork", "dead-leader"];
@@ -67,6 +67,7 @@ fn pages_shared_by_fork_take_no_more_memory_after_a_restore() {
 fn vfork_in_progress_is_refused() {
     let mut job = Job::start("tree_jobs", &["vfork"]);
     run(&mut job.checkpoint_command()).refuses(120, &["vfork", "try again"]);
+    run(cr().args(["check", &job.pid().to_string()])).refuses(120, &["vfork", "try again"]);
     job.advance(5);
     job.finish();
 }

@@ -8,6 +8,7 @@ use crate::family;
 use crate::object::memory::backing::Files;
 use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::procfs::{self, Status};
+use crate::remote::freeze;
 use crate::sys::fd;
 
 impl Job {
@@ -61,6 +62,8 @@ impl Job {
             if !member.has_ended() || member.pid == self.pid() {
                 all.extend(found?);
             }
+            let threads = procfs::threads(member.pid).unwrap_or_default();
+            all.extend(threads.into_iter().filter_map(|tid| freeze::stays_in_vfork(member.pid, tid)));
         }
         all.extend(files::refusals(&self.holders(), &self.external)?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();

@@ -297,7 +297,7 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
                     return Ok(None);
                 }
                 if started.elapsed() > PATIENCE && is_in_vfork(pid, tid) {
-                    return Err(in_vfork(pid, tid));
+                    return Err(Error::Refused(vec![in_vfork(pid, tid)]));
                 }
                 if started.elapsed() > LIMIT {
                     return Err(does_not_stop(pid, tid));
@@ -368,13 +368,28 @@ fn is_in_vfork(pid: i32, tid: i32) -> bool {
     flags & libc::CLONE_VFORK as u64 != 0
 }
 
-fn in_vfork(pid: i32, tid: i32) -> Error {
+/// How long a child of `vfork` may take until it executes its program: seldom more than a moment.
+pub const VFORK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a thread of a running process could not be stopped, if it waits in `vfork` for that long.
+pub fn stays_in_vfork(pid: i32, tid: i32) -> Option<Refusal> {
+    let started = Instant::now();
+    while is_in_vfork(pid, tid) {
+        if started.elapsed() > VFORK_PATIENCE {
+            return Some(in_vfork(pid, tid));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+fn in_vfork(pid: i32, tid: i32) -> Refusal {
     let child = procfs::children(pid).unwrap_or_default();
     let child =
         child.iter().find(|c| crate::sys::fd::shares(**c, tid, crate::sys::fd::Shared::Memory).unwrap_or(false));
     let why = format!("waits in vfork for its child {} to execute a program", child.copied().unwrap_or(0));
     let todo = "try again once it has; a program that stays in that state cannot be checkpointed".to_owned();
-    Error::Refused(vec![Refusal { pid, place: format!("thread {tid}"), why, todo }])
+    Refusal { pid, place: format!("thread {tid}"), why, todo }
 }
 
 fn does_not_stop(pid: i32, tid: i32) -> Error {
