@@ -184,7 +184,7 @@ impl Job {
         let (frozen, since) = self.freeze()?;
         let mut phases = Phases::new(since);
         if pace == Pace::Hasty {
-            refuse(self.preflight()?)?;
+            refuse(self.look_again()?)?;
             self.forget_lost_programs();
         }
         self.open_oracles(&frozen)?;

@@ -72,13 +72,13 @@ impl State {
         let mut state = Self::default();
         let mut phases = Phases::new(Instant::now());
         let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
+        phases.end("evidence");
+        let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
+        phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
         let Job { members, watch, spaces, part, external, .. } = job;
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
-        phases.end("evidence");
-        let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
-        phases.end("/proc");
         let (captured, collected) = beside(
             holders.len() >= 8,
             || {

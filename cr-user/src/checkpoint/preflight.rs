@@ -17,6 +17,19 @@ impl Job {
     /// # Errors
     /// When the job ended, or may not be examined.
     pub fn preflight(&mut self) -> Result<Vec<Refusal>> {
+        let mut all = self.look_again()?;
+        for pid in self.members.iter().map(|m| m.pid) {
+            let threads = procfs::threads(pid).unwrap_or_default();
+            all.extend(threads.into_iter().filter_map(|tid| freeze::stays_in_vfork(pid, tid)));
+        }
+        Ok(all)
+    }
+
+    /// The same without waiting for anybody: for a job that stands still.
+    ///
+    /// # Errors
+    /// As of [`preflight`](Self::preflight).
+    pub(super) fn look_again(&mut self) -> Result<Vec<Refusal>> {
         let all = self.hindrances()?;
         Ok(self.judge(all))
     }
@@ -62,8 +75,6 @@ impl Job {
             if !member.has_ended() || member.pid == self.pid() {
                 all.extend(found?);
             }
-            let threads = procfs::threads(member.pid).unwrap_or_default();
-            all.extend(threads.into_iter().filter_map(|tid| freeze::stays_in_vfork(member.pid, tid)));
         }
         all.extend(files::refusals(&self.holders(), &self.external)?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();

@@ -148,6 +148,12 @@ impl Frozen {
         }
         let place = |pid: i32| members.iter().position(|m| m.pid == pid).unwrap_or(usize::MAX);
         self.processes.sort_by_key(|p| place(p.pid));
+        // One that has left the job, its session say, before it was stopped: nobody else would let it go.
+        for stranger in self.processes.iter().filter(|p| place(p.pid) == usize::MAX) {
+            for e in stranger.threads.keys().filter_map(|tid| let_go(*tid).err()) {
+                log::error!("pid {}: {e}", stranger.pid);
+            }
+        }
         // One that ended in the middle, whose threads are zombies now.
         self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
         self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
@@ -194,10 +200,7 @@ impl Frozen {
     fn release(&mut self) -> Result<()> {
         let mut first = None;
         for tid in std::mem::take(&mut self.processes).iter().flat_map(|p| p.threads.keys()) {
-            match ptrace::detach(*tid, 0) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(e) => first = first.or(Some(Error::system(format!("letting thread {tid} go"), e))),
-            }
+            first = first.or(let_go(*tid).err());
         }
         first.map_or(Ok(()), Err)
     }
@@ -252,8 +255,13 @@ pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Resul
     }
     resume_endless_wait(tid);
     let seen = look();
+    let_go(tid).and(seen.map(Some))
+}
+
+/// Lets a stopped thread go; one that has ended needs nothing.
+fn let_go(tid: i32) -> Result<()> {
     match ptrace::detach(tid, 0) {
-        Ok(()) | Err(Errno::ESRCH) => seen.map(Some),
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(e) => Err(Error::system(format!("letting thread {tid} go"), e)),
     }
 }
