@@ -8,6 +8,7 @@ mod aio;
 mod arena;
 mod collect;
 mod connections;
+mod datagrams;
 mod ipc;
 mod job;
 mod leave_out;
@@ -31,6 +32,7 @@ use crate::family::Relative;
 use crate::fault;
 use crate::image::IndexInfo;
 use crate::object::files::external::Key;
+use crate::object::files::net::queue::Policy;
 use crate::object::omitted::Omitted;
 use crate::object::threads;
 use crate::phases::Phases;
@@ -65,12 +67,14 @@ pub struct Options {
     /// Who outside of the job may be at the other end of its Unix sockets. What an older checkpoint of the chain has taken so may
     /// be so again.
     pub external: Vec<Key>,
+    /// What becomes of datagrams that the job has not read; none: they are kept where that is possible.
+    pub udp: Option<Policy>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (leave_out, external) = (LeaveOut::default(), Vec::new());
-        Self { memory_limit: 256 << 20, full: false, leave_out, only: None, external }
+        Self { memory_limit: 256 << 20, full: false, leave_out, only: None, external, udp: None }
     }
 }
 
@@ -117,6 +121,7 @@ impl Job {
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
+        self.datagrams = options.udp.unwrap_or_default();
         let kept = self.external.len();
         let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
         self.external.extend(new);

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::family::{Family, Only, Relative};
 use crate::image::Parent;
 use crate::object::files::external::{self, Key};
+use crate::object::files::net::queue::Policy;
 use crate::object::spaces::Spaces;
 use crate::object::{self, files};
 use crate::procfs::{self, Status};
@@ -41,6 +42,8 @@ pub struct Job {
     pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
     pub(super) external: Vec<Key>,
+    /// What becomes of datagrams that it has not read.
+    pub(super) datagrams: Policy,
     /// The newest durable checkpoint.
     pub(super) parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -91,6 +94,7 @@ impl Job {
             spaces: Spaces::default(),
             ipc: object::ipc::Past::default(),
             external: Vec::new(),
+            datagrams: Policy::default(),
             parent: None,
             content: HashMap::new(),
             doubt: false,

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::object::files::external::Key;
+use cr::object::files::net::queue::Policy;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -51,6 +52,33 @@ pub(super) struct Taking {
     /// to be read by the job when the checkpoint is taken.
     #[arg(long, value_name = "KEY")]
     external: Vec<Key>,
+
+    /// What becomes of datagrams that the job has not read (UDP and the like).
+    ///
+    /// `keep`: those of UDP are put back by a restore, where that is possible, and the checkpoint says what is lost. `drop`: all are
+    /// lost. `refuse`: while there are any, no checkpoint is taken. Without it, they are kept.
+    #[arg(long, value_name = "POLICY", value_enum)]
+    udp: Option<Udp>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Udp {
+    /// Keep what can be put back.
+    Keep,
+    /// Lose them.
+    Drop,
+    /// Take no checkpoint while there are any.
+    Refuse,
+}
+
+impl From<Udp> for Policy {
+    fn from(udp: Udp) -> Self {
+        match udp {
+            Udp::Keep => Self::Keep,
+            Udp::Drop => Self::Drop,
+            Udp::Refuse => Self::Refuse,
+        }
+    }
 }
 
 impl Taking {
@@ -60,6 +88,7 @@ impl Taking {
             memory_limit: self.memory_limit,
             leave_out,
             external: self.external.clone(),
+            udp: self.udp.map(Policy::from),
             ..checkpoint::Options::default()
         }
     }

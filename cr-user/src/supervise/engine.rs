@@ -104,6 +104,7 @@ impl Engine {
                 let mut options = options.clone();
                 options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
                 options.external.extend(order.less.external);
+                options.udp = order.less.udp.or(options.udp);
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();

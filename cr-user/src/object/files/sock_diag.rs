@@ -25,11 +25,24 @@ const HEADER: usize = 16;
 /// # Errors
 /// What the kernel says.
 pub(super) fn show_all<T>(question: &[u8], parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+    dump(libc::NETLINK_SOCK_DIAG, SHOW, question, parse)
+}
+
+/// All that another part of the kernel shows by netlink when it is asked so.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn dump<T>(
+    protocol: i32,
+    kind: u16,
+    question: &[u8],
+    parse: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Vec<T>> {
     /// An answer that others changed while it was given may have holes.
     const TRIES: usize = 10;
     let mut all = Vec::new();
     for _ in 0..TRIES {
-        let netlink = ask(SHOW, REQUEST | ALL, question)?;
+        let netlink = ask(protocol, kind, REQUEST | ALL, question)?;
         all.clear();
         let interrupted = answers(&netlink, &mut |message| all.extend(parse(message)))?;
         if !interrupted {
@@ -44,11 +57,11 @@ pub(super) fn show_all<T>(question: &[u8], parse: impl Fn(&[u8]) -> Option<T>) -
 /// # Errors
 /// What the kernel says.
 pub(super) fn destroy(which: &[u8]) -> io::Result<()> {
-    answers(&ask(DESTROY, REQUEST | ACKNOWLEDGE, which)?, &mut |_| ()).map(drop)
+    answers(&ask(libc::NETLINK_SOCK_DIAG, DESTROY, REQUEST | ACKNOWLEDGE, which)?, &mut |_| ()).map(drop)
 }
 
-fn ask(kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
-    let netlink = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)?;
+fn ask(protocol: i32, kind: u16, flags: u16, body: &[u8]) -> io::Result<OwnedFd> {
+    let netlink = socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
     let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(&flags.to_ne_bytes());
@@ -82,6 +95,18 @@ fn answers(netlink: &OwnedFd, take: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
     }
+}
+
+/// The attributes of a message (`struct nlattr`): kind and value of each.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    /// Two bits of the kind say how the value is written.
+    const KIND: u16 = 0x3fff;
+    std::iter::from_fn(move || {
+        let (len, kind) = (usize::from(u16_at(bytes, 0)), u16_at(bytes, 2) & KIND);
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 /// The 32-bit word there; 0 behind the end.
