@@ -32,7 +32,7 @@ use crate::family::Relative;
 use crate::fault;
 use crate::image::IndexInfo;
 use crate::object::files::external::Key;
-use crate::object::files::net::queue::Policy;
+use crate::object::files::net::{self, queue::Policy};
 use crate::object::omitted::Omitted;
 use crate::object::threads;
 use crate::phases::Phases;
@@ -279,7 +279,7 @@ impl Job {
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
         let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid) || terminals::has_any(m.pid);
-        let any = ipc::has_semaphores() || self.members.iter().any(asks);
+        let any = ipc::has_semaphores() || self.members.iter().any(asks) || net::has_any(&self.holders());
         let wanted = self.watch.is_none() && !self.watch_tried && any;
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())

@@ -109,7 +109,7 @@ impl State {
         let (files, contents, connections) = captured?;
         state.files = files;
         terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
-        let lost = datagrams::read_queues(&job.members, &mut state.files, &mut job.watch, job.datagrams)?;
+        let lost = datagrams::read_hidden(&job.members, &mut state.files, &mut job.watch, job.datagrams)?;
         job.notes.extend(lost);
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));

@@ -50,6 +50,7 @@ pub(super) struct DatagramLayout {
     fragments: u64,
     fragment_list: u64,
     segment: u64,
+    multicast_interface: u64,
 }
 
 impl DatagramLayout {
@@ -71,6 +72,7 @@ impl DatagramLayout {
             fragments: at("skb_shared_info", "nr_frags")?,
             fragment_list: at("skb_shared_info", "frag_list")?,
             segment: at("skb_shared_info", "gso_size")?,
+            multicast_interface: at("inet_sock", "mc_index")?,
         })
     }
 }
@@ -81,6 +83,22 @@ struct Eye<P> {
     peek: P,
     /// How many bytes may be read yet.
     left: usize,
+}
+
+/// The numbers of the interfaces by which IPv4 multicasts of sockets leave (`IP_MULTICAST_IF`), of each that a file (the kernel's
+/// address) is of; 0 for whichever leads there. The option itself shows only an address, which need not be set.
+pub(super) fn multicast_interfaces(
+    files: &[u64],
+    layout: DatagramLayout,
+    mut peek: impl FnMut(&[u64]) -> Result<Vec<u64>, HintsError>,
+) -> Result<Vec<u32>, HintsError> {
+    let mut places = files.to_vec();
+    for field in [layout.file_private, layout.socket_sk, layout.multicast_interface] {
+        // What is nowhere is 0 in the end.
+        let at: Vec<u64> = places.iter().map(|place| if *place == 0 { 0 } else { place + field }).collect();
+        places = peek(&at)?;
+    }
+    Ok(places.into_iter().map(|word| word as u32).collect())
 }
 
 /// What waits in the socket that `file` (the kernel's address) is of, the oldest first. Nobody may read meanwhile.

@@ -340,6 +340,14 @@ impl Hints {
         datagrams::queue(file, layout, |addresses| self.peek(addresses))
     }
 
+    /// By which interfaces IPv4 multicasts of sockets leave, of each that one of these files (the kernel's addresses) is of; 0 for
+    /// whichever leads there.
+    pub fn multicast_interfaces(&mut self, files: &[u64]) -> Result<Vec<u32>, HintsError> {
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct inet_sock is not known".into() };
+        let layout = self.datagrams.ok_or_else(unknown)?;
+        datagrams::multicast_interfaces(files, layout, |addresses| self.peek(addresses))
+    }
+
     /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.
     fn ask_cpu_offsets(&mut self, layout: AioLayout) -> Result<Vec<u64>, HintsError> {
         let me = nix::unistd::gettid().as_raw();

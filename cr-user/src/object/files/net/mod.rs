@@ -34,7 +34,8 @@ use super::inet::options::int;
 use super::survey::{self, Group};
 use super::{Description, Files, Holder, No, unix};
 use crate::error::{Error, Result};
-use crate::sys::fd::fcntl;
+use crate::procfs;
+use crate::sys::fd::{fcntl, pidfd_getfd};
 use crate::sys::network::namespace;
 use crate::sys::socket::{polled, socket};
 
@@ -270,6 +271,56 @@ fn all(files: &Files) -> impl Iterator<Item = (usize, &Net)> {
     files.descriptions.iter().enumerate().filter_map(|(index, d)| match d {
         Description::Net(net) => Some((index, &**net)),
         _ => None,
+    })
+}
+
+/// A socket that may send IPv4 multicasts.
+#[derive(Debug)]
+pub struct Sender {
+    /// The index of its description.
+    description: usize,
+    /// A process that has it, and under which number.
+    pub at: (i32, i32),
+    /// What it is called.
+    pub what: String,
+    /// Whether it has something to do with multicasts, for all that it shows.
+    pub uses_multicasts: bool,
+}
+
+/// The sockets that may send IPv4 multicasts.
+pub fn multicast_senders(files: &Files) -> Vec<Sender> {
+    let of = |(description, net): (usize, &Net)| {
+        let Special::Ip(ip) = &net.special else { return None };
+        let at = files.holders(description).first().copied()?;
+        let chose_hops =
+            net.options.get(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL).is_some_and(|hops| hops.first() != Some(&1));
+        let uses_multicasts = chose_hops || !ip.memberships.is_empty() || net.options.multicast_from != [0; 4];
+        Some(Sender { description, at, what: net.what(), uses_multicasts })
+    };
+    all(files).filter_map(of).collect()
+}
+
+impl Sender {
+    /// Puts the number of the interface by which its multicasts leave into the record.
+    pub fn set(&self, files: &mut Files, number: u32) {
+        if let Description::Net(net) = &mut files.descriptions[self.description] {
+            net.options.multicast_through = address::interface_name(number);
+        }
+    }
+}
+
+/// Whether a process of the job has a socket about which only the kernel's memory tells all.
+pub fn has_any(holders: &[Holder<'_>]) -> bool {
+    let is_ip = |fd: BorrowedFd<'_>| {
+        let [family, kind] = [libc::SO_DOMAIN, libc::SO_TYPE].map(|name| int(fd, SOL_SOCKET, name));
+        [libc::AF_INET, libc::AF_INET6].contains(&family) && kind != libc::SOCK_STREAM
+    };
+    let is_socket = |pid: i32, fd: i32| {
+        procfs::link(pid, &format!("fd/{fd}")).is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
+    };
+    holders.iter().any(|h| {
+        let mut sockets = procfs::descriptors(h.pid).unwrap_or_default().into_iter().filter(|fd| is_socket(h.pid, *fd));
+        sockets.any(|fd| pidfd_getfd(h.pidfd, fd).is_ok_and(|ours| is_ip(ours.as_fd())))
     })
 }
 

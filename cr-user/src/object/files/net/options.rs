@@ -114,6 +114,8 @@ pub struct Options {
     pub plain: Vec<Setting>,
     /// The address that IPv4 multicasts are sent from (`IP_MULTICAST_IF`).
     pub multicast_from: [u8; 4],
+    /// The name of the interface by which they leave, where that is known; empty for whichever leads there.
+    pub multicast_through: String,
     /// Those whose values are interfaces.
     pub through: Vec<Through>,
 }
@@ -133,7 +135,7 @@ pub(super) fn read(fd: BorrowedFd<'_>) -> Options {
     });
     let from = option(fd, IPPROTO_IP, libc::IP_MULTICAST_IF).ok();
     let multicast_from = from.and_then(|bytes| bytes.get(..4)?.try_into().ok()).unwrap_or_default();
-    Options { plain, multicast_from, through: through.collect() }
+    Options { plain, multicast_from, multicast_through: String::new(), through: through.collect() }
 }
 
 impl Options {
@@ -156,7 +158,8 @@ impl Options {
 
     /// Whether every interface is here.
     pub(super) fn check(&self, what: &str) -> Result<()> {
-        let names = self.device().into_iter().chain(self.through.iter().map(|t| t.interface.clone()));
+        let through = self.through.iter().map(|t| &t.interface).chain([&self.multicast_through]);
+        let names = self.device().into_iter().chain(through.filter(|name| !name.is_empty()).cloned());
         names.into_iter().try_for_each(|name| interface_number(&name, what).map(drop))
     }
 
@@ -176,9 +179,13 @@ impl Options {
         let failed = |name: i32| {
             move |e: nix::errno::Errno| Error::system(format!("setting option {name} of a socket of the job"), e)
         };
-        if self.multicast_from != [0; 4] {
-            set_option(fd, IPPROTO_IP, libc::IP_MULTICAST_IF, &self.multicast_from)
-                .map_err(failed(libc::IP_MULTICAST_IF))?;
+        if self.multicast_from != [0; 4] || !self.multicast_through.is_empty() {
+            // `struct ip_mreqn`: group, address, interface.
+            let mut value = [[0; 4], self.multicast_from].concat();
+            if !self.multicast_through.is_empty() {
+                value.extend_from_slice(&interface_number(&self.multicast_through, what)?.to_ne_bytes());
+            }
+            set_option(fd, IPPROTO_IP, libc::IP_MULTICAST_IF, &value).map_err(failed(libc::IP_MULTICAST_IF))?;
         }
         for through in &self.through {
             let number = interface_number(&through.interface, what)?;
