@@ -110,19 +110,19 @@ static struct group make_group(void) {
     for (int i = 0; i < GROUP; i++) {
         int fd = group.fds[i] = MUST(socket(AF_INET, SOCK_DGRAM, 0));
         set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
-        struct sockaddr_storage name = i ? name_of(group.fds[0]) : at(AF_INET, NULL, 0);
+        struct sockaddr_storage name = i ? name_of(group.fds[0]) : at(AF_INET, "0.0.0.0", 0);
         MUST(bind(fd, (struct sockaddr *)&name, sizeof name));
     }
     for (int i = 0; i < SENDERS; i++) {
         char byte = 0;
         group.senders[i] = bound(AF_INET, SOCK_DGRAM, 0, NULL, 0);
-        send_to(group.senders[i], &byte, 1, name_of(group.fds[0]));
+        send_to(group.senders[i], &byte, 1, at(AF_INET, NULL, port_of(name_of(group.fds[0]))));
         group.of[i] = who_got(&group);
         MUST(recv(group.fds[group.of[i]], &byte, 1, 0));
     }
     for (int i = 0; i < SENDERS; i++) {
         char byte = (char)i;
-        send_to(group.senders[i], &byte, 1, name_of(group.fds[0]));
+        send_to(group.senders[i], &byte, 1, at(AF_INET, NULL, port_of(name_of(group.fds[0]))));
     }
     return group;
 }
@@ -133,6 +133,12 @@ static void check_group(const struct group *group) {
         CHECK(recv(group->fds[group->of[i]], &byte, 1, MSG_DONTWAIT) == 1 && byte == i, "group: %d for %d (%s)", byte, i, strerror(errno));
     }
     for (int i = 0; i < GROUP; i++) CHECK(!is_readable(group->fds[i]), "group: more at %d", i);
+    for (int i = 0; i < SENDERS; i++) {
+        char byte = (char)i;
+        send_to(group->senders[i], &byte, 1, at(AF_INET, NULL, port_of(name_of(group->fds[0]))));
+        CHECK(who_got(group) == group->of[i], "group: sender %d reaches %d and not %d", i, who_got(group), group->of[i]);
+        CHECK(recv(group->fds[group->of[i]], &byte, 1, MSG_DONTWAIT) == 1, "group: nothing there");
+    }
 }
 
 /* Lets in what begins with 'y'. */

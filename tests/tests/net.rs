@@ -78,6 +78,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("ring", "a ring of packets in memory shared with the kernel"),
     ("fanout", "shares its packets with others (PACKET_FANOUT)"),
     ("ebpf", "an eBPF program as its filter (SO_ATTACH_BPF)"),
+    ("chooser", "chooses among those that share its port"),
     ("shared", "has open too"),
     ("elsewhere", "a socket of another network namespace"),
     ("unread", "holds a message which the job has not read"),

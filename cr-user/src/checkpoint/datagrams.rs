@@ -1,13 +1,14 @@
-//! What no system call shows of the sockets of a stopped job: what they have not read, and where their multicasts leave.
+//! What no system call shows of the sockets of a stopped job: what they have not read, and what no option shows.
 
 use std::collections::HashMap;
 
 use crate::checkpoint::member::{self, Member};
 use crate::checkpoint::watch::Watch;
 use crate::error::{Error, Refusal, Result};
+use crate::object::files::Files;
 use crate::object::files::net::queue::{self, Datagram, Policy, Waiting};
-use crate::object::files::{Files, net};
-use crate::track::datagrams::QueuedDatagram;
+use crate::object::files::net::{self, Secretive};
+use crate::track::datagrams::{Hidden, QueuedDatagram};
 
 /// Reads queues into the record as the policy has it, and takes nothing out. Gives back what is lost, in words.
 ///
@@ -23,8 +24,8 @@ pub fn read_hidden(
     if policy == Policy::Refuse && !waiting.is_empty() {
         return Err(Error::Refused(waiting.iter().map(refusal).collect()));
     }
-    let senders = net::multicast_senders(files);
-    if waiting.is_empty() && senders.is_empty() {
+    let secretive = net::secretive(files);
+    if waiting.is_empty() && secretive.is_empty() {
         return Ok(Vec::new());
     }
     if watch.is_none() {
@@ -32,16 +33,27 @@ pub fn read_hidden(
     }
     let mut eye = Eye { watch: watch.as_mut(), names: HashMap::new() };
     let mut notes = Vec::new();
-    if let Err(why) = eye.look_at_senders(files, &senders) {
-        // Most never chose one: whoever uses multicasts may have.
-        let doubtful = senders.iter().filter(|s| s.uses_multicasts);
-        let note = |s: &net::Sender| {
-            format!(
-                "pid {}: fd {} is {}: by which interface its multicasts leave is not known ({why})",
-                s.at.0, s.at.1, s.what
-            )
-        };
-        notes.extend(doubtful.map(note));
+    match eye.look_behind(&secretive) {
+        Ok(found) => {
+            let chosen = secretive.iter().zip(&found).filter(|(_, hidden)| hidden.chooses_by_program);
+            let refusals: Vec<Refusal> = chosen.map(|(socket, _)| refusal_of_program(socket)).collect();
+            if !refusals.is_empty() {
+                return Err(Error::Refused(refusals));
+            }
+            secretive.iter().zip(found).for_each(|(socket, hidden)| socket.set(files, hidden.multicast_interface));
+        }
+        Err(why) => {
+            // Most never chose anything: who seems to have is told of.
+            for socket in secretive.iter().filter(|s| s.uses_multicasts || s.shares_port) {
+                let (pid, fd) = socket.at;
+                let what = if socket.shares_port {
+                    "whether a program chooses among those that share its port"
+                } else {
+                    "by which interface its multicasts leave"
+                };
+                notes.push(format!("pid {pid}: fd {fd} is {}: {what} is not known ({why})", socket.what));
+            }
+        }
     }
     for socket in waiting {
         let (pid, fd) = socket.at;
@@ -79,6 +91,18 @@ fn refusal(socket: &Waiting) -> Refusal {
     }
 }
 
+fn refusal_of_program(socket: &Secretive) -> Refusal {
+    Refusal {
+        pid: socket.at.0,
+        place: format!("fd {}", socket.at.1),
+        why: format!(
+            "is {}, and a program that the kernel does not show chooses among those that share its port (SO_ATTACH_REUSEPORT_EBPF)",
+            socket.what
+        ),
+        todo: "have the job detach it (SO_DETACH_REUSEPORT_BPF) before the checkpoint".to_owned(),
+    }
+}
+
 /// A look into the kernel's memory.
 struct Eye<'a> {
     watch: Option<&'a mut Watch>,
@@ -94,12 +118,10 @@ impl Eye<'_> {
         names.get(&(fd as u32)).copied().ok_or_else(|| "the kernel does not list its descriptor".to_owned())
     }
 
-    fn look_at_senders(&mut self, files: &mut Files, senders: &[net::Sender]) -> std::result::Result<(), String> {
-        let names = senders.iter().map(|s| self.file(s.at)).collect::<std::result::Result<Vec<_>, _>>()?;
+    fn look_behind(&mut self, sockets: &[Secretive]) -> std::result::Result<Vec<Hidden>, String> {
+        let names = sockets.iter().map(|s| self.file(s.at)).collect::<std::result::Result<Vec<_>, _>>()?;
         let watch = self.watch.as_mut().ok_or("no eBPF programs")?;
-        let found = watch.hints.multicast_interfaces(&names).map_err(|e| e.to_string())?;
-        senders.iter().zip(found).for_each(|(sender, number)| sender.set(files, number));
-        Ok(())
+        watch.hints.hidden_of_sockets(&names).map_err(|e| e.to_string())
     }
 
     /// The datagrams in a queue that can be read, and how many cannot.

@@ -108,6 +108,14 @@ pub fn filter(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
 /// # Errors
 /// `EINVAL` when they are no program, `EPERM` when the filter that there is was locked.
 pub fn attach_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> nix::Result<()> {
+    attach_program(fd, libc::SO_ATTACH_FILTER, instructions)
+}
+
+/// Attaches a program of these instructions by an option that takes one.
+///
+/// # Errors
+/// As [`attach_filter`].
+pub fn attach_program(fd: BorrowedFd<'_>, name: i32, instructions: &[u8]) -> nix::Result<()> {
     // `struct sock_filter` is aligned to four bytes.
     let words: Vec<u32> =
         instructions.chunks_exact(4).map(|c| u32::from_ne_bytes(c.try_into().expect("four bytes"))).collect();
@@ -116,7 +124,7 @@ pub fn attach_filter(fd: BorrowedFd<'_>, instructions: &[u8]) -> nix::Result<()>
     // SAFETY: the kernel reads the structure, and as many instructions as it says, all of them in the vector.
     unsafe {
         let (at, len) = ((&raw const program).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t);
-        check(libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, at, len).into()).map(drop)
+        check(libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, at, len).into()).map(drop)
     }
 }
 

@@ -1,5 +1,5 @@
-//! What waits in the queue of a UDP socket: no system call shows it all without taking it out. See `net/ipv4/udp.c` and
-//! `linux/skbuff.h`.
+//! What no system call shows of UDP sockets and the like: all that waits in the queue, without taking it out, and what no option
+//! shows. See `net/ipv4/udp.c` and `linux/skbuff.h`.
 //!
 //! A socket has two queues, of which the first is what its readers have set aside. Each datagram is a buffer in the kernel, from which
 //! the header of UDP has been taken, though it still lies before the data. What did not fit there is in pages, which cannot be found
@@ -32,6 +32,16 @@ pub struct QueuedDatagram {
     pub bytes: Option<Vec<u8>>,
 }
 
+/// What no option of a socket shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// The number of the interface by which its IPv4 multicasts leave (`IP_MULTICAST_IF`, which shows only an address that need not
+    /// be set); 0 for whichever leads there.
+    pub multicast_interface: u32,
+    /// Whether a program chooses among the sockets that share its port (`SO_ATTACH_REUSEPORT_EBPF`, `_CBPF`).
+    pub chooses_by_program: bool,
+}
+
 /// Where the fields are in this kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DatagramLayout {
@@ -51,6 +61,8 @@ pub(super) struct DatagramLayout {
     fragment_list: u64,
     segment: u64,
     multicast_interface: u64,
+    shared_port: u64,
+    shared_port_program: u64,
 }
 
 impl DatagramLayout {
@@ -73,6 +85,8 @@ impl DatagramLayout {
             fragment_list: at("skb_shared_info", "frag_list")?,
             segment: at("skb_shared_info", "gso_size")?,
             multicast_interface: at("inet_sock", "mc_index")?,
+            shared_port: at("sock", "sk_reuseport_cb")?,
+            shared_port_program: at("sock_reuseport", "prog")?,
         })
     }
 }
@@ -85,20 +99,27 @@ struct Eye<P> {
     left: usize,
 }
 
-/// The numbers of the interfaces by which IPv4 multicasts of sockets leave (`IP_MULTICAST_IF`), of each that a file (the kernel's
-/// address) is of; 0 for whichever leads there. The option itself shows only an address, which need not be set.
-pub(super) fn multicast_interfaces(
+/// What only the kernel's memory tells of sockets, of each that one of these files (the kernel's addresses) is of.
+pub(super) fn hidden(
     files: &[u64],
     layout: DatagramLayout,
     mut peek: impl FnMut(&[u64]) -> Result<Vec<u64>, HintsError>,
-) -> Result<Vec<u32>, HintsError> {
-    let mut places = files.to_vec();
-    for field in [layout.file_private, layout.socket_sk, layout.multicast_interface] {
-        // What is nowhere is 0 in the end.
+) -> Result<Vec<Hidden>, HintsError> {
+    // What is nowhere is 0 in the end.
+    let mut follow = |places: &[u64], field: u64| {
         let at: Vec<u64> = places.iter().map(|place| if *place == 0 { 0 } else { place + field }).collect();
-        places = peek(&at)?;
-    }
-    Ok(places.into_iter().map(|word| word as u32).collect())
+        peek(&at)
+    };
+    let sockets = follow(files, layout.file_private)?;
+    let sockets = follow(&sockets, layout.socket_sk)?;
+    let interfaces = follow(&sockets, layout.multicast_interface)?;
+    let shared = follow(&sockets, layout.shared_port)?;
+    let programs = follow(&shared, layout.shared_port_program)?;
+    let of = |(interface, program): (u64, u64)| Hidden {
+        multicast_interface: interface as u32,
+        chooses_by_program: program != 0,
+    };
+    Ok(interfaces.into_iter().zip(programs).map(of).collect())
 }
 
 /// What waits in the socket that `file` (the kernel's address) is of, the oldest first. Nobody may read meanwhile.

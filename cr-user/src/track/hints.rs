@@ -27,7 +27,7 @@ use self::{
     load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
-use super::datagrams::{self, DatagramLayout, QueuedDatagram};
+use super::datagrams::{self, DatagramLayout, Hidden, QueuedDatagram};
 use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
 use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
@@ -340,12 +340,11 @@ impl Hints {
         datagrams::queue(file, layout, |addresses| self.peek(addresses))
     }
 
-    /// By which interfaces IPv4 multicasts of sockets leave, of each that one of these files (the kernel's addresses) is of; 0 for
-    /// whichever leads there.
-    pub fn multicast_interfaces(&mut self, files: &[u64]) -> Result<Vec<u32>, HintsError> {
+    /// What no option shows of sockets, of each that one of these files (the kernel's addresses) is of.
+    pub fn hidden_of_sockets(&mut self, files: &[u64]) -> Result<Vec<Hidden>, HintsError> {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct inet_sock is not known".into() };
         let layout = self.datagrams.ok_or_else(unknown)?;
-        datagrams::multicast_interfaces(files, layout, |addresses| self.peek(addresses))
+        datagrams::hidden(files, layout, |addresses| self.peek(addresses))
     }
 
     /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.

@@ -60,25 +60,19 @@ const PROTOCOLS: &[(i32, &str, &str)] = &[
 
 /// Why a socket of this family cannot be restored.
 pub(super) fn family(family: i32, kind: i32) -> No {
-    match FAMILIES.iter().find(|(number, ..)| *number == family) {
-        Some((_, name, what, todo)) => No::new(format!("is a socket of {name}: {what}"), todo),
-        None => {
-            let why = format!("is a socket of family {family}, which cr does not know (type {})", kind_name(kind));
-            No::new(why, CLOSE)
-        }
+    if let Some((_, name, what, todo)) = FAMILIES.iter().find(|(number, ..)| *number == family) {
+        return No::new(format!("is a socket of {name}: {what}"), todo);
     }
+    No::new(format!("is a socket of family {family}, which cr does not know (type {})", kind_name(kind)), CLOSE)
 }
 
 /// Why a socket of this protocol over IP cannot be restored.
 pub(super) fn protocol(protocol: i32, kind: i32) -> No {
-    match PROTOCOLS.iter().find(|(number, ..)| *number == protocol) {
-        Some((_, name, why)) => No::new(format!("is a socket of {name}, {why}"), TCP),
-        None => {
-            let why =
-                format!("is a socket of IP protocol {protocol} and type {}, which cr does not know", kind_name(kind));
-            No::new(why, CLOSE)
-        }
+    if let Some((_, name, why)) = PROTOCOLS.iter().find(|(number, ..)| *number == protocol) {
+        return No::new(format!("is a socket of {name}, {why}"), TCP);
     }
+    let kind = kind_name(kind);
+    No::new(format!("is a socket of IP protocol {protocol} and type {kind}, which cr does not know"), CLOSE)
 }
 
 fn kind_name(kind: i32) -> String {

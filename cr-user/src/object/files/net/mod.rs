@@ -240,14 +240,15 @@ impl Net {
         Ok(fd)
     }
 
-    fn make(&self) -> Result<OwnedFd> {
+    /// Makes it, with all that does not depend on whose it is. `earlier` are those that were made before.
+    fn make(&self, earlier: &[&Self]) -> Result<OwnedFd> {
         let what = self.what();
         self.options.check(&what)?;
         let fd = self.new_like()?;
         // Nothing comes in that it would not have let in.
         self.filter.iter().try_for_each(|f| f.attach(fd.as_fd()))?;
         match &self.special {
-            Special::Ip(ip) => ip.settle(self, fd.as_fd())?,
+            Special::Ip(ip) => ip.settle(self, fd.as_fd(), earlier)?,
             Special::Packet(_) => {}
             Special::Netlink(netlink) => netlink.bind(self, fd.as_fd())?,
         }
@@ -258,11 +259,16 @@ impl Net {
             Special::Netlink(netlink) => netlink.join(self, fd.as_fd())?,
         }
         self.filter.iter().try_for_each(|f| f.lock(fd.as_fd()))?;
+        Ok(fd)
+    }
+
+    /// What comes when all are made: of those that share a port, all must be bound by one user.
+    fn own(&self, fd: &OwnedFd) -> Result<()> {
         fcntl(fd.as_fd(), libc::F_SETFL, (self.flags & !libc::O_ASYNC).into()).map_err(|e| self.failed(e))?;
         let (uid, gid, mode) = self.owner;
-        std::os::unix::fs::fchown(&fd, Some(uid), Some(gid)).map_err(|e| Error::system(format!("making {what}"), e))?;
-        nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(mode)).map_err(|e| self.failed(e))?;
-        Ok(fd)
+        std::os::unix::fs::fchown(fd, Some(uid), Some(gid))
+            .map_err(|e| Error::system(format!("making {}", self.what()), e))?;
+        nix::sys::stat::fchmod(fd, nix::sys::stat::Mode::from_bits_truncate(mode)).map_err(|e| self.failed(e))
     }
 }
 
@@ -274,9 +280,9 @@ fn all(files: &Files) -> impl Iterator<Item = (usize, &Net)> {
     })
 }
 
-/// A socket that may send IPv4 multicasts.
+/// A socket of which no option shows everything.
 #[derive(Debug)]
-pub struct Sender {
+pub struct Secretive {
     /// The index of its description.
     description: usize,
     /// A process that has it, and under which number.
@@ -285,22 +291,24 @@ pub struct Sender {
     pub what: String,
     /// Whether it has something to do with multicasts, for all that it shows.
     pub uses_multicasts: bool,
+    /// Whether it may share its port (`SO_REUSEPORT`).
+    pub shares_port: bool,
 }
 
-/// The sockets that may send IPv4 multicasts.
-pub fn multicast_senders(files: &Files) -> Vec<Sender> {
+/// The sockets of which no option shows everything.
+pub fn secretive(files: &Files) -> Vec<Secretive> {
     let of = |(description, net): (usize, &Net)| {
         let Special::Ip(ip) = &net.special else { return None };
         let at = files.holders(description).first().copied()?;
         let chose_hops =
             net.options.get(libc::IPPROTO_IP, libc::IP_MULTICAST_TTL).is_some_and(|hops| hops.first() != Some(&1));
         let uses_multicasts = chose_hops || !ip.memberships.is_empty() || net.options.multicast_from != [0; 4];
-        Some(Sender { description, at, what: net.what(), uses_multicasts })
+        Some(Secretive { description, at, what: net.what(), uses_multicasts, shares_port: net.shares_port() })
     };
     all(files).filter_map(of).collect()
 }
 
-impl Sender {
+impl Secretive {
     /// Puts the number of the interface by which its multicasts leave into the record.
     pub fn set(&self, files: &mut Files, number: u32) {
         if let Description::Net(net) = &mut files.descriptions[self.description] {
@@ -346,5 +354,8 @@ pub(super) fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
     };
     let mut sockets: Vec<(usize, &Net)> = all(files).collect();
     sockets.sort_by_key(|(_, net)| order(net));
-    sockets.into_iter().map(|(index, net)| Ok((index, net.make()?))).collect()
+    let nets: Vec<&Net> = sockets.iter().map(|(_, net)| *net).collect();
+    let made = nets.iter().enumerate().map(|(nth, net)| net.make(&nets[..nth])).collect::<Result<Vec<_>>>()?;
+    nets.iter().zip(&made).try_for_each(|(net, fd)| net.own(fd))?;
+    Ok(sockets.into_iter().zip(made).map(|((index, _), fd)| (index, fd)).collect())
 }

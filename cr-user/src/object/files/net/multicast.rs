@@ -108,7 +108,7 @@ impl Membership {
             let mut value = number.to_ne_bytes().to_vec();
             value.resize(8, 0);
             value.extend_from_slice(&storage(self.group));
-            source.into_iter().for_each(|s| value.extend_from_slice(&storage(*s)));
+            value.extend(source.into_iter().flat_map(|s| storage(*s)));
             value
         };
         let level = level(self.group);

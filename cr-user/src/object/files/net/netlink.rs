@@ -114,7 +114,9 @@ pub(super) fn describe(asked: &Asked<'_>, tables: &Tables) -> std::result::Resul
     let mut groups: Vec<Group> = memberships(asked.fd).map(|number| Group { number, name: None }).collect();
     if protocol == libc::NETLINK_GENERIC {
         let families = tables.families.get_or_init(families);
-        groups.iter_mut().for_each(|g| g.name = name_of(families, g.number));
+        for group in &mut groups {
+            group.name = name_of(families, group.number);
+        }
         netlink.families = families.iter().map(|f| (f.number, f.name.clone())).collect();
     }
     netlink.groups = groups;

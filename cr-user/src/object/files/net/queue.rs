@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{Description, Files, Holder, survey};
 use super::{Net, Special, address, udp};
-use crate::sys::socket::{option, socket};
+use crate::sys::network;
+use crate::sys::socket::{option, set_option, socket};
 
 /// What becomes of datagrams that the job has not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,11 +178,16 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 }
 
 /// Puts datagrams into the queue of a socket of the job that is bound, and not connected yet. What cannot be put back is lost, and
-/// noted.
-pub(super) fn put_back(queue: &[Datagram], net: &Net, fd: BorrowedFd<'_>) {
+/// noted. `place` is that of the socket in the list of those that share its port (`SO_REUSEPORT`), if it may.
+pub(super) fn put_back(queue: &[Datagram], net: &Net, fd: BorrowedFd<'_>, place: Option<u32>) {
     let Special::Ip(ip) = &net.special else { return };
     udp::make_room(fd);
-    let mut sender = Sender { net, fd, raw: [None, None], connected: None };
+    if let Some(place) = place
+        && let Err(e) = choose_always(fd, place)
+    {
+        log::info!("{} cannot be chosen among those that share its port: {e}", net.what());
+    }
+    let mut sender = Sender { net, fd, raw: [None, None], is_chosen: place.is_some(), connected: None };
     let local = ip.local.as_ref().map(|l| l.at);
     let done = queue.iter().take_while(|d| {
         let sent = local.ok_or(Errno::EADDRNOTAVAIL).and_then(|local| sender.send(d, local));
@@ -198,6 +204,16 @@ pub(super) fn put_back(queue: &[Datagram], net: &Net, fd: BorrowedFd<'_>) {
         // Its own other end comes later.
         let _ = address::disconnect(fd);
     }
+    if place.is_some() {
+        let _ = set_option(fd, SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, &0i32.to_ne_bytes());
+    }
+}
+
+/// Has all datagrams go to one of the sockets that share a port, by a program that always answers with its place among them.
+fn choose_always(fd: BorrowedFd<'_>, place: u32) -> nix::Result<()> {
+    // `BPF_RET | BPF_K`, two jumps, the constant.
+    let instruction = [[0x06, 0, 0, 0], place.to_ne_bytes()].concat();
+    network::attach_program(fd, libc::SO_ATTACH_REUSEPORT_CBPF, &instruction)
 }
 
 /// Our own sockets, from which packets are sent to one of the job.
@@ -206,6 +222,8 @@ struct Sender<'a> {
     fd: BorrowedFd<'a>,
     /// Of IPv4, of IPv6.
     raw: [Option<OwnedFd>; 2],
+    /// Whether it gets what goes to its port, whoever shares that.
+    is_chosen: bool,
     /// To whom the job's socket is connected now.
     connected: Option<SocketAddr>,
 }
@@ -225,7 +243,7 @@ impl Sender<'_> {
             None => raw.insert(socket(family, SOCK_RAW, IPPROTO_RAW)?),
         };
         // Where others of the job have the same address, it goes to the one that is connected to its sender.
-        if self.connected != Some(datagram.from) {
+        if !self.is_chosen && self.connected != Some(datagram.from) {
             let from = match datagram.from {
                 SocketAddr::V4(v4) if self.net.family == AF_INET6 => {
                     SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())

@@ -16,7 +16,7 @@ use super::super::sock_diag::{self, u32_at};
 use super::address::{self, Address, unspecified};
 use super::multicast::{self, Membership};
 use super::queue::{self, Datagram};
-use super::{Asked, Net};
+use super::{Asked, Net, Special};
 use crate::error::{Error, Result};
 use crate::sys::socket::{polled, set_option};
 use crate::sys::tcp::unacknowledged;
@@ -159,16 +159,24 @@ impl Ip {
         }
     }
 
-    /// Gives a socket its address.
-    pub(super) fn bind(&self, net: &Net, fd: BorrowedFd<'_>) -> Result<()> {
-        let Some(local) = &self.local else { return Ok(()) };
-        let mut at = local.now()?;
+    /// The address that a socket is bound to.
+    fn place(&self, net: &Net) -> Option<SocketAddr> {
+        let mut at = self.local.as_ref()?.at;
         // To be bound to one address of IPv6 makes a socket IPv6-only for good, and that shows. Connected it has that address all
         // the same.
         let both = net.family == AF_INET6 && !net.options.is_on(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
         if self.remote.is_some() && both && at.ip().to_canonical().is_ipv6() && net.kind == SOCK_DGRAM {
             at.set_ip(unspecified(net.family));
         }
+        Some(at)
+    }
+
+    /// Gives a socket its address.
+    pub(super) fn bind(&self, net: &Net, fd: BorrowedFd<'_>) -> Result<()> {
+        let (Some(local), Some(place)) = (&self.local, self.place(net)) else { return Ok(()) };
+        let at = SocketAddr::new(place.ip(), place.port());
+        // With the number that its interface has now, if it is of one.
+        let at = if at.ip() == local.at.ip() { local.now()? } else { at };
         address::bind(fd, at, &|| net.what())
     }
 
@@ -179,10 +187,10 @@ impl Ip {
     }
 
     /// Binds a socket, puts what it has not read into its queue, connects it, and joins its groups.
-    pub(super) fn settle(&self, net: &Net, fd: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn settle(&self, net: &Net, fd: BorrowedFd<'_>, earlier: &[&Net]) -> Result<()> {
         self.bind(net, fd)?;
         if !self.queue.is_empty() {
-            self.put_back(net, fd)?;
+            self.put_back(net, fd, earlier)?;
         }
         self.connect(net, fd)?;
         let what = net.what();
@@ -190,7 +198,7 @@ impl Ip {
     }
 
     /// What comes from elsewhere is let in from any device while the queue is filled: we send through none.
-    fn put_back(&self, net: &Net, fd: BorrowedFd<'_>) -> Result<()> {
+    fn put_back(&self, net: &Net, fd: BorrowedFd<'_>, earlier: &[&Net]) -> Result<()> {
         let device = |name: &[u8]| {
             set_option(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, name)
                 .map_err(|e| Error::system(format!("choosing the device of {}", net.what()), e))
@@ -199,7 +207,10 @@ impl Ip {
         if own.is_some() {
             device(b"\0")?;
         }
-        queue::put_back(&self.queue, net, fd);
+        // Of those that share the address, it is the last to have come.
+        let place =
+            net.shares_port().then(|| earlier.iter().filter(|other| other.shares_port_with(net)).count() as u32);
+        queue::put_back(&self.queue, net, fd, place);
         match own {
             Some(name) => device(&[name.as_bytes(), b"\0"].concat()),
             None => Ok(()),
@@ -219,6 +230,24 @@ impl Ip {
             Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
             Err(e) => Err(net.failed(e)),
         }
+    }
+}
+
+impl Net {
+    /// Whether it may share its port.
+    pub(super) fn shares_port(&self) -> bool {
+        self.options.is_on(SOL_SOCKET, libc::SO_REUSEPORT)
+    }
+
+    /// Whether this one, which was made before the other, is in the kernel's list of those among which the other's datagrams are
+    /// shared out. One that was bound to every address leaves it when it is connected.
+    fn shares_port_with(&self, other: &Self) -> bool {
+        let (Special::Ip(one), Special::Ip(two)) = (&self.special, &other.special) else { return false };
+        let bound = one.place(self);
+        let alike = (self.family, self.protocol, bound, self.options.device())
+            == (other.family, other.protocol, two.place(other), other.options.device());
+        let has_left = one.remote.is_some() && bound.is_none_or(|at| at.ip().is_unspecified());
+        self.shares_port() && alike && !has_left
     }
 }
 
