@@ -123,7 +123,7 @@ impl Job {
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
-        const PATIENCE: Duration = Duration::from_secs(3);
+        const PATIENCE: Duration = Duration::from_secs(1);
         let kept = self.external.len();
         let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
         self.external.extend(new);
@@ -140,7 +140,7 @@ impl Job {
         // What only hinders at the moment at which the job stands still, such as a connection that was not accepted yet, passes.
         let until = Instant::now() + PATIENCE;
         while matches!(result, Err(Error::Refused(_))) && self.stood_still && Instant::now() < until {
-            sleep(PATIENCE / 50);
+            sleep(PATIENCE / 40);
             result = self.try_checkpoint(writer, options, Pace::Thorough);
         }
         if result.is_err() {
