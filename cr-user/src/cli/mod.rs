@@ -109,6 +109,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return usage::report(&error),
     };
     logger::init(cli.verbose);
+    cr::netlock::clean_up().iter().for_each(|told| eprintln!("cr: {told}"));
     let command = cli.command.as_execute();
     let output = Output::new(command.json());
     let code = command.execute(output).unwrap_or_else(|error| {

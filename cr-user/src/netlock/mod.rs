@@ -39,13 +39,13 @@ pub enum Error {
         "this kernel has no nftables that ends with its owner (Linux 5.12, CONFIG_NF_TABLES_INET): {0}; without it the other ends of \
          the job's TCP connections hear from the kernel that the job is away, and reset them"
     )]
-    Missing(io::Error),
+    Missing(#[source] io::Error),
     /// We may not do it.
     #[error(
         "nftables may not be used: {0}; run cr as root or with CAP_NET_ADMIN in the job's network namespace: without it the other ends \
          of the job's TCP connections hear from the kernel that the job is away, and reset them"
     )]
-    NotPermitted(io::Error),
+    NotPermitted(#[source] io::Error),
     /// It went wrong.
     #[error("{what} failed: {source}")]
     Failed {
