@@ -1,7 +1,6 @@
 //! Locks that outlive us, from the killing of a job to its restore: what they belong to, and which of them are leftovers.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -77,11 +76,9 @@ impl Held {
     pub(super) fn note(&self, flows: usize) -> io::Result<Vec<u8>> {
         let (root, maker) = (self.root, Process::of(std::process::id() as i32)?);
         let (pids, paths) = (namespace("pid")?, namespace("mnt")?);
-        let mut line = String::new();
-        let numbers = [root.pid as u64, root.start, maker.pid as u64, maker.start, pids, paths, flows as u64];
-        write!(line, "{FORMAT} ").expect("a string takes it");
-        numbers.iter().for_each(|n| write!(line, "{n} ").expect("a string takes it"));
-        Ok([line.as_bytes(), self.store.as_os_str().as_bytes()].concat())
+        let numbers = [FORMAT, root.pid as u64, root.start, maker.pid as u64, maker.start, pids, paths, flows as u64];
+        let words = numbers.map(|number| number.to_string()).join(" ");
+        Ok([words.as_bytes(), b" ", self.store.as_os_str().as_bytes()].concat())
     }
 }
 

@@ -39,13 +39,13 @@ pub enum Error {
         "this kernel has no nftables that ends with its owner (Linux 5.12, CONFIG_NF_TABLES_INET): {0}; without it the other ends of \
          the job's TCP connections hear from the kernel that the job is away, and reset them"
     )]
-    Missing(io::Error),
+    Missing(#[source] io::Error),
     /// We may not do it.
     #[error(
         "nftables may not be used: {0}; run cr as root or with CAP_NET_ADMIN in the job's network namespace: without it the other ends \
          of the job's TCP connections hear from the kernel that the job is away, and reset them"
     )]
-    NotPermitted(io::Error),
+    NotPermitted(#[source] io::Error),
     /// It went wrong.
     #[error("{what} failed: {source}")]
     Failed {
@@ -77,6 +77,7 @@ pub struct Silence {
     keys: Vec<Key>,
     /// The table that would outlive us.
     held: Option<String>,
+    ended: bool,
 }
 
 impl Silence {
@@ -91,7 +92,7 @@ impl Silence {
         let mut batch = Batch::new();
         batch.table(&table, OWNED, "a job stands still while cr takes a checkpoint of it");
         batch.commit(&netlink).map_err(failed("making a network lock"))?;
-        Ok(Self { netlink, table, keys: Vec::new(), held: None })
+        Ok(Self { netlink, table, keys: Vec::new(), held: None, ended: false })
     }
 
     /// From now on nothing of these connections goes in or out.
@@ -149,27 +150,33 @@ impl Silence {
         self.held = None;
     }
 
-    /// Ends the silence, also what was to be kept of it.
+    /// Ends the silence, also what was to be kept of it. This is quick; to drop the value takes the kernel some milliseconds more,
+    /// and can wait until the job runs.
     ///
     /// # Errors
-    /// What the kernel says. It ends nevertheless, but for what was to be kept.
-    pub fn end(mut self) -> Result<()> {
-        self.lift_held()
-    }
-
-    fn lift_held(&mut self) -> Result<()> {
-        let Some(table) = self.held.take() else { return Ok(()) };
+    /// What the kernel says: then dropping the value ends it, but for what was to be kept.
+    pub fn end(&mut self) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
         let mut batch = Batch::new();
-        batch.remove_any(&table);
-        batch.commit(&self.netlink).map_err(failed("removing a network lock"))
+        batch.remove(&self.table);
+        if let Some(held) = &self.held {
+            batch.remove_any(held);
+        }
+        batch.commit(&self.netlink).map_err(failed("ending the silence of connections"))?;
+        self.ended = true;
+        Ok(())
     }
 }
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        // The job that a failed step leaves alive must not be cut off.
-        if let Err(error) = self.lift_held() {
-            log::error!("{error}; `nft list tables` shows it, and the next cr command tries again");
+        // Without a held one the kernel does it all when the socket is closed. With one, a failed step may have left the job alive.
+        if self.held.is_some()
+            && let Err(error) = self.end()
+        {
+            log::error!("{error}; the next cr command tries again");
         }
     }
 }

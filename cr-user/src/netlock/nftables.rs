@@ -361,7 +361,7 @@ pub(super) fn note_in(netlink: &Netlink, table: &str) -> io::Result<Vec<u8>> {
         // Kernels before 4.6 show the rules of other tables, too.
         let ours = value(answer, 1).map(text)? == table && value(answer, 2).map(text)? == NOTES;
         // Kind and length before it, a zero behind.
-        value(answer, 7).filter(|_| ours).and_then(|comment| comment.get(2..comment.len() - 1)).map(<[u8]>::to_vec)
+        value(answer, 7).filter(|_| ours)?.get(2..)?.strip_suffix(&[0]).map(<[u8]>::to_vec)
     })?;
     Ok(pieces.concat())
 }
