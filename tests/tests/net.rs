@@ -47,14 +47,18 @@ fn udp_chain() {
 #[test]
 fn raw_and_back() {
     if own_network() {
-        WAYS.iter().for_each(|way| way("net_raw", &[], Pace::default()));
+        for way in WAYS {
+            way("net_raw", &[], Pace::default());
+        }
     }
 }
 
 #[test]
 fn groups_and_back() {
     if own_interfaces() {
-        WAYS.iter().for_each(|way| way("net_groups", &[], Pace::default()));
+        for way in WAYS {
+            way("net_groups", &[], Pace::default());
+        }
     }
 }
 

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::family::{Family, Only, Relative};
 use crate::image::Parent;
 use crate::object::files::external::{self, Key};
-use crate::object::files::net::queue::Policy;
+use crate::object::files::inet;
+use crate::object::files::net::queue;
 use crate::object::spaces::Spaces;
 use crate::object::{self, files};
 use crate::procfs::{self, Status};
@@ -42,8 +43,12 @@ pub struct Job {
     pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
     pub(super) external: Vec<Key>,
+    /// What is to become of TCP connections with somebody outside, and of the job.
+    pub(super) plan: inet::Plan,
+    /// The last try to take a checkpoint came to the frozen window.
+    pub(super) stood_still: bool,
     /// What becomes of datagrams that it has not read.
-    pub(super) datagrams: Policy,
+    pub(super) datagrams: queue::Policy,
     /// The newest durable checkpoint.
     pub(super) parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -94,7 +99,9 @@ impl Job {
             spaces: Spaces::default(),
             ipc: object::ipc::Past::default(),
             external: Vec::new(),
-            datagrams: Policy::default(),
+            plan: inet::Plan::default(),
+            stood_still: false,
+            datagrams: queue::Policy::default(),
             parent: None,
             content: HashMap::new(),
             doubt: false,

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::object::files::external::Key;
-use cr::object::files::net::queue::Policy;
+use cr::object::files::inet::Policy;
+use cr::object::files::net::queue;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -53,6 +54,14 @@ pub(super) struct Taking {
     #[arg(long, value_name = "KEY")]
     external: Vec<Key>,
 
+    /// What becomes of established TCP connections with somebody outside of the job: `keep` them, so that they go on after a
+    /// restore if the other end is still there; `close` them, so that the job then sees a reset; or `refuse` them. The checkpoint
+    /// notes it; given to a restore, it is what counts.
+    ///
+    /// Without it they are kept.
+    #[arg(long, value_name = "POLICY")]
+    tcp: Option<Tcp>,
+
     /// What becomes of datagrams that the job has not read (UDP and the like).
     ///
     /// `keep`: those of UDP are put back by a restore, where that is possible, and the checkpoint says what is lost. `drop`: all are
@@ -61,6 +70,28 @@ pub(super) struct Taking {
     udp: Option<Udp>,
 }
 
+/// What becomes of established TCP connections with somebody outside of the job.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tcp {
+    /// They go on after a restore, if the other end is still there.
+    Keep,
+    /// The job sees after a restore that they were reset.
+    Close,
+    /// There must be none.
+    Refuse,
+}
+
+impl From<Tcp> for Policy {
+    fn from(tcp: Tcp) -> Self {
+        match tcp {
+            Tcp::Keep => Self::Keep,
+            Tcp::Close => Self::Close,
+            Tcp::Refuse => Self::Refuse,
+        }
+    }
+}
+
+/// What becomes of datagrams that the job has not read.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Udp {
     /// Keep what can be put back.
@@ -71,7 +102,7 @@ enum Udp {
     Refuse,
 }
 
-impl From<Udp> for Policy {
+impl From<Udp> for queue::Policy {
     fn from(udp: Udp) -> Self {
         match udp {
             Udp::Keep => Self::Keep,
@@ -82,13 +113,18 @@ impl From<Udp> for Policy {
 }
 
 impl Taking {
+    pub(super) fn tcp(&self) -> Option<Policy> {
+        self.tcp.map(Policy::from)
+    }
+
     pub(super) fn options(&self) -> checkpoint::Options {
         let leave_out = LeaveOut::default().with(&self.skip_memory, self.honour_dontdump);
         checkpoint::Options {
             memory_limit: self.memory_limit,
             leave_out,
             external: self.external.clone(),
-            udp: self.udp.map(Policy::from),
+            tcp: self.tcp().unwrap_or_default(),
+            udp: self.udp.map(queue::Policy::from),
             ..checkpoint::Options::default()
         }
     }
@@ -113,7 +149,7 @@ impl Supervision {
         let mut checkpoints = self.taking.options();
         // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints }
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints, tcp: self.taking.tcp() }
     }
 }
 

@@ -12,10 +12,10 @@ use std::os::fd::BorrowedFd;
 use libc::SOL_NETLINK;
 use nix::errno::Errno;
 
-use super::super::sock_diag::{self, attributes, u16_at, u32_at};
 use super::super::{No, not_here, unix};
 use super::{Asked, Net, Special};
 use crate::error::{Error, Result};
+use crate::netlink::{ALL, Messages, REQUEST, attributes, u16_at, u32_at};
 use crate::procfs;
 use crate::sys::network;
 use crate::sys::socket::{option, polled, set_option};
@@ -154,7 +154,9 @@ fn families() -> Vec<Family> {
     /// `GENL_ID_CTRL`, and `struct genlmsghdr` with `CTRL_CMD_GETFAMILY`.
     const CONTROL: u16 = 0x10;
     const QUESTION: [u8; 4] = [3, 1, 0, 0];
-    sock_diag::dump(libc::NETLINK_GENERIC, CONTROL, &QUESTION, family)
+    let question = Messages::one(CONTROL, REQUEST | ALL, |out| out.put(&QUESTION));
+    crate::netlink::Netlink::open(libc::NETLINK_GENERIC)
+        .and_then(|netlink| netlink.show_all(&question, family))
         .inspect_err(|e| log::info!("the families of generic netlink are not known: {e}"))
         .unwrap_or_default()
 }

@@ -10,10 +10,11 @@ use libc::SOL_PACKET;
 use nix::errno::Errno;
 
 use super::super::No;
-use super::super::sock_diag::{self, u16_at, u32_at};
+use super::super::sock_diag;
 use super::address::{interface_name, interface_number};
 use super::{Asked, Net};
 use crate::error::{Error, Result};
+use crate::netlink::{attributes, u16_at, u32_at};
 use crate::sys::network;
 use crate::sys::socket::set_option;
 
@@ -95,7 +96,7 @@ fn ask() -> io::Result<HashMap<u64, Shown>> {
 
 fn parse(message: &[u8]) -> Option<(u64, Shown)> {
     let mut shown = Shown::default();
-    for (kind, value) in sock_diag::attributes(message.get(HEADER..)?) {
+    for (kind, value) in attributes(message.get(HEADER..)?) {
         match kind {
             RECEIVE_RING | SEND_RING => shown.rings = true,
             FANOUT => shown.fanout = true,

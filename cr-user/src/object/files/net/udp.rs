@@ -12,12 +12,13 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::super::No;
 use super::super::inet::options::{int, set_int};
-use super::super::sock_diag::{self, u32_at};
+use super::super::sock_diag;
 use super::address::{self, Address, unspecified};
 use super::multicast::{self, Membership};
 use super::queue::{self, Datagram};
 use super::{Asked, Net, Special};
 use crate::error::{Error, Result};
+use crate::netlink::{attributes, u32_at};
 use crate::sys::socket::{polled, set_option};
 use crate::sys::tcp::unacknowledged;
 
@@ -102,7 +103,7 @@ fn shutdowns() -> HashMap<u64, u8> {
     const HEADER: usize = 72;
     let parse = |message: &[u8]| {
         let inode = u64::from(u32_at(message, 68));
-        let found = sock_diag::attributes(message.get(HEADER..)?).find(|(kind, _)| *kind == SHUTDOWN);
+        let found = attributes(message.get(HEADER..)?).find(|(kind, _)| *kind == SHUTDOWN);
         Some((inode, found.and_then(|(_, value)| value.first().copied()).unwrap_or(0)))
     };
     let mut all = HashMap::new();
