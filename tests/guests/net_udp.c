@@ -141,22 +141,20 @@ static void check_group(const struct group *group) {
     }
 }
 
-/* Lets in what begins with 'y'. */
-static int make_filtered(void) {
-    struct sock_filter code[] = {BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 8), BPF_JUMP(BPF_JMP | BPF_JEQ, 'y', 0, 1), BPF_STMT(BPF_RET, 0xffff),
+/* Lets in what begins with 'y', behind a header. */
+static void filter(int fd, unsigned header) {
+    struct sock_filter code[] = {BPF_STMT(BPF_LD | BPF_B | BPF_ABS, header), BPF_JUMP(BPF_JMP | BPF_JEQ, 'y', 0, 1), BPF_STMT(BPF_RET, 0xffff),
                                  BPF_STMT(BPF_RET, 0)};
     struct sock_fprog program = {ARRAY_LEN(code), code};
-    int fd = bound(AF_INET, SOCK_DGRAM, 0, NULL, 0);
     MUST(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program));
     set(fd, SOL_SOCKET, SO_LOCK_FILTER, 1);
-    return fd;
 }
 
 static void check_filtered(int fd, int sender) {
     char byte = 0;
-    send_to(sender, "x", 1, name_of(fd));
+    MUST(send(sender, "x", 1, 0));
     CHECK(!is_readable(fd), "the filter lets x in");
-    send_to(sender, "y", 1, name_of(fd));
+    MUST(send(sender, "y", 1, 0));
     CHECK(recv(fd, &byte, 1, MSG_DONTWAIT) == 1 && byte == 'y', "the filter does not let y in");
     CHECK(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &byte, sizeof(int)) == -1 && errno == EPERM, "the filter is not locked");
 }
@@ -176,7 +174,11 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof large; i++) large[i] = (unsigned char)(i * 13);
     int big = bound(AF_INET, SOCK_DGRAM, 0, NULL, 0);
     send_to(big, large, sizeof large, name_of(big));
-    int filtered = make_filtered();
+    int filtered = bound(AF_INET, SOCK_DGRAM, 0, NULL, 0), filterer = MUST(socket(AF_INET, SOCK_DGRAM, 0)), unix_ends[2];
+    connect_to(filterer, name_of(filtered));
+    filter(filtered, 8);
+    MUST(socketpair(AF_UNIX, SOCK_DGRAM, 0, unix_ends));
+    filter(unix_ends[0], 0);
     int bare = MUST(socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK, 0));
     set(bare, IPPROTO_IPV6, IPV6_V6ONLY, 1);
     set(bare, SOL_SOCKET, SO_BROADCAST, 1);
@@ -222,7 +224,8 @@ int main(int argc, char **argv) {
     check_group(&group);
     CHECK(recv(big, got, sizeof got, MSG_DONTWAIT) == sizeof got, "the large one: %s", strerror(errno));
     CHECK(memcmp(got, large, sizeof got) == 0, "the large one is another");
-    check_filtered(filtered, big);
+    check_filtered(filtered, filterer);
+    check_filtered(unix_ends[0], unix_ends[1]);
     CHECK(get(bare, IPPROTO_IPV6, IPV6_V6ONLY) == 1 && get(bare, SOL_SOCKET, SO_BROADCAST) == 1, "options of the one without an address");
     CHECK(fcntl(bare, F_GETFL) & O_NONBLOCK && port_of(name_of(bare)) == 0, "the one without an address");
     CHECK(get(knobs, SOL_SOCKET, SO_RCVBUF) == size, "SO_RCVBUF");

@@ -35,6 +35,9 @@ const MORE: &[(i32, i32)] = &[
     // SO_RCVMARK, since 5.19; SO_RCVPRIORITY, since 6.14.
     (SOL_SOCKET, 75),
     (SOL_SOCKET, 82),
+    // Sockets of TCP show them, and do not let them be set.
+    (IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (IPPROTO_IP, libc::IP_OPTIONS),
     (IPPROTO_IP, libc::IP_HDRINCL),
     (IPPROTO_IP, libc::IP_NODEFRAG),
