@@ -129,8 +129,14 @@ pub enum State {
     Connected(Box<Connection>),
     /// It is being connected to that address.
     Connecting(SocketAddr),
-    /// It was connected, and both ends have ended that. This was not read.
-    Ended(Vec<u8>),
+    /// It was connected.
+    Ended {
+        /// What was not read.
+        unread: Vec<u8>,
+        /// Not both ends have ended that: there is an error of which the program has not heard. Which, the kernel tells only once,
+        /// and so it will be the usual one, that the connection was reset.
+        failed: bool,
+    },
 }
 
 /// One end of a connection.
@@ -174,7 +180,7 @@ impl Inet {
             State::Connecting(remote) => {
                 format!("the TCP socket of {} that is being connected with {remote}", self.local)
             }
-            State::Ended(_) => format!("the TCP socket bound to {} whose connection has ended", self.local),
+            State::Ended { .. } => format!("the TCP socket bound to {} whose connection has ended", self.local),
             State::Alone => format!("the TCP socket bound to {}", self.local),
         }
     }
