@@ -130,13 +130,17 @@ pub enum State {
     /// It is being connected to that address.
     Connecting(SocketAddr),
     /// It was connected.
-    Ended {
-        /// What was not read.
-        unread: Vec<u8>,
-        /// Not both ends have ended that: there is an error of which the program has not heard. Which, the kernel tells only once,
-        /// and so it will be the usual one, that the connection was reset.
-        failed: bool,
-    },
+    Ended(Ended),
+}
+
+/// A connection that is no more.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// What was not read.
+    pub unread: Vec<u8>,
+    /// Not both ends have ended it: there is an error of which the program has not heard. Which one, the kernel tells only once, so
+    /// it will be the usual one: that the connection was reset.
+    pub failed: bool,
 }
 
 /// One end of a connection.
@@ -180,7 +184,7 @@ impl Inet {
             State::Connecting(remote) => {
                 format!("the TCP socket of {} that is being connected with {remote}", self.local)
             }
-            State::Ended { .. } => format!("the TCP socket bound to {} whose connection has ended", self.local),
+            State::Ended(_) => format!("the TCP socket bound to {} whose connection has ended", self.local),
             State::Alone => format!("the TCP socket bound to {}", self.local),
         }
     }
