@@ -47,17 +47,6 @@ pub fn option_of_size(fd: BorrowedFd<'_>, level: i32, name: i32, size: usize) ->
     Ok(value)
 }
 
-/// How many instructions the socket's filter has (`SO_GET_FILTER`); 0 for none.
-pub fn filter_length(fd: BorrowedFd<'_>) -> usize {
-    let mut len: libc::socklen_t = 0;
-    // SAFETY: with no room given, the kernel only says how much there would be.
-    let asked = unsafe {
-        let none = std::ptr::null_mut();
-        check(libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_GET_FILTER, none, &raw mut len).into())
-    };
-    asked.map_or(0, |_| len as usize)
-}
-
 /// Which of these events (`POLL*`) there are now; errors and the end of a connection are always told.
 pub fn polled(fd: BorrowedFd<'_>, events: i16) -> i16 {
     let mut one = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };

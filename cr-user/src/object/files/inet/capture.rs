@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 
+use super::super::net::filters;
 use super::super::survey::{self, Group};
 use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
@@ -123,6 +124,7 @@ impl Sockets {
             state,
             // Of a running job they are not kept.
             options: if self.frozen { options::read(fd, connected) } else { Vec::new() },
+            filter: filters::read(fd)?,
         }))))
     }
 
@@ -328,9 +330,6 @@ impl Own {
         }
         if options::int(fd, SOL_SOCKET, libc::SO_PEEK_OFF) >= 0 {
             return refused("with a place for looks into its queue (SO_PEEK_OFF)");
-        }
-        if crate::sys::socket::filter_length(fd) > 0 {
-            return refused("with a filter (SO_ATTACH_FILTER)");
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ fn connected(socket: &Inet) -> nix::Result<(OwnedFd, OwnedFd)> {
         _ => (Ipv6Addr::LOCALHOST, 0).into(),
     };
     let plain = |_| Errno::EIO;
-    let bare = Inet { options: Vec::new(), ..socket.clone() };
+    let bare = Inet { options: Vec::new(), filter: None, ..socket.clone() };
     let listener = new(&bare).map_err(plain)?;
     bind(listener.as_raw_fd(), &SockaddrStorage::from(here))?;
     listen(&listener, 1)?;

@@ -25,6 +25,7 @@ mod revived;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+use super::net::filters::Filter;
 use super::{Description, Files, not_here};
 use crate::error::Result;
 
@@ -116,6 +117,8 @@ pub struct Inet {
     pub state: State,
     /// Its options.
     pub options: Vec<options::Setting>,
+    /// What it lets in.
+    pub filter: Option<Filter>,
 }
 
 /// What a socket is to others.

@@ -139,11 +139,42 @@ pub(super) fn set_receive_size(fd: BorrowedFd<'_>, settings: &[Setting]) -> Resu
     size.into_iter().try_for_each(|s| s.set(fd))
 }
 
-/// Makes room for everything that is to be put into the queues.
+/// Sets the size of the send buffer as it was.
+pub(super) fn set_send_size(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
+    const SIZES: [(i32, i32); 2] = [(SOL_SOCKET, libc::SO_SNDBUF), (SOL_SOCKET, SO_BUF_LOCK)];
+    let size = settings.iter().filter(|s| SIZES.contains(&(s.level, s.name)));
+    size.into_iter().try_for_each(|s| s.set(fd))
+}
+
+/// Room for everything that is to be put into a queue.
+const ROOM: i32 = 1 << 28;
+
+/// Makes room for everything that is to be put into the queues. Nothing must arrive meanwhile but what we send: the other end would be
+/// told of the room.
 pub(super) fn make_room(fd: BorrowedFd<'_>) -> nix::Result<()> {
-    const ROOM: i32 = 1 << 28;
-    set_size(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, ROOM)?;
+    make_room_to_send(fd)?;
     set_size(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, ROOM)
+}
+
+/// Makes room for everything that is to be sent.
+pub(super) fn make_room_to_send(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    set_size(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, ROOM)
+}
+
+/// Sees to it that there is room for the window that the other end was promised, besides what lies in the queue already: the kernel
+/// takes back a promise that it cannot keep, and then both ends may disagree for good on what they may send.
+pub(super) fn keep_promise(fd: BorrowedFd<'_>, window: u32) -> nix::Result<()> {
+    // SO_MEMINFO: first the memory that the receiving queue takes.
+    const SO_MEMINFO: i32 = 55;
+    let info = option(fd, SOL_SOCKET, SO_MEMINFO)?;
+    // What arrives may take twice its size.
+    let needed = (as_int(&info) as u32).saturating_add(window.saturating_mul(2)).min(i32::MAX as u32) as i32;
+    if int(fd, SOL_SOCKET, libc::SO_RCVBUF) >= needed {
+        return Ok(());
+    }
+    let locks = int(fd, SOL_SOCKET, SO_BUF_LOCK);
+    set_size(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, needed.div_euclid(2) + 1)?;
+    set_int(fd, SOL_SOCKET, SO_BUF_LOCK, locks)
 }
 
 /// An option that is an int; 0 if there is no such option.

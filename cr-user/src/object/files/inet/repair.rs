@@ -102,6 +102,12 @@ impl Numbers {
         Self { window: [0, receives, receives, sends, 0], scales: self.scales.rotate_left(4), ..self }
     }
 
+    /// How much the other end was told that it may send, in bytes.
+    pub(super) fn promised(&self) -> u32 {
+        let [_, _, _, receives, from] = self.window;
+        receives.saturating_sub(self.received_up_to.wrapping_sub(from))
+    }
+
     /// The window in which the other end lets us send, as a packet of its would say it.
     pub(super) fn window_of_other(&self) -> u16 {
         let scale = if self.agreed & SCALES == 0 { 0 } else { self.scales & 0xf };

@@ -246,7 +246,7 @@ impl Inet {
             received: Vec::new(),
             sent: Vec::new(),
         }));
-        Self { inode: 0, local: connection.remote, state, options: Vec::new(), ..self.clone() }
+        Self { inode: 0, local: connection.remote, state, options: Vec::new(), filter: None, ..self.clone() }
     }
 
     /// Whether a connection with somebody outside can go on: with what is known of it, and with its address on this machine.
@@ -312,6 +312,13 @@ impl Inet {
     /// What comes last: options, what is closed for reading, flags, and who owns it.
     fn finish(&self, fd: &OwnedFd) -> Result<()> {
         options::set(fd.as_fd(), &self.options)?;
+        if let Some(filter) = &self.filter {
+            filter.attach(fd.as_fd())?;
+            filter.lock(fd.as_fd())?;
+        }
+        if let Some(numbers) = self.connection().and_then(|c| c.numbers) {
+            options::keep_promise(fd.as_fd(), numbers.promised()).map_err(|e| self.failed(e))?;
+        }
         if self.connection().is_some_and(|c| c.deaf) {
             shutdown(fd.as_raw_fd(), Shutdown::Read).map_err(|e| self.failed(e))?;
         }

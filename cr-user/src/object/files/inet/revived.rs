@@ -88,14 +88,14 @@ impl One {
     /// What the program has sent, and was never given to the network.
     fn send_rest(&self, connection: &Connection, ended: bool) -> Result<()> {
         let (fd, failed) = (self.fd.as_fd(), |e| self.socket.failed(e));
-        options::make_room(fd).map_err(failed)?;
+        options::make_room_to_send(fd).map_err(failed)?;
         // All of it finds room: whether the socket waits makes no difference.
         let sent = connection.sent.len() - self.numbers.unsent as usize;
         self.socket.send(fd, &connection.sent[sent..])?;
         if ended {
             shutdown(fd.as_raw_fd(), Shutdown::Write).map_err(failed)?;
         }
-        options::set(fd, &self.socket.options)?;
+        options::set_send_size(fd, &self.socket.options)?;
         fcntl(fd, libc::F_SETFL, (self.socket.flags & !libc::O_ASYNC).into()).map(drop).map_err(failed)
     }
 
