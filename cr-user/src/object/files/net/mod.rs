@@ -7,10 +7,10 @@
 //! | IPv4, IPv6 | ping (`SOCK_DGRAM` of ICMP, [`udp`]), raw ([`raw`]) | the same, without what it has not read |
 //! | packets of interfaces ([`packet`]) | `SOCK_RAW`, `SOCK_DGRAM` | bound to interface and protocol, without what it has not read; none with rings or fanout |
 //! | netlink ([`netlink`]) | route, diag, uevent, generic and the like | with its port and groups; none with a message that it has not read, or a running dump |
-//! | all others | | refused by name ([`families`]) |
+//! | all others | | refused by name (`families`) |
 //!
 //! An interface is recorded by its name. Whatever is not here any more, an address, an interface, a port, is found before
-//! anything is made ([`check`]).
+//! anything is made.
 
 mod address;
 mod families;
