@@ -76,7 +76,7 @@ impl State {
         let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
         phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, part, external, .. } = job;
+        let Job { members, watch, spaces, part, external, descriptions, .. } = job;
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
         let (captured, collected) = beside(
@@ -89,7 +89,7 @@ impl State {
                     Some(part) => part.judge(all),
                     None => all,
                 };
-                files::capture(&holders, external, &mut |dev, ino| spaces.of_file(dev, ino), judge)
+                files::capture(&holders, external, &mut |dev, ino| spaces.of_file(dev, ino), judge, descriptions)
             },
             || -> Result<()> {
                 let mut alike = Alike::default();
@@ -239,6 +239,11 @@ impl State {
     /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
     pub fn take_vmas(&mut self) -> Vec<(i32, Arc<Vec<Vma>>)> {
         std::mem::take(&mut self.vmas)
+    }
+
+    /// Remembers the open files for the next checkpoint.
+    pub fn teach(&self, descriptions: &mut files::kept::Past) {
+        descriptions.learn(&self.files);
     }
 
     /// Files whose bytes must go into the image.

@@ -27,7 +27,7 @@ use self::{
     load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
-use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
+use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord, covered};
 use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
 use crate::procfs;
@@ -112,6 +112,7 @@ pub struct Hints {
     tty: Option<TtyLayout>,
     evidence: bool,
     descriptors: bool,
+    descriptions: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
@@ -149,7 +150,8 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, evidence, descriptors } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio, undo, tty, evidence, descriptors, descriptions } =
+            load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -163,6 +165,7 @@ impl Hints {
             tty,
             evidence,
             descriptors,
+            descriptions,
             cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
@@ -282,7 +285,11 @@ impl Hints {
             return Ok(None);
         }
         let bytes = self.read_iter(ITER_FILE.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
-        iters::records(&bytes).map(Some).ok_or_else(|| torn(ITER_FILE.0, pid))
+        let mut records: Vec<FileRecord> = iters::records(&bytes).ok_or_else(|| torn(ITER_FILE.0, pid))?;
+        if !self.descriptions {
+            records.iter_mut().for_each(|r| r.covered = covered::NOTHING);
+        }
+        Ok(Some(records))
     }
 
     /// Whether the records of tasks hold everything on which their answers about themselves depend, see [`Evidence`].

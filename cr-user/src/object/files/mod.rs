@@ -31,6 +31,7 @@ pub mod eventfd;
 pub mod fifo;
 pub mod inet;
 pub mod inotify;
+pub mod kept;
 mod late;
 mod links;
 pub mod locks;
@@ -77,7 +78,7 @@ use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
-pub use capture::{ContentSource, capture, refusals};
+pub use capture::{Captured, ContentSource, capture, refusals};
 pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;

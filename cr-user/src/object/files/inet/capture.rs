@@ -54,7 +54,7 @@ impl Sockets {
     /// Finds the sockets among the descriptions. `frozen`: the job stands still.
     pub(in super::super) fn of(holders: &[Holder<'_>], groups: &[Group], frozen: bool) -> Result<Self> {
         let mut own = HashMap::new();
-        for group in groups.iter().filter(|g| g.first().meta.file_type().is_socket()) {
+        for group in groups.iter().filter(|g| !g.is_kept && g.first().meta.file_type().is_socket()) {
             let seen = group.first();
             // What a running job has closed meanwhile is no concern; what a frozen one has will be looked at again.
             let Ok(fd) = survey::fetch(holders, seen.pid, seen.fd) else { continue };

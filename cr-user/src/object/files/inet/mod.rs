@@ -123,6 +123,17 @@ pub enum Other {
 }
 
 impl Inet {
+    /// The inode of the other end of its connection, if that is in the job too.
+    pub(super) fn other_end(&self) -> Option<u64> {
+        match &self.state {
+            State::Connected(connection) => match connection.other {
+                Other::Own(other) => Some(other),
+                Other::Gone | Other::Waiting(_) => None,
+            },
+            _ => None,
+        }
+    }
+
     /// What it is called in messages.
     fn what(&self) -> String {
         match &self.state {

@@ -16,6 +16,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::procfs::Status;
 use crate::sys::fd::owner;
 use crate::sys::socket::{filter_length, has_error, option, peer_name};
+use crate::track::iters::covered;
 
 /// The sockets of the job.
 pub(in super::super) struct Sockets<'a> {
@@ -50,7 +51,8 @@ pub(in super::super) enum Found {
 /// Looks into the queues of all sockets of a frozen job. What is open nowhere but there is added to `groups`, as ours.
 pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Vec<Group>) -> Result<Queues> {
     let mut queues = Queues::default();
-    if !groups.iter().any(is_socket) {
+    let is_asked = |g: &Group| is_socket(g) && !g.is_kept && !g.is_covered(covered::TCP);
+    if !groups.iter().any(is_asked) {
         return Ok(queues);
     }
     let all = ask()?;
@@ -59,7 +61,9 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
         let seen = groups[at].first();
         let (pid, fd, inode) = (seen.pid, seen.fd, seen.meta.ino());
         let standard = groups[at].members.iter().any(|s| stdio::is_standard(s.fd));
-        let shown = if is_socket(&groups[at]) { all.sockets.get(&inode) } else { None };
+        // That nothing is queued is part of what is covered.
+        let asked = is_asked(&groups[at]) && !groups[at].is_covered(covered::UNIX);
+        let shown = if asked { all.sockets.get(&inode) } else { None };
         at += 1;
         let Some(shown) = shown else { continue };
         let outside = shown.peer.is_some_and(|p| groups.iter().all(|g| !is_socket(g) || g.first().meta.ino() != p));
@@ -106,7 +110,7 @@ impl Queues {
                 return Ok(index as u32);
             }
         }
-        groups.push(Group { members: vec![seen] });
+        groups.push(Group::of(seen));
         // That socket may itself be open only in a queue.
         let within = self.socket_with(within).unwrap_or(within);
         self.ours.push((right, within));
