@@ -31,12 +31,29 @@ pub struct ContentSource {
     pub len: u64,
 }
 
+/// How often is looked again at a running job before something of it is refused.
+const LOOKS: usize = 2;
+
 /// Every descriptor of the job that could not be restored. The job may be running: what it closes meanwhile is left out, and
 /// nothing is changed.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
 pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
+    let mut refusals = refusals_now(holders, external)?;
+    // What changed under our eyes may have looked odd: what is so is so again.
+    for _ in 0..LOOKS {
+        if refusals.is_empty() {
+            break;
+        }
+        let again = refusals_now(holders, external)?;
+        let is_same = |a: &Refusal, b: &Refusal| (a.pid, &a.place, &a.why) == (b.pid, &b.place, &b.why);
+        refusals.retain(|refusal| again.iter().any(|other| is_same(refusal, other)));
+    }
+    Ok(refusals)
+}
+
+fn refusals_now(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
     let groups = survey::look(holders, &mut Past::default())?;
     let mut look = Look::new(holders, &groups, None, external, Kept::default())?;
     look.pipes.may_be_queued = look.sockets.is_some();

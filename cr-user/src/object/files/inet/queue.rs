@@ -67,6 +67,11 @@ impl Connections {
         self
     }
 
+    /// Whether one of that inode is among them.
+    pub(in super::super) fn has(&self, inode: u64) -> bool {
+        self.fds.contains_key(&inode)
+    }
+
     /// One in which something is queued.
     pub(in super::super) fn busy_one(&self, files: &Files) -> Option<u64> {
         let is_quiet = |h: &Half<'_>| unacknowledged(h.fd) == Ok(0) && readable_bytes(h.fd) == Ok(0);
