@@ -31,6 +31,15 @@ pub struct ContentSource {
     pub len: u64,
 }
 
+/// What may lead out of the job.
+#[derive(Clone, Copy, Debug)]
+pub struct Beyond<'a> {
+    /// Who may be at the other end of its Unix sockets.
+    pub external: &'a [Key],
+    /// What is to become of its TCP connections.
+    pub tcp: inet::Plan,
+}
+
 /// How often is looked again at a running job before something of it is refused.
 const LOOKS: usize = 2;
 
@@ -39,23 +48,23 @@ const LOOKS: usize = 2;
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
-    let mut refusals = refusals_now(holders, external)?;
+pub fn refusals(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refusal>> {
+    let mut refusals = refusals_now(holders, beyond)?;
     // What changed under our eyes may have looked odd: what is so is so again.
     for _ in 0..LOOKS {
         if refusals.is_empty() {
             break;
         }
-        let again = refusals_now(holders, external)?;
+        let again = refusals_now(holders, beyond)?;
         let is_same = |a: &Refusal, b: &Refusal| (a.pid, &a.place, &a.why) == (b.pid, &b.place, &b.why);
         refusals.retain(|refusal| again.iter().any(|other| is_same(refusal, other)));
     }
     Ok(refusals)
 }
 
-fn refusals_now(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
+fn refusals_now(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refusal>> {
     let groups = survey::look(holders, &mut Past::default())?;
-    let mut look = Look::new(holders, &groups, None, external, Kept::default())?;
+    let mut look = Look::new(holders, &groups, None, beyond, Kept::default())?;
     look.pipes.may_be_queued = look.sockets.is_some();
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
@@ -74,7 +83,7 @@ fn refusals_now(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>
 }
 
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
-/// one source. `external`: who outside of the job may be at the other end of its Unix sockets.
+/// one source.
 ///
 /// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
 ///
@@ -88,14 +97,14 @@ fn refusals_now(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
 pub fn capture(
     holders: &[Holder<'_>],
-    external: &[Key],
+    beyond: &Beyond<'_>,
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
     past: &mut Past,
 ) -> Result<Captured> {
-    let short = capture_with(holders, external, space_of, judge, past)?;
+    let short = capture_with(holders, beyond, space_of, judge, past)?;
     if kept::is_audited() {
-        let (full, _, queues) = capture_with(holders, external, space_of, judge, &mut Past::default())?;
+        let (full, _, queues) = capture_with(holders, beyond, space_of, judge, &mut Past::default())?;
         kept::audit(&short.0, &full, &queues.but(&short.2))?;
     }
     Ok(short)
@@ -106,15 +115,20 @@ pub type Captured = (Files, Vec<ContentSource>, inet::Connections);
 
 fn capture_with(
     holders: &[Holder<'_>],
-    external: &[Key],
+    beyond: &Beyond<'_>,
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
     past: &mut Past,
 ) -> Result<Captured> {
     let mut groups = survey::look(holders, past)?;
-    let kept = past.keep(&mut groups);
+    let kept = past.keep(&mut groups, beyond.tcp.goes_on());
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
-    let mut look = Look::new(holders, &groups, Some(queues), external, kept)?;
+    let mut look = Look::new(holders, &groups, Some(queues), beyond, kept)?;
+    if look.kept.connections().any(|kept| look.networks.has_other_end(kept)) {
+        // Who was outside came into the job.
+        past.clear();
+        return capture_with(holders, beyond, space_of, judge, past);
+    }
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
@@ -168,22 +182,23 @@ impl<'a> Look<'a> {
         holders: &'a [Holder<'a>],
         groups: &'a [Group],
         queues: Option<unix::capture::Queues>,
-        external: &'a [Key],
+        beyond: &Beyond<'a>,
         kept: Kept,
     ) -> Result<Self> {
         let table = |h: &Holder<'_>| Table {
             pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
             rows: Vec::new(),
         };
-        let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
+        let tables = holders.iter().map(table).collect();
+        let files = Files { tables, tcp: beyond.tcp.policy, ..Files::default() };
         Ok(Self {
             holders,
             groups,
             pipes: pipe::Pipes::of(groups),
             fifos: fifo::Fifos::default(),
-            networks: inet::capture::Sockets::of(holders, groups, queues.is_some())?,
+            networks: inet::capture::Sockets::of(holders, groups, queues.is_some(), beyond.tcp)?,
             ptys: pty::Ptys::of(groups),
-            sockets: unix::capture::Sockets::of(groups, queues, external)?,
+            sockets: unix::capture::Sockets::of(groups, queues, beyond.external)?,
             described: Vec::new(),
             sets: Vec::new(),
             kept_sets: Vec::new(),
@@ -297,7 +312,10 @@ impl<'a> Look<'a> {
         } else if kind.is_socket() {
             let standard = self.standard_socket(seen);
             match (self.networks.describe(self.holders, group)?, standard) {
-                (Some(inet::capture::Found::Own(socket)), _) => return Ok(Kind::One(Description::Inet(socket))),
+                // One that leads out is as good as what `cr restore` has.
+                (Some(inet::capture::Found::Own(socket)), standard) if standard.is_none() || !socket.leads_out() => {
+                    return Ok(Kind::One(Description::Inet(socket)));
+                }
                 (Some(inet::capture::Found::Outside(no)), None) => return Err(no),
                 _ => {}
             }

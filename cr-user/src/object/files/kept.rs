@@ -6,7 +6,7 @@
 //! | kind | what the number covers | kept when |
 //! |---|---|---|
 //! | regular file, directory, device, name of a file | flags, offset, inode (number, owner, mode, links, size, times, device), each name up to the root, mounts | it was found under the name that it was opened by |
-//! | TCP connection | the whole socket, its inode, defaults of the network, name of the congestion algorithm | both ends are of the job, are kept, and nothing is queued |
+//! | TCP connection | the whole socket, its inode, defaults of the network, name of the congestion algorithm | nothing is queued, and both ends are of the job and kept, or one is outside and the job goes on |
 //! | Unix socket | the whole socket, its inode | it has no name, nothing is queued, and its other end, if any, is kept and knows it |
 //! | eventfd | count, flags | always |
 //! | epoll set | how it polls; at each file watched: by which sets, with number, events and data; how many watches it has | it has no watch that has reported once and for all, nor one that depends on who added it |
@@ -61,7 +61,8 @@ impl Past {
     }
 
     /// Takes the records out that are still right, and marks their groups.
-    pub(super) fn keep(&mut self, groups: &mut [Group]) -> Kept {
+    /// Connections with somebody outside are among them only where the job goes on with these.
+    pub(super) fn keep(&mut self, groups: &mut [Group], goes_on: bool) -> Kept {
         let mut kept = Kept::default();
         if !groups.iter().any(|g| g.is_known) {
             return kept;
@@ -73,7 +74,10 @@ impl Past {
             let Some(listed) = group.listed.filter(|_| group.is_known) else { continue };
             let Some(known) = self.known.get(&listed.file) else { continue };
             let there = |name: &u64| kept.places.get(name).map(|place| &groups[*place]);
-            let others_are_known = if listed.covered == covered::EPOLL {
+            let leads_out = matches!(&known.record, Some(Description::Inet(socket)) if socket.leads_out());
+            let others_are_known = if leads_out {
+                goes_on
+            } else if listed.covered == covered::EPOLL {
                 let watched = |name: &u64| Some(there(name)?.listed?.watched).filter(|w| *w != u64::MAX);
                 let same = |name: &u64| watched(name).is_some_and(|w| self.watches.get(name) == Some(&w));
                 known.references == listed.references && known.others.iter().all(same)
@@ -154,6 +158,7 @@ fn others(
         (Description::Directory(r), covered::NAMED) => r.lost.is_none().then(Vec::new),
         (Description::Device(_) | Description::PathOnly(_), covered::NAMED)
         | (Description::Eventfd(_), covered::EVENTFD) => Some(Vec::new()),
+        (Description::Inet(socket), covered::TCP) if socket.leads_out() => socket.is_idle_outside().then(Vec::new),
         (Description::Inet(socket), covered::TCP) => mutual(socket.inode, socket.other_end()?),
         (Description::Unix(socket), covered::UNIX) if matches!(socket.state, unix::State::Alone) => Some(Vec::new()),
         (Description::Unix(socket), covered::UNIX) => mutual(socket.inode, socket.other_end()?),
@@ -178,6 +183,14 @@ impl Kept {
     /// The record of a group, and the kernel's names of what it refers to.
     pub(super) fn take(&mut self, group: usize) -> Option<(Description, Vec<u64>)> {
         self.records.get_mut(group)?.take()
+    }
+
+    /// The connections among them.
+    pub(super) fn connections(&self) -> impl Iterator<Item = &inet::Inet> {
+        self.records.iter().filter_map(|kept| match kept {
+            Some((Description::Inet(socket), _)) => Some(&**socket),
+            _ => None,
+        })
     }
 
     /// The group with that name.
@@ -206,6 +219,7 @@ pub(super) fn audit(short: &Files, full: &Files, kept: &inet::Connections) -> Re
             (Description::Timerfd(a), Description::Timerfd(b)) => (a.clock, a.flags) == (b.clock, b.flags),
             // What was looked at twice may have gone on in between.
             (Description::Inet(a), Description::Inet(b)) if !kept.has(a.inode) => a.inode == b.inode,
+            (Description::Inet(a), Description::Inet(b)) => a.without_numbers() == b.without_numbers(),
             _ => a == b,
         };
         if !same {
