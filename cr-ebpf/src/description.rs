@@ -4,10 +4,8 @@
 //! Whatever is not known in full is said not to be covered; then it is looked at.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
-        generated::bpf_probe_read_kernel as probe_read,
-    },
+    Global,
+    helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel as probe_read},
     macros::map,
     maps::PerCpuArray,
 };
@@ -175,39 +173,42 @@ fn socket(scratch: &mut Scratch, socket: u64, mut hash: u64) -> (u32, u64) {
     const AF_INET6: u16 = 10;
     const TCP: u16 = 6;
     let sock: u64 = read(socket, &offset::SOCKET_SOCK);
-    let is_empty = read::<u32>(sock, &offset::SOCK_RECEIVED) == 0 && read::<u32>(sock, &offset::SOCK_ERRORS) == 0;
+    let family: u16 = read(sock, &offset::SOCK_FAMILY);
+    let size = match family {
+        AF_UNIX => offset::UNIX_SIZE.load(),
+        AF_INET => offset::TCP_SIZE.load(),
+        AF_INET6 => offset::TCP6_SIZE.load(),
+        _ => return NOTHING,
+    };
+    // Of another protocol less of it is there, and more is read: it is not covered.
+    if sock == 0 || !load(scratch, sock, size) {
+        return NOTHING;
+    }
+    let is_empty = word(scratch, &offset::SOCK_RECEIVED) as u32 == 0 && word(scratch, &offset::SOCK_ERRORS) as u32 == 0;
     // Of a filter this is only the address, and of a device the name is what is asked for.
-    let is_simple =
-        read::<u64>(sock, &offset::SOCK_FILTER) == 0 && read::<u32>(sock, &offset::SOCK_DEVICE) == 0;
-    if sock == 0 || !is_empty || !is_simple {
+    let is_simple = word(scratch, &offset::SOCK_FILTER) == 0 && word(scratch, &offset::SOCK_DEVICE) as u32 == 0;
+    if !is_empty || !is_simple {
         return NOTHING;
     }
     hash = mix(hash, read(socket, &offset::SOCKET_FLAGS));
-    let family: u16 = read(sock, &offset::SOCK_FAMILY);
     if family == AF_UNIX {
-        if read::<u64>(sock, &offset::UNIX_ADDRESS) != 0 {
-            return NOTHING;
-        }
-        return whole(scratch, sock, offset::UNIX_SIZE.load()).map_or(NOTHING, |h| (covered::UNIX, mix(hash, h)));
+        let is_named = word(scratch, &offset::UNIX_ADDRESS) != 0;
+        return if is_named { NOTHING } else { (covered::UNIX, mix(hash, all_words(scratch, size))) };
     }
-    if (family != AF_INET && family != AF_INET6) || read::<u16>(sock, &offset::SOCK_PROTOCOL) != TCP {
+    let pending = |to: &Global<u32>, from: &Global<u32>| word(scratch, to) as u32 != word(scratch, from) as u32;
+    if word(scratch, &offset::SOCK_PROTOCOL) as u16 != TCP
+        || pending(&offset::TCP_WRITTEN, &offset::TCP_ACKNOWLEDGED)
+        || pending(&offset::TCP_ARRIVED, &offset::TCP_READ)
+    {
         return NOTHING;
     }
-    let written: u32 = read(sock, &offset::TCP_WRITTEN);
-    let arrived: u32 = read(sock, &offset::TCP_ARRIVED);
-    if written != read(sock, &offset::TCP_ACKNOWLEDGED) || arrived != read(sock, &offset::TCP_READ) {
-        return NOTHING;
-    }
-    let congestion: u64 = read(sock, &offset::TCP_CONGESTION);
-    let name: [u64; 2] = read(congestion, &offset::CONGESTION_NAME);
+    let name: [u64; 2] = read(word(scratch, &offset::TCP_CONGESTION), &offset::CONGESTION_NAME);
     hash = mix(mix(hash, name[0]), name[1]);
-    let net: u64 = read(sock, &offset::SOCK_NET);
+    let net = word(scratch, &offset::SOCK_NET);
     if scratch.net != net {
         (scratch.net, scratch.defaults) = (net, defaults(net));
     }
-    hash = mix(hash, scratch.defaults);
-    let size = if family == AF_INET { offset::TCP_SIZE.load() } else { offset::TCP6_SIZE.load() };
-    whole(scratch, sock, size).map_or(NOTHING, |h| (covered::TCP, mix(hash, h)))
+    (covered::TCP, mix(mix(hash, scratch.defaults), all_words(scratch, size)))
 }
 
 /// What options show that were never set.
@@ -223,20 +224,26 @@ fn defaults(net: u64) -> u64 {
     mix(hash, u64::from(read::<u32>(net, &offset::NET_FIN_TIMEOUT)))
 }
 
-/// Every word of a structure. Four numbers side by side, since each waits for its own product only.
+/// Reads a structure.
 #[inline(always)]
-fn whole(scratch: &mut Scratch, at: u64, size: u32) -> Option<u64> {
-    if size as usize > WORDS * 8 {
-        return None;
-    }
+fn load(scratch: &mut Scratch, at: u64, size: u32) -> bool {
     // SAFETY: the helper checks the kernel's address, and the buffer has as many bytes.
-    let failed = unsafe { probe_read(scratch.words.as_mut_ptr().cast(), size, at as *const core::ffi::c_void) };
-    if failed != 0 {
-        return None;
-    }
+    size as usize <= WORDS * 8
+        && unsafe { probe_read(scratch.words.as_mut_ptr().cast(), size, at as *const core::ffi::c_void) } == 0
+}
+
+/// A field of the structure that was read, and what stands behind it in its word.
+#[inline(always)]
+fn word(scratch: &Scratch, offset: &Global<u32>) -> u64 {
+    let at = offset.load() as usize;
+    scratch.words[at / 8 & (WORDS - 1)] >> (at % 8 * 8)
+}
+
+/// Every word of the structure that was read. Four numbers side by side, since each waits for its own product only.
+#[inline(always)]
+fn all_words(scratch: &Scratch, size: u32) -> u64 {
     let mut lanes = [1u64, 2, 3, 4];
     for four in 0..WORDS / 4 {
-        // All structures here have whole words; what is left of four is taken at the end.
         if (four as u32 + 1) * 32 > size {
             break;
         }
@@ -244,6 +251,7 @@ fn whole(scratch: &mut Scratch, at: u64, size: u32) -> Option<u64> {
             lanes[lane] = mix(lanes[lane], scratch.words[four * 4 + lane]);
         }
     }
+    // What is left of four; all structures here have whole words.
     let tail = (size as usize / 32 * 4) & (WORDS - 1);
     for word in 0..3 {
         let index = tail + word;
@@ -251,7 +259,7 @@ fn whole(scratch: &mut Scratch, at: u64, size: u32) -> Option<u64> {
             lanes[word] = mix(lanes[word], scratch.words[index]);
         }
     }
-    Some(mix(mix(mix(lanes[0], lanes[1]), lanes[2]), lanes[3]))
+    mix(mix(mix(lanes[0], lanes[1]), lanes[2]), lanes[3])
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
  *   --epoll            a set that watches one end of each
  *   --files N          regular files, open for writing, each at an offset of its own
  *   --pipes N          empty pipes
+ *   --once-mib N       on SIGUSR1, so much memory is overwritten
  *
  * On `finish` every connection carries a byte in either direction, and every file is at its offset.
  */
@@ -20,6 +21,13 @@ static void exchange(int from, int to) {
     char byte = 'x', got = 0;
     CHECK(send(from, &byte, 1, 0) == 1, "send: %s", strerror(errno));
     CHECK(recv(to, &got, 1, 0) == 1 && got == byte, "a byte was lost: %s", strerror(errno));
+}
+
+static volatile sig_atomic_t asked;
+
+static void on_usr1(int number) {
+    (void)number;
+    asked++;
 }
 
 int main(int argc, char **argv) {
@@ -60,10 +68,20 @@ int main(int argc, char **argv) {
         int both[2];
         MUST(pipe(both));
     }
+    size_t once = (size_t)guest_option(argc, argv, "once-mib", 0) << 20;
+    char *memory = malloc(once + 1);
+    CHECK(memory, "no memory");
+    memset(memory, 1, once + 1);
+    struct sigaction action = {.sa_handler = on_usr1, .sa_flags = SA_RESTART};
+    MUST(sigaction(SIGUSR1, &action, NULL));
     guest_ready();
     while (!guest_finishing()) {
+        if (asked) {
+            asked = 0;
+            memset(memory, (int)guest_steps, once + 1);
+        }
         guest_step();
-        guest_sleep_ms(20);
+        guest_sleep_ms_eintr(20);
     }
     for (long i = 0; i < connections; i++) {
         exchange(ends[i][0], ends[i][1]);

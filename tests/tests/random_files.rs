@@ -3,7 +3,7 @@
 
 use std::fs::{File, remove_file};
 
-use cr_tests::{Job, JobOptions, run};
+use cr_tests::{Job, JobOptions};
 
 /// Operations during which deltas are taken.
 const OPERATIONS: u64 = 10_000;
@@ -51,19 +51,4 @@ fn every_delta_is_what_a_look_at_everything_shows() {
 #[test]
 fn also_from_another_beginning() {
     through_random_operations(20_101);
-}
-
-/// The audit finds what was kept wrongly.
-#[test]
-fn the_audit_tells() {
-    let options = JobOptions {
-        controller: Some("1h".into()),
-        env: vec![("CR_AUDIT".into(), "descriptors,blind".into())],
-        ..JobOptions::default()
-    };
-    let job = Job::start_with("random_files", &options);
-    job.checkpoint();
-    job.advance(500);
-    let refused = run(&mut job.checkpoint_command());
-    refused.refuses(125, &["auditing", "differs"]);
 }

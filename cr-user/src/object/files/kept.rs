@@ -20,19 +20,44 @@
 //! `CR_AUDIT=descriptors` has each checkpoint look at everything besides, and fail where that makes a difference ([`audit`]).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::survey::{Group, Seen};
 use super::{Description, Files, inet, unix};
 use crate::error::{Error, Result};
 use crate::track::iters::{FileRecord, covered};
 
+/// By the kernel's name of a description, which is an address: as good as random but for its lowest bits.
+pub(super) type Names<T> = HashMap<u64, T, BuildHasherDefault<OfAddress>>;
+
+/// Spreads the bits of an address.
+#[derive(Debug, Default)]
+pub(super) struct OfAddress(u64);
+
+impl Hasher for OfAddress {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
+    }
+}
+
 /// The descriptions of the last checkpoint.
 #[derive(Debug, Default)]
 pub struct Past {
     /// By the kernel's name.
-    known: HashMap<u64, Known>,
+    known: Names<Known>,
+    /// Where each description is among the groups that are looked at now.
+    pub(super) places: Names<usize>,
     /// Of every description, how it is watched: [`FileRecord::watched`].
-    watches: HashMap<u64, u64>,
+    watches: Names<u64>,
     /// Those of a checkpoint that is being taken.
     fresh: Vec<(FileRecord, Seen, u32)>,
 }
@@ -58,16 +83,16 @@ impl Past {
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.known.clear();
+        self.places.clear();
     }
 
     /// Takes the records out that are still right, and marks their groups.
     /// Connections with somebody outside are among them only where the job goes on with these.
     pub(super) fn keep(&mut self, groups: &mut [Group], goes_on: bool) -> Kept {
-        let mut kept = Kept::default();
+        let mut kept = Kept { places: std::mem::take(&mut self.places), ..Kept::default() };
         if !groups.iter().any(|g| g.is_known) {
             return kept;
         }
-        kept.places = groups.iter().enumerate().filter_map(|(at, g)| Some((g.listed.as_ref()?.file, at))).collect();
         kept.records.resize_with(groups.len(), || None);
         for at in 0..groups.len() {
             let group = &groups[at];
@@ -176,7 +201,7 @@ fn others(
 pub(super) struct Kept {
     records: Vec<Option<(Description, Vec<u64>)>>,
     /// Groups by the kernel's name.
-    places: HashMap<u64, usize>,
+    places: Names<usize>,
 }
 
 impl Kept {

@@ -1,7 +1,6 @@
 //! What `/proc` shows of the descriptors of the job's processes, gathered by open file description.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::statfs;
 
-use super::kept::Past;
+use super::kept::{Names, Past};
 use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -173,7 +172,7 @@ fn listed<'h>(holder: &'h Holder<'_>) -> Option<(i32, &'h [FileRecord])> {
 /// Descriptors of one description are next to each other in no list, but have the same name there: only the first is looked at.
 fn by_lists(lists: Vec<(i32, &[FileRecord])>, past: &mut Past) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut places: HashMap<u64, usize> = HashMap::new();
+    let mut places = Names::default();
     for (pid, list) in lists {
         for record in list {
             let fd = record.fd.cast_signed();
@@ -192,6 +191,7 @@ fn by_lists(lists: Vec<(i32, &[FileRecord])>, past: &mut Past) -> Result<Vec<Gro
             groups.push(Group { members, listed: Some(*record), is_known, is_kept: false });
         }
     }
+    past.places = places;
     Ok(groups)
 }
 

@@ -166,7 +166,7 @@ impl<'a> Sockets<'a> {
     /// Finds the sockets among the descriptions.
     pub(in super::super) fn of(groups: &[Group], mut queues: Option<Queues>, external: &'a [Key]) -> Result<Self> {
         let descriptors = |g: &Group| g.members.iter().map(|s| (s.pid, s.fd)).collect();
-        let sockets = groups.iter().filter(|g| is_socket(g));
+        let sockets = groups.iter().filter(|g| is_socket(g) && !g.is_covered(covered::TCP));
         let own: HashMap<u64, Vec<_>> = sockets.map(|g| (g.first().meta.ino(), descriptors(g))).collect();
         let asked = queues.as_mut().map(|q| std::mem::take(&mut q.all));
         let all = match asked {
