@@ -290,7 +290,9 @@ impl Hints {
         let bytes = self.read_iter(ITER_FILE.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
         let mut records: Vec<FileRecord> = iters::records(&bytes).ok_or_else(|| torn(ITER_FILE.0, pid))?;
         if !self.descriptions {
-            records.iter_mut().for_each(|r| r.covered = covered::NOTHING);
+            for record in &mut records {
+                record.covered = covered::NOTHING;
+            }
         }
         Ok(Some(records))
     }

@@ -47,7 +47,7 @@ pub struct Plan {
 
 impl Plan {
     /// Whether connections with somebody outside go on with the job.
-    pub(in super::super) fn goes_on(&self) -> bool {
+    pub(in super::super) fn goes_on(self) -> bool {
         !self.ends && self.policy == Policy::Keep
     }
 }
