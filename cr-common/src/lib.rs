@@ -16,7 +16,7 @@ pub use event::{TaskEvent, TaskEventKind};
 pub use fields::{FIELDS, KernelField};
 pub use record::{
     ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, PEEKS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord,
-    VmaRecord,
+    VmaRecord, covered,
 };
 pub use written::{
     PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, WrittenBits, WrittenKey, WrittenRegion, page_in_region,

@@ -152,9 +152,33 @@ pub struct FileRecord {
     pub fd: u32,
     /// Whether `exec` closes it (1 or 0).
     pub cloexec: u32,
+    /// A hash over every word on which the record of the description depends, as far as [`covered`](Self::covered) goes.
+    pub evidence: u64,
+    /// A hash over all watches of it by epoll sets; 0 if there are none, all ones where they are too many.
+    pub watched: u64,
+    /// For which kind of description the evidence is all: one of [`covered`]'s numbers.
+    pub covered: u32,
+    /// Of an epoll set: how many references there are to it, its own and one of each watch.
+    pub references: u32,
 }
 
-const _: () = assert!(size_of::<FileRecord>() == 24);
+/// What the hash in a [`FileRecord`] covers.
+pub mod covered {
+    /// Not everything: the description must be looked at.
+    pub const NOTHING: u32 = 0;
+    /// A file with a name, of a file system that keeps everything in the inode: the name, up to the root, and the inode.
+    pub const NAMED: u32 = 1;
+    /// A TCP socket in which nothing is queued.
+    pub const TCP: u32 = 2;
+    /// A Unix socket without a name in which nothing is queued.
+    pub const UNIX: u32 = 3;
+    /// An event counter.
+    pub const EVENTFD: u32 = 4;
+    /// An epoll set, but for what it watches: that is told by the files watched, and the number of references.
+    pub const EPOLL: u32 = 5;
+}
+
+const _: () = assert!(size_of::<FileRecord>() == 48);
 const _: () = assert!(size_of::<SignalAction>() == 32);
 const _: () =
     assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);

@@ -1,9 +1,10 @@
 //! `iter/task_file`: the open descriptors of one process, in binary.
 
 use aya_ebpf::{helpers::generated::bpf_seq_write, macros::map, maps::PerCpuArray};
-use cr_common::FileRecord;
+use cr_common::{FileRecord, covered};
 
 use crate::{
+    description,
     iter_task::Meta,
     kernel::{offset, read},
 };
@@ -38,6 +39,11 @@ pub unsafe extern "C" fn iter_file(ctx: *const Context) -> i32 {
     // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
     let record = unsafe { &mut *record };
     fill(record, task as u64, fd, file as u64);
+    // SAFETY: the kernel's; the verifier checks the load.
+    let session = unsafe { (*meta).session };
+    (record.covered, record.evidence) = description::evidence(file as u64, record.locks, session);
+    record.watched = description::watches(file as u64);
+    record.references = if record.covered == covered::EPOLL { description::references(file as u64) } else { 0 };
     // SAFETY: `meta` is the kernel's; the buffer is a map value of the size given.
     unsafe {
         bpf_seq_write((*meta).seq, (&raw const *record).cast(), size_of::<FileRecord>() as u32);

@@ -18,6 +18,8 @@ use crate::{
 #[repr(C)]
 pub(crate) struct Meta {
     pub(crate) seq: *mut aya_ebpf::bindings::seq_file,
+    /// Of this pass, and no other.
+    pub(crate) session: u64,
 }
 
 /// `struct bpf_iter__task`.

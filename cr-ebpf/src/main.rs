@@ -5,6 +5,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod description;
 mod follow;
 mod iter_file;
 mod iter_peek;

@@ -228,6 +228,7 @@ impl Job {
         steps.end("frozen");
         log::debug!("pid {} stood still for: {phases}", self.pid());
 
+        state.teach(&mut self.descriptions);
         self.arena.drain_into(&mut sink, prior.as_deref())?;
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);

@@ -78,7 +78,7 @@ impl State {
         let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
         phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, part, external, plan, .. } = job;
+        let Job { members, watch, spaces, part, external, plan, descriptions, .. } = job;
         let beyond = Beyond { external, tcp: *plan };
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
@@ -92,7 +92,7 @@ impl State {
                     Some(part) => part.judge(all),
                     None => all,
                 };
-                files::capture(&holders, &beyond, &mut |dev, ino| spaces.of_file(dev, ino), judge)
+                files::capture(&holders, &beyond, &mut |dev, ino| spaces.of_file(dev, ino), judge, descriptions)
             },
             || -> Result<()> {
                 let mut alike = Alike::default();
@@ -245,6 +245,11 @@ impl State {
     /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
     pub fn take_vmas(&mut self) -> Vec<(i32, Arc<Vec<Vma>>)> {
         std::mem::take(&mut self.vmas)
+    }
+
+    /// Remembers the open files for the next checkpoint.
+    pub fn teach(&self, descriptions: &mut files::kept::Past) {
+        descriptions.learn(&self.files);
     }
 
     /// What a job leaves behind that is ended.

@@ -39,6 +39,8 @@ pub struct Job {
     pub(super) watch: Option<Watch>,
     pub(super) watch_tried: bool,
     pub(super) spaces: Spaces,
+    /// Its open file descriptions.
+    pub(super) descriptions: files::kept::Past,
     /// What tells its System V objects from others'.
     pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
@@ -97,6 +99,7 @@ impl Job {
             watch: None,
             watch_tried: false,
             spaces: Spaces::default(),
+            descriptions: files::kept::Past::default(),
             ipc: object::ipc::Past::default(),
             external: Vec::new(),
             plan: inet::Plan::default(),

@@ -28,7 +28,7 @@ use self::{
 };
 use super::aio::{self, AioContext, AioLayout};
 use super::datagrams::{self, DatagramLayout, Hidden, QueuedDatagram};
-use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
+use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord, covered};
 use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
 use crate::procfs;
@@ -114,6 +114,7 @@ pub struct Hints {
     datagrams: Option<DatagramLayout>,
     evidence: bool,
     descriptors: bool,
+    descriptions: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
@@ -151,7 +152,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors } =
+        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors, descriptions } =
             load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
@@ -167,6 +168,7 @@ impl Hints {
             datagrams,
             evidence,
             descriptors,
+            descriptions,
             cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
@@ -286,7 +288,13 @@ impl Hints {
             return Ok(None);
         }
         let bytes = self.read_iter(ITER_FILE.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
-        iters::records(&bytes).map(Some).ok_or_else(|| torn(ITER_FILE.0, pid))
+        let mut records: Vec<FileRecord> = iters::records(&bytes).ok_or_else(|| torn(ITER_FILE.0, pid))?;
+        if !self.descriptions {
+            for record in &mut records {
+                record.covered = covered::NOTHING;
+            }
+        }
+        Ok(Some(records))
     }
 
     /// Whether the records of tasks hold everything on which their answers about themselves depend, see [`Evidence`].

@@ -7,7 +7,7 @@ use std::{
 
 use bytemuck::AnyBitPattern;
 use cr_common::{AUXV, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
-pub use cr_common::{FileRecord, VmaRecord};
+pub use cr_common::{FileRecord, VmaRecord, covered};
 
 use super::btf::{Btf, BtfError};
 

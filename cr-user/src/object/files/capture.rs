@@ -7,16 +7,18 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use nix::errno::Errno;
 use nix::unistd::isatty;
 
+use super::kept::{Kept, Past};
 use super::survey::{self, Group, Seen};
 use super::unix::external::Key;
 use super::{
     Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo, inet,
-    inotify, locks, lost, memfd, mqueue, namespace, net, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
-    signalfd, stdio, terminal, timerfd, unix, unsupported,
+    inotify, kept, locks, lost, memfd, mqueue, namespace, net, opath, outside, pidfd, pipe, procfile, pty, regular,
+    settings, signalfd, stdio, terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
 use crate::sys::fd::same_table;
+use crate::track::iters::covered;
 
 /// A file whose bytes must go into the image.
 #[derive(Debug)]
@@ -38,14 +40,31 @@ pub struct Beyond<'a> {
     pub tcp: inet::Plan,
 }
 
+/// How often is looked again at a running job before something of it is refused.
+const LOOKS: usize = 2;
+
 /// Every descriptor of the job that could not be restored. The job may be running: what it closes meanwhile is left out, and
 /// nothing is changed.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
 pub fn refusals(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refusal>> {
-    let groups = survey::look(holders)?;
-    let mut look = Look::new(holders, &groups, None, beyond)?;
+    let mut refusals = refusals_now(holders, beyond)?;
+    // What changed under our eyes may have looked odd: what is so is so again.
+    for _ in 0..LOOKS {
+        if refusals.is_empty() {
+            break;
+        }
+        let again = refusals_now(holders, beyond)?;
+        let is_same = |a: &Refusal, b: &Refusal| (a.pid, &a.place, &a.why) == (b.pid, &b.place, &b.why);
+        refusals.retain(|refusal| again.iter().any(|other| is_same(refusal, other)));
+    }
+    Ok(refusals)
+}
+
+fn refusals_now(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refusal>> {
+    let groups = survey::look(holders, &mut Past::default())?;
+    let mut look = Look::new(holders, &groups, None, beyond, Kept::default())?;
     look.pipes.may_be_queued = look.sockets.is_some();
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
@@ -70,6 +89,8 @@ pub fn refusals(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refus
 ///
 /// What is queued in TCP connections is not in the record yet: [`inet::Connections`] reads it.
 ///
+/// What is as it was according to `past` is not asked for again ([`kept`]); [`Past::learn`] must be called afterwards.
+///
 /// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
@@ -79,10 +100,35 @@ pub fn capture(
     beyond: &Beyond<'_>,
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
-) -> Result<(Files, Vec<ContentSource>, inet::Connections)> {
-    let mut groups = survey::look(holders)?;
+    past: &mut Past,
+) -> Result<Captured> {
+    let short = capture_with(holders, beyond, space_of, judge, past)?;
+    if kept::is_audited() {
+        let (full, _, queues) = capture_with(holders, beyond, space_of, judge, &mut Past::default())?;
+        kept::audit(&short.0, &full, &queues.but(&short.2))?;
+    }
+    Ok(short)
+}
+
+/// The record, files whose bytes must go into the image, and connections whose queues are to be read.
+pub type Captured = (Files, Vec<ContentSource>, inet::Connections);
+
+fn capture_with(
+    holders: &[Holder<'_>],
+    beyond: &Beyond<'_>,
+    space_of: &mut dyn FnMut(u64, u64) -> u64,
+    judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
+    past: &mut Past,
+) -> Result<Captured> {
+    let mut groups = survey::look(holders, past)?;
+    let kept = past.keep(&mut groups, beyond.tcp.goes_on());
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
-    let mut look = Look::new(holders, &groups, Some(queues), beyond)?;
+    let mut look = Look::new(holders, &groups, Some(queues), beyond, kept)?;
+    if look.kept.connections().any(|kept| look.networks.has_other_end(kept)) {
+        // Who was outside came into the job.
+        past.clear();
+        return capture_with(holders, beyond, space_of, judge, past);
+    }
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
@@ -96,7 +142,10 @@ pub fn capture(
     look.files.ptys = look.ptys.all;
     look.files.caller = caller::describe(holders, &groups, &look.files);
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
-    Ok((look.files, look.sources, look.networks.into_connections()))
+    let (files, described) = (look.files, look.described);
+    let captured = (files, look.sources, look.networks.into_connections());
+    past.note(groups, &described);
+    Ok(captured)
 }
 
 /// A look at the job, and what was found.
@@ -113,6 +162,9 @@ struct Look<'a> {
     described: Vec<u32>,
     /// Epoll sets: their descriptions by index, and their descriptors.
     sets: Vec<(usize, &'a Group)>,
+    /// Those that are kept, with the kernel's names of what they watch.
+    kept_sets: Vec<(usize, &'a Group, Vec<u64>)>,
+    kept: Kept,
     files: Files,
     sources: Vec<ContentSource>,
     refusals: Vec<Refusal>,
@@ -132,6 +184,7 @@ impl<'a> Look<'a> {
         groups: &'a [Group],
         queues: Option<unix::capture::Queues>,
         beyond: &Beyond<'a>,
+        kept: Kept,
     ) -> Result<Self> {
         let table = |h: &Holder<'_>| Table {
             pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
@@ -150,6 +203,8 @@ impl<'a> Look<'a> {
             sockets: unix::capture::Sockets::of(groups, queues, beyond.external)?,
             described: Vec::new(),
             sets: Vec::new(),
+            kept_sets: Vec::new(),
+            kept,
             files,
             sources: Vec::new(),
             refusals: Vec::new(),
@@ -164,9 +219,16 @@ impl<'a> Look<'a> {
     }
 
     fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
-        for group in self.groups {
+        for (at, group) in self.groups.iter().enumerate() {
             // Of several, the first stands for the group.
             self.described.push(self.files.descriptions.len() as u32);
+            if let Some((description, others)) = self.kept.take(at) {
+                if matches!(description, Description::Epoll(_)) {
+                    self.kept_sets.push((self.files.descriptions.len(), group, others));
+                }
+                self.add(description, &group.members);
+                continue;
+            }
             match self.kind(group, space_of) {
                 Ok(Kind::One(description)) => {
                     if let Err(no) = self.check_in_flight(group, &description) {
@@ -182,6 +244,13 @@ impl<'a> Look<'a> {
                     }
                 }
                 Err(no) => self.refuse(group, &no),
+            }
+        }
+        for (set, group, names) in std::mem::take(&mut self.kept_sets) {
+            let of = |name: &u64| self.kept.place(*name).map(|group| self.described[group]);
+            let watched = names.iter().map(of).collect::<Option<Vec<_>>>();
+            if !watched.is_some_and(|watched| epoll::link_again(&mut self.files, set, group, &watched)) {
+                self.sets.push((set, group));
             }
         }
         self.refusals.extend(epoll::link(self.holders, self.groups, &self.sets, &mut self.files));
@@ -338,7 +407,8 @@ impl<'a> Look<'a> {
     }
 
     fn find_settings(&mut self) {
-        for group in self.groups {
+        // Where anything is covered, there was never an owner.
+        for group in self.groups.iter().filter(|g| g.listed.is_none() || g.is_covered(covered::NOTHING)) {
             let seen = group.first();
             let Some(description) = self.files.description_of(seen.pid, seen.fd) else { continue };
             // What comes from outside has the settings of whoever restores it.

@@ -89,6 +89,22 @@ pub(super) fn link(
     refusals
 }
 
+/// Has a set that was kept refer to the descriptions of what it watches, in its order. Says whether that is all there is to do.
+pub(super) fn link_again(files: &mut Files, index: usize, set: &Group, watched: &[u32]) -> bool {
+    let by_number = |description: &u32| {
+        let kind = &files.descriptions[*description as usize];
+        matches!(kind, Description::Signalfd(_) | Description::Stdio(_)) || kind.is_late()
+    };
+    if watched.iter().any(by_number) {
+        return false;
+    }
+    let Description::Epoll(record) = &mut files.descriptions[index] else { return false };
+    for (watch, description) in record.watches.iter_mut().zip(watched) {
+        (watch.description, watch.pid) = (*description, set.first().pid);
+    }
+    true
+}
+
 /// A line of `fdinfo`.
 #[derive(Clone, Copy)]
 struct Line {

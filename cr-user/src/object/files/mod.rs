@@ -32,6 +32,7 @@ pub mod eventfd;
 pub mod fifo;
 pub mod inet;
 pub mod inotify;
+pub mod kept;
 mod late;
 mod links;
 pub mod locks;
@@ -79,7 +80,7 @@ use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
-pub use capture::{Beyond, ContentSource, capture, refusals};
+pub use capture::{Beyond, Captured, ContentSource, capture, refusals};
 pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;

@@ -1,7 +1,6 @@
 //! What `/proc` shows of the descriptors of the job's processes, gathered by open file description.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::statfs;
 
+use super::kept::{Names, Past};
 use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -126,9 +126,25 @@ pub(super) fn writable(flags: i32) -> bool {
 pub(super) struct Group {
     /// Never empty; by process, in the order of the job, and ascending by number.
     pub(super) members: Vec<Seen>,
+    /// As the kernel lists the first of them.
+    pub(super) listed: Option<FileRecord>,
+    /// It is what it was at the last checkpoint.
+    pub(super) is_known: bool,
+    /// Its record is kept from there.
+    pub(super) is_kept: bool,
 }
 
 impl Group {
+    /// One that nothing is known of but what `/proc` shows.
+    pub(super) fn of(seen: Seen) -> Self {
+        Self { members: vec![seen], listed: None, is_known: false, is_kept: false }
+    }
+
+    /// Whether the evidence that it comes with is everything for what is meant: one of [`covered`](crate::track::iters::covered).
+    pub(super) fn is_covered(&self, what: u32) -> bool {
+        self.listed.is_some_and(|listed| listed.covered == what)
+    }
+
     /// The first descriptor: it speaks for all.
     pub(super) fn first(&self) -> &Seen {
         &self.members[0]
@@ -137,12 +153,13 @@ impl Group {
 
 /// Every open file description of the job, each once, whichever processes have it; in the order of their first descriptors.
 /// Descriptors that a running process closes meanwhile are left out, and so are processes that end meanwhile, but for the
-/// first.
-pub(super) fn look(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
-    match holders.iter().map(listed).collect::<Option<Vec<_>>>() {
-        Some(lists) => by_lists(lists),
-        None => by_comparing(holders),
+/// first. What is known to be as it was is not looked at.
+pub(super) fn look(holders: &[Holder<'_>], past: &mut Past) -> Result<Vec<Group>> {
+    if let Some(lists) = holders.iter().map(listed).collect::<Option<Vec<_>>>() {
+        return by_lists(lists, past);
     }
+    past.clear();
+    by_comparing(holders)
 }
 
 /// The list of a process's descriptors, if there is one that holds as many as `/proc` counts.
@@ -153,24 +170,28 @@ fn listed<'h>(holder: &'h Holder<'_>) -> Option<(i32, &'h [FileRecord])> {
 }
 
 /// Descriptors of one description are next to each other in no list, but have the same name there: only the first is looked at.
-fn by_lists(lists: Vec<(i32, &[FileRecord])>) -> Result<Vec<Group>> {
+fn by_lists(lists: Vec<(i32, &[FileRecord])>, past: &mut Past) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut places: HashMap<u64, usize> = HashMap::new();
+    let mut places = Names::default();
     for (pid, list) in lists {
         for record in list {
             let fd = record.fd.cast_signed();
             let place = *places.entry(record.file).or_insert(groups.len());
-            let seen = match groups.get(place) {
+            let look = || Seen::of(pid, fd).map_err(|e| gone(pid, e));
+            if let Some(group) = groups.get_mut(place) {
                 // Each process has locks of its own.
-                Some(group) if record.locks == 0 => group.first().at(pid, fd, record.cloexec != 0),
-                _ => Seen::of(pid, fd).map_err(|e| gone(pid, e))?,
-            };
-            match groups.get_mut(place) {
-                Some(group) => group.members.push(seen),
-                None => groups.push(Group { members: vec![seen] }),
+                let same = (record.locks == 0).then(|| group.first().at(pid, fd, record.cloexec != 0));
+                group.members.push(same.map_or_else(look, Ok)?);
+                continue;
             }
+            let known = past.recall(record);
+            let is_known = known.is_some();
+            let seen = known.map(|seen| Seen { pid, fd, cloexec: record.cloexec != 0, ..seen });
+            let members = vec![seen.map_or_else(look, Ok)?];
+            groups.push(Group { members, listed: Some(*record), is_known, is_kept: false });
         }
     }
+    past.places = places;
     Ok(groups)
 }
 
@@ -194,7 +215,7 @@ fn by_comparing(holders: &[Holder<'_>]) -> Result<Vec<Group>> {
         }
         match find(&groups[run..], &seen)? {
             Ok(at) => groups[run + at].1.members.push(seen),
-            Err(at) => groups.insert(run + at, (nth, Group { members: vec![seen] })),
+            Err(at) => groups.insert(run + at, (nth, Group::of(seen))),
         }
     }
     groups.sort_by_key(|(nth, g)| (*nth, g.first().fd));

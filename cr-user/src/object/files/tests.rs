@@ -72,13 +72,16 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        let (files, contents, _) = capture(&[self.holder()], &BEYOND, &mut space_of, &mut |all| all).unwrap();
+        let (files, contents, _) =
+            capture(&[self.holder()], &BEYOND, &mut space_of, &mut |all| all, &mut kept::Past::default()).unwrap();
         (files, contents)
     }
 
     fn refusals(&self) -> Vec<String> {
         let refusals = refusals(&[self.holder()], &BEYOND).unwrap();
-        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &BEYOND, &mut |_, _| 0, &mut |all| all) {
+        if let Err(Error::Refused(frozen)) =
+            capture(&[self.holder()], &BEYOND, &mut |_, _| 0, &mut |all| all, &mut kept::Past::default())
+        {
             assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
         }
         refusals.iter().map(ToString::to_string).collect()
@@ -487,7 +490,10 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).unwrap();
     let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new(), listed: None }];
-    let outcome = (refusals(&holder, &BEYOND), capture(&holder, &BEYOND, &mut |_, _| 0, &mut |all| all));
+    let outcome = (
+        refusals(&holder, &BEYOND),
+        capture(&holder, &BEYOND, &mut |_, _| 0, &mut |all| all, &mut kept::Past::default()),
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
@@ -597,7 +603,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let child_fd = pidfd_open(child).unwrap();
     let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
     assert_eq!(refusals(&both, &BEYOND).unwrap(), []);
-    let (files, ..) = capture(&both, &BEYOND, &mut |_, _| 0, &mut |all| all).unwrap();
+    let (files, ..) = capture(&both, &BEYOND, &mut |_, _| 0, &mut |all| all, &mut kept::Past::default()).unwrap();
     let of = |pid, fd| {
         let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
         (row.description, &files.descriptions[row.description as usize])

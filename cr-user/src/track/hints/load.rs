@@ -43,10 +43,23 @@ pub(super) struct Loaded {
     pub(super) evidence: bool,
     /// Whether everything is known that records of descriptors consist of.
     pub(super) descriptors: bool,
+    /// Whether everything is known on which the records of descriptions depend.
+    pub(super) descriptions: bool,
 }
 
 /// What these take beyond what every kernel has.
 const DESCRIPTORS: [&str; 4] = ["TASK_FILES", "FILES_TABLE", "TABLE_CLOEXEC", "INODE_LOCKS"];
+
+/// The first of the fields that records of descriptions depend on, and those of them that a kernel may lack.
+const DESCRIPTIONS: &str = "FILE_FLAGS";
+const DISPENSABLE: [&str; 6] = [
+    "FILE_OWNER_PID",
+    "FILE_OWNER_SIGNAL",
+    "EPOLL_BUSY_POLL",
+    "EPOLL_REFERENCES",
+    "NET_INTERFACES",
+    "INTERFACES_HOP_LIMIT",
+];
 
 /// What of a task's record this takes beyond what every kernel has.
 const EVIDENCE: [&str; 14] = [
@@ -110,7 +123,12 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     }
     let known = |name: &str| FIELDS.iter().zip(&offsets).any(|(f, o)| f.global == name && *o != KernelField::ABSENT);
     let (evidence, descriptors) = (EVIDENCE.into_iter().all(known), DESCRIPTORS.into_iter().all(known));
-    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors })
+    let needed = FIELDS.iter().skip_while(|f| f.global != DESCRIPTIONS).filter(|f| !DISPENSABLE.contains(&f.global));
+    let descriptions = needed.clone().all(|f| known(f.global));
+    if let Some(field) = needed.into_iter().find(|f| !known(f.global)) {
+        log::info!("this kernel's struct {} has no {}: descriptors are always looked at", field.structure, field.path);
+    }
+    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors, descriptions })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>

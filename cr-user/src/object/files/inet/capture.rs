@@ -46,6 +46,13 @@ pub struct Plan {
     pub ends: bool,
 }
 
+impl Plan {
+    /// Whether connections with somebody outside go on with the job.
+    pub(in super::super) fn goes_on(self) -> bool {
+        !self.ends && self.policy == Policy::Keep
+    }
+}
+
 struct Own {
     fd: OwnedFd,
     family: i32,
@@ -67,7 +74,7 @@ impl Sockets {
     /// Finds the sockets among the descriptions. `frozen`: the job stands still.
     pub(in super::super) fn of(holders: &[Holder<'_>], groups: &[Group], frozen: bool, plan: Plan) -> Result<Self> {
         let mut own = HashMap::new();
-        for group in groups.iter().filter(|g| g.first().meta.file_type().is_socket()) {
+        for group in groups.iter().filter(|g| !g.is_kept && g.first().meta.file_type().is_socket()) {
             let seen = group.first();
             // What a running job has closed meanwhile is no concern; what a frozen one has will be looked at again.
             let Ok(fd) = survey::fetch(holders, seen.pid, seen.fd) else { continue };
@@ -86,6 +93,12 @@ impl Sockets {
             all.shown = diag::ask().map_err(failed)?;
         }
         Ok(all)
+    }
+
+    /// Whether the other end of a connection with somebody outside is one of these.
+    pub(in super::super) fn has_other_end(&self, socket: &Inet) -> bool {
+        let outside = socket.outside().filter(|_| !self.ends.is_empty());
+        outside.is_some_and(|c| self.ends.contains_key(&(end_of(c.remote), end_of(socket.local))))
     }
 
     /// Those that are connected. What is queued in them is not in the record yet.

@@ -179,6 +179,17 @@ pub enum Other {
 }
 
 impl Inet {
+    /// The inode of the other end of its connection, if that is in the job too.
+    pub(super) fn other_end(&self) -> Option<u64> {
+        match &self.state {
+            State::Connected(connection) => match connection.other {
+                Other::Own(other) => Some(other),
+                Other::Gone | Other::Waiting(_) | Other::Outside => None,
+            },
+            _ => None,
+        }
+    }
+
     /// What it is called in messages.
     fn what(&self) -> String {
         match &self.state {
@@ -202,6 +213,21 @@ impl Inet {
     /// Whether it is connected with somebody outside of the job.
     pub(super) fn leads_out(&self) -> bool {
         self.outside().is_some()
+    }
+
+    /// Whether that is one on which nothing is queued, and that goes on. The clock in its numbers may stand still as long as
+    /// nothing is sent.
+    pub(super) fn is_idle_outside(&self) -> bool {
+        self.outside().is_some_and(|c| c.numbers.is_some() && c.received.is_empty() && c.sent.is_empty())
+    }
+
+    /// The same, as long as its queues were not read.
+    pub(super) fn without_numbers(&self) -> Self {
+        let mut all = self.clone();
+        if let State::Connected(connection) = &mut all.state {
+            connection.numbers = connection.numbers.filter(|_| connection.other != Other::Outside);
+        }
+        all
     }
 
     /// Its connection, if that is with somebody outside of the job.

@@ -75,6 +75,23 @@ impl Connections {
         Ok(())
     }
 
+    /// Those that are not among `others`.
+    pub(in super::super) fn but(mut self, others: &Self) -> Self {
+        self.fds.retain(|inode, _| !others.fds.contains_key(inode));
+        self
+    }
+
+    /// Whether one of that inode is among them.
+    pub(in super::super) fn has(&self, inode: u64) -> bool {
+        self.fds.contains_key(&inode)
+    }
+
+    /// One in which something is queued.
+    pub(in super::super) fn busy_one(&self, files: &Files) -> Option<u64> {
+        let is_quiet = |h: &Half<'_>| unacknowledged(h.fd) == Ok(0) && readable_bytes(h.fd) == Ok(0);
+        self.halves(files).iter().find(|h| !is_quiet(h)).map(|h| h.inode)
+    }
+
     /// Descriptions of those that are busy.
     fn busy<'f>(&self, files: &'f Files) -> impl Iterator<Item = (usize, &'f Inet)> {
         all(files).filter(|(_, socket)| self.busy.contains_key(&socket.inode))

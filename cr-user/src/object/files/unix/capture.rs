@@ -17,6 +17,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::procfs::Status;
 use crate::sys::fd::owner;
 use crate::sys::socket::{has_error, option, peer_name};
+use crate::track::iters::covered;
 
 /// The sockets of the job.
 pub(in super::super) struct Sockets<'a> {
@@ -51,7 +52,8 @@ pub(in super::super) enum Found {
 /// Looks into the queues of all sockets of a frozen job. What is open nowhere but there is added to `groups`, as ours.
 pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Vec<Group>) -> Result<Queues> {
     let mut queues = Queues::default();
-    if !groups.iter().any(is_socket) {
+    let is_asked = |g: &Group| is_socket(g) && !g.is_kept && !g.is_covered(covered::TCP);
+    if !groups.iter().any(is_asked) {
         return Ok(queues);
     }
     let all = ask()?;
@@ -60,7 +62,9 @@ pub(in super::super) fn look_into_queues(holders: &[Holder<'_>], groups: &mut Ve
         let seen = groups[at].first();
         let (pid, fd, inode) = (seen.pid, seen.fd, seen.meta.ino());
         let standard = groups[at].members.iter().any(|s| stdio::is_standard(s.fd));
-        let shown = if is_socket(&groups[at]) { all.sockets.get(&inode) } else { None };
+        // That nothing is queued is part of what is covered.
+        let asked = is_asked(&groups[at]) && !groups[at].is_covered(covered::UNIX);
+        let shown = if asked { all.sockets.get(&inode) } else { None };
         at += 1;
         let Some(shown) = shown else { continue };
         let outside = shown.peer.is_some_and(|p| groups.iter().all(|g| !is_socket(g) || g.first().meta.ino() != p));
@@ -107,7 +111,7 @@ impl Queues {
                 return Ok(index as u32);
             }
         }
-        groups.push(Group { members: vec![seen] });
+        groups.push(Group::of(seen));
         // That socket may itself be open only in a queue.
         let within = self.socket_with(within).unwrap_or(within);
         self.ours.push((right, within));
@@ -163,7 +167,7 @@ impl<'a> Sockets<'a> {
     /// Finds the sockets among the descriptions.
     pub(in super::super) fn of(groups: &[Group], mut queues: Option<Queues>, external: &'a [Key]) -> Result<Self> {
         let descriptors = |g: &Group| g.members.iter().map(|s| (s.pid, s.fd)).collect();
-        let sockets = groups.iter().filter(|g| is_socket(g));
+        let sockets = groups.iter().filter(|g| is_socket(g) && !g.is_covered(covered::TCP));
         let own: HashMap<u64, Vec<_>> = sockets.map(|g| (g.first().meta.ino(), descriptors(g))).collect();
         let asked = queues.as_mut().map(|q| std::mem::take(&mut q.all));
         let all = match asked {

@@ -142,6 +142,14 @@ impl Unix {
         }
     }
 
+    /// The inode that it is connected to.
+    pub(super) fn other_end(&self) -> Option<u64> {
+        match self.state {
+            State::Connected(other) => Some(other),
+            _ => None,
+        }
+    }
+
     fn is_datagram(&self) -> bool {
         self.kind == libc::SOCK_DGRAM
     }

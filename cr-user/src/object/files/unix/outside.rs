@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::super::{Holder, No};
+use super::super::{Holder, No, survey};
 use super::name;
 use crate::error::Refusal;
 use crate::procfs;
@@ -26,7 +26,12 @@ pub(in super::super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[H
         return refusals;
     }
     for other in others(holders) {
-        for inode in inodes(other).filter(|i| wanted.contains(i)) {
+        let shared: Vec<u64> = inodes(other).filter(|i| wanted.contains(i)).collect();
+        // It may have been born a moment ago.
+        if shared.is_empty() || survey::is_of_job(other, holders) {
+            continue;
+        }
+        for inode in shared {
             for (pid, fd, _) in own.iter().filter(|(.., i)| *i == inode) {
                 let why = format!("is a socket that {} has open too", procfs::who(other));
                 let no = No::new(why, "checkpoint both together, or have one of them close it").at_number(*pid, *fd);
