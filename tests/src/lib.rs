@@ -12,6 +12,7 @@ mod build;
 mod command;
 mod job;
 mod namespace;
+mod network;
 mod scenario;
 mod tree;
 
@@ -19,6 +20,7 @@ pub use build::{cr, guest, guest_names, install};
 pub use command::{Finished, run, run_for};
 pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
+pub use network::Network;
 pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
 pub use tree::{MARK, Tree};
 
