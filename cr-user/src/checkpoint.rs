@@ -31,6 +31,7 @@ use crate::family::Relative;
 use crate::fault;
 use crate::image::IndexInfo;
 use crate::object::files::external::Key;
+use crate::object::files::inet;
 use crate::object::omitted::Omitted;
 use crate::object::threads;
 use crate::phases::Phases;
@@ -65,12 +66,17 @@ pub struct Options {
     /// Who outside of the job may be at the other end of its Unix sockets. What an older checkpoint of the chain has taken so may
     /// be so again.
     pub external: Vec<Key>,
+    /// What becomes of TCP connections with somebody outside of the job.
+    pub tcp: inet::Policy,
+    /// Once the checkpoint is durable, the job is to be ended; until then it stands still.
+    pub ends: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (leave_out, external) = (LeaveOut::default(), Vec::new());
-        Self { memory_limit: 256 << 20, full: false, leave_out, only: None, external }
+        let (full, only, tcp, ends) = (false, None, inet::Policy::default(), false);
+        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends }
     }
 }
 
@@ -117,9 +123,11 @@ impl Job {
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
+        const PATIENCE: Duration = Duration::from_secs(1);
         let kept = self.external.len();
         let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
         self.external.extend(new);
+        self.plan = inet::Plan { policy: options.tcp, ends: options.ends };
         let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
             // Whatever failed while a process executed another program failed because of that: nothing of the old one is
@@ -128,6 +136,12 @@ impl Job {
                 break;
             }
             result = self.try_checkpoint(writer, options, Pace::Hasty);
+        }
+        // What only hinders at the moment at which the job stands still, such as a connection that was not accepted yet, passes.
+        let until = Instant::now() + PATIENCE;
+        while matches!(result, Err(Error::Refused(_))) && self.stood_still && Instant::now() < until {
+            sleep(PATIENCE / 40);
+            result = self.try_checkpoint(writer, options, Pace::Thorough);
         }
         if result.is_err() {
             // They were named for a checkpoint that there is not.
@@ -143,6 +157,7 @@ impl Job {
     fn try_checkpoint(&mut self, writer: &StoreWriter, options: &Options, pace: Pace) -> Result<Report> {
         let started = Instant::now();
         let mut steps = Phases::new(started);
+        self.stood_still = false;
         self.members.iter_mut().for_each(Member::look_at_program);
         self.part.iter_mut().for_each(Part::begin);
         fault::point("preflight")?;
@@ -182,6 +197,7 @@ impl Job {
         fault::point("freeze")?;
         let taken_at = SystemTime::now();
         let (frozen, since) = self.freeze()?;
+        self.stood_still = true;
         let mut phases = Phases::new(since);
         if pace == Pace::Hasty {
             refuse(self.look_again()?)?;
@@ -199,7 +215,8 @@ impl Job {
         survey.copy(self, &mut sink, prior.as_deref())?;
         phases.end("copy");
         fault::point("thaw")?;
-        frozen.thaw()?;
+        let parting = state.take_parting();
+        let frozen = if options.ends { Some(frozen) } else { frozen.thaw().map(|()| None)? };
         phases.end("thaw");
         frozen_time += since.elapsed();
 
@@ -232,6 +249,9 @@ impl Job {
         let widened = survey.widened.clone();
         self.settle(survey);
         fault::point("published")?;
+        if let Some(frozen) = frozen {
+            parting.end(frozen, writer.store())?;
+        }
         Ok(Report {
             id: published.id,
             parent,

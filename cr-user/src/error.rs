@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::fault::Injected;
-use crate::{image, store};
+use crate::{image, netlock, store};
 
 /// The result of everything that touches a job.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,6 +66,9 @@ pub enum Error {
     /// The store is damaged, foreign, or in use.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The job's connections cannot be silenced.
+    #[error(transparent)]
+    Silence(#[from] netlock::Error),
     /// A resident controller answered with an error of its own.
     #[error("{message}")]
     Controller {
@@ -116,7 +119,7 @@ impl Error {
             Self::NoSuchJob { .. } | Self::NotAllowed { .. } | Self::JobGone { .. } => 121,
             Self::NotHere { .. } => 123,
             Self::System { source, .. } if is_disk_full(source) => 124,
-            Self::System { .. } | Self::Injected(_) => 125,
+            Self::System { .. } | Self::Silence(_) | Self::Injected(_) => 125,
             Self::Image(e) => e.exit_code(),
             Self::Store(e) => e.exit_code(),
             Self::Controller { code, .. } => *code,

@@ -8,6 +8,8 @@ pub mod error;
 pub mod family;
 pub mod fault;
 pub mod image;
+pub mod netlink;
+pub mod netlock;
 pub mod object;
 pub mod phases;
 pub mod probe;

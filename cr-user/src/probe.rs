@@ -1,10 +1,12 @@
 //! What this kernel can do, and what is lost where it cannot: tried out, not guessed from version numbers.
 
+use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::netlock;
 use crate::procfs::Status;
 use crate::sys::{probe, uffd};
 use crate::track::hints::Hints;
@@ -175,6 +177,7 @@ impl Features {
                 "checkpoints of jobs with guard pages, taken elsewhere, cannot be restored here",
                 Need::More,
             ),
+            nftables(),
             cgroup_freezer(),
         ];
         let has = |name| features.iter().any(|feature| feature.name == name && feature.available);
@@ -288,6 +291,20 @@ fn yama() -> Feature {
 }
 
 const CAP_SYS_PTRACE: u32 = 19;
+
+fn nftables() -> Feature {
+    let tried = netlock::probe();
+    Feature {
+        name: "nftables",
+        available: tried.is_ok(),
+        detail: match tried {
+            Ok(()) => "TCP connections can be kept silent while a job is away (Linux 5.12)".to_owned(),
+            Err(e) => format!("the kernel says: {}", e.source().unwrap_or(&e)),
+        },
+        lost_without: "the other ends of a job's TCP connections notice that it is away, and reset them",
+        needed_for: Need::More,
+    }
+}
 
 fn cgroup_freezer() -> Feature {
     let found = cgroup2_mount().filter(|mount| {

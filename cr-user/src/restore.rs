@@ -12,6 +12,7 @@ mod crew;
 mod inherit;
 mod ipc;
 mod memory;
+mod outside;
 mod saved;
 mod soul;
 
@@ -27,7 +28,7 @@ use crate::fault;
 use crate::object::clocks;
 use crate::object::files::caller::{Caller, Lent};
 use crate::object::files::external::{self, Key};
-use crate::object::files::{self, Cut, FilePolicy};
+use crate::object::files::{self, Cut, FilePolicy, inet};
 use crate::object::memory::Mapping;
 use crate::object::memory::backing::Backing;
 use crate::object::omitted::Omitted;
@@ -45,6 +46,7 @@ use birth::Birth;
 use body::Body;
 use crew::Hands;
 use memory::Prepared;
+use outside::Outside;
 use saved::{Living, Saved};
 
 /// Where files that were cut back keep what was cut off, in the store.
@@ -60,6 +62,14 @@ pub struct Options {
     /// Who is to be connected to may be one to whom the job is not connected any more: it goes on where it stopped, with the
     /// options that it was started with.
     pub resume: bool,
+    /// What becomes of TCP connections with somebody outside of the job; none: what the checkpoint says.
+    pub tcp: Option<inet::Policy>,
+}
+
+impl Options {
+    fn tcp(&self, saved: &Saved) -> inet::Policy {
+        self.tcp.unwrap_or(saved.files.tcp)
+    }
 }
 
 /// A restored job that does not run yet. Dropping it ends it.
@@ -86,7 +96,7 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     let mut saved = Saved::read(&chain, omitted)?;
     external::redirect(&mut saved.files, external, !options.resume)?;
     trust(store)?;
-    let plan = saved.check(options.files)?;
+    let plan = saved.check(options.files, options.tcp(&saved))?;
     for path in &plan.modified {
         log::warn!("{} was modified after the checkpoint, and is left as it is", path.display());
     }
@@ -123,6 +133,8 @@ struct Built {
     cuts: Vec<Cut>,
     /// What its terminal is to be like.
     caller: Option<Caller>,
+    /// Its connections with somebody outside, which go on when it does.
+    outside: Outside,
 }
 
 impl Built {
@@ -134,7 +146,10 @@ impl Built {
 fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: Options) -> Result<Built> {
     let mut steps = Phases::new(Instant::now());
     let base = first_free_number(saved)?;
-    let mut opened = files::open(&saved.files, base, &mut |space, file| memory::fill_object(chain, space, file))?;
+    let outside = Outside::hush(&saved.files, options.tcp(saved));
+    let mut fill = |space, file: &File| memory::fill_object(chain, space, file);
+    let mut opened = files::open(&saved.files, base, options.tcp(saved), &mut fill)?;
+    fault::point("restore.sockets")?;
     let put_back = options.files == FilePolicy::Rollback;
     let existing = |space| opened.by_space(space).map(|f| f.as_raw_fd());
     let prepared = Prepared::open(saved.mappings(), chain, base, put_back, existing, &saved.omitted)?;
@@ -207,7 +222,8 @@ fn build(chain: &Chain, saved: &Saved, cuts: Vec<Cut>, options: Options) -> Resu
     steps.end("threads");
     fault::point("restore.threads")?;
     log::debug!("pid {} was built in: {steps}", saved.root().pid());
-    Ok(Built { bodies, made, oracles, spaces, cuts, caller: saved.files.caller })
+    let outside = outside.with(opened.take_revived());
+    Ok(Built { bodies, made, oracles, spaces, cuts, caller: saved.files.caller, outside })
 }
 
 /// The last steps before the job runs: threads, signals, timers and rights; waits that have a time limit are started again,
@@ -317,8 +333,9 @@ impl Restored {
     pub fn run(self) -> Result<Job> {
         let pid = self.job_pid();
         fault::point("restore.run")?;
-        let Built { bodies, made, oracles, spaces, .. } = self.job;
+        let Built { bodies, made, oracles, spaces, outside, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
+        outside.go(self.chain.newest().job())?;
         bodies.into_iter().try_for_each(Body::release)?;
         made.keep();
         Ok(job)

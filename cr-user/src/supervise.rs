@@ -30,6 +30,7 @@ use crate::checkpoint::{self, Job};
 use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files;
+use crate::object::files::inet;
 use crate::restore;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
@@ -54,6 +55,8 @@ pub struct Config {
     pub interval: Option<Duration>,
     /// How checkpoints are taken.
     pub checkpoints: checkpoint::Options,
+    /// What becomes of TCP connections with somebody outside of the job, if that was said.
+    pub tcp: Option<inet::Policy>,
 }
 
 /// A job that is held, and runs.
@@ -110,7 +113,7 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
         if !resume {
             return Err(Error::HoldsChain { dir: config.store.clone() });
         }
-        let options = restore::Options { resume: true, ..restore::Options::default() };
+        let options = restore::Options { resume: true, tcp: config.tcp, ..restore::Options::default() };
         let origin = Origin::Chain { id: None, options, pid_namespace: false };
         return supervise(config, origin, writer, Socket::bind(store.dir())?, started);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::checkpoint::aio;
-use crate::checkpoint::connections;
+use crate::checkpoint::connections::{self, Parting};
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::parallel::{beside, on_all_cpus};
@@ -21,7 +21,7 @@ use crate::image::ImageWriter;
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
-use crate::object::files::{self, Files};
+use crate::object::files::{self, Beyond, Files};
 use crate::object::ipc::{self as objects, Captured, Ipc};
 use crate::object::lineage::{self, Ancestry};
 use crate::object::memory;
@@ -61,6 +61,7 @@ pub struct State {
     files: Files,
     file_contents: Vec<Source>,
     vmas: Vec<(i32, Arc<Vec<Vma>>)>,
+    parting: Parting,
 }
 
 impl State {
@@ -76,7 +77,8 @@ impl State {
         let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
         phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, part, external, .. } = job;
+        let Job { members, watch, spaces, part, external, plan, .. } = job;
+        let beyond = Beyond { external, tcp: *plan };
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
         let (captured, collected) = beside(
@@ -89,7 +91,7 @@ impl State {
                     Some(part) => part.judge(all),
                     None => all,
                 };
-                files::capture(&holders, external, &mut |dev, ino| spaces.of_file(dev, ino), judge)
+                files::capture(&holders, &beyond, &mut |dev, ino| spaces.of_file(dev, ino), judge)
             },
             || -> Result<()> {
                 let mut alike = Alike::default();
@@ -112,7 +114,8 @@ impl State {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }
         phases.end("mappings");
-        connections::read_queues(connections, job, frozen, &state.threads, &state.vmas, &mut state.files)?;
+        state.parting =
+            connections::read_queues(connections, job, frozen, &state.threads, &state.vmas, &mut state.files)?;
         for (pid, vmas) in &state.vmas {
             aio::wait(*pid, vmas, &mut job.watch)?;
         }
@@ -239,6 +242,11 @@ impl State {
     /// The mappings of each process that has an address space of its own, as they were after our own was taken out.
     pub fn take_vmas(&mut self) -> Vec<(i32, Arc<Vec<Vma>>)> {
         std::mem::take(&mut self.vmas)
+    }
+
+    /// What a job leaves behind that is ended.
+    pub fn take_parting(&mut self) -> Parting {
+        std::mem::take(&mut self.parting)
     }
 
     /// Files whose bytes must go into the image.

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::family::{Family, Only, Relative};
 use crate::image::Parent;
 use crate::object::files::external::{self, Key};
+use crate::object::files::inet;
 use crate::object::spaces::Spaces;
 use crate::object::{self, files};
 use crate::procfs::{self, Status};
@@ -41,6 +42,10 @@ pub struct Job {
     pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
     pub(super) external: Vec<Key>,
+    /// What is to become of TCP connections with somebody outside, and of the job.
+    pub(super) plan: inet::Plan,
+    /// The last try to take a checkpoint came to the frozen window.
+    pub(super) stood_still: bool,
     /// The newest durable checkpoint.
     pub(super) parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -91,6 +96,8 @@ impl Job {
             spaces: Spaces::default(),
             ipc: object::ipc::Past::default(),
             external: Vec::new(),
+            plan: inet::Plan::default(),
+            stood_still: false,
             parent: None,
             content: HashMap::new(),
             doubt: false,

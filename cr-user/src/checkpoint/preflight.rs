@@ -5,6 +5,7 @@ use crate::checkpoint::watch::{Look, Watch};
 use crate::checkpoint::{Job, gone, ipc};
 use crate::error::{Refusal, Result};
 use crate::family;
+use crate::object::files::Beyond;
 use crate::object::memory::backing::Files;
 use crate::object::{self, cgroups, files, lineage, memory, process, seccomp, threads};
 use crate::procfs::{self, Status};
@@ -76,7 +77,7 @@ impl Job {
                 all.extend(found?);
             }
         }
-        all.extend(files::refusals(&self.holders(), &self.external)?);
+        all.extend(files::refusals(&self.holders(), &Beyond { external: &self.external, tcp: self.plan })?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
         all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::object::files::external::Key;
+use cr::object::files::inet::Policy;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -51,15 +52,49 @@ pub(super) struct Taking {
     /// to be read by the job when the checkpoint is taken.
     #[arg(long, value_name = "KEY")]
     external: Vec<Key>,
+
+    /// What becomes of established TCP connections with somebody outside of the job: `keep` them, so that they go on after a
+    /// restore if the other end is still there; `close` them, so that the job then sees a reset; or `refuse` them. The checkpoint
+    /// notes it; given to a restore, it is what counts.
+    ///
+    /// Without it they are kept.
+    #[arg(long, value_name = "POLICY")]
+    tcp: Option<Tcp>,
+}
+
+/// What becomes of established TCP connections with somebody outside of the job.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tcp {
+    /// They go on after a restore, if the other end is still there.
+    Keep,
+    /// The job sees after a restore that they were reset.
+    Close,
+    /// There must be none.
+    Refuse,
+}
+
+impl From<Tcp> for Policy {
+    fn from(tcp: Tcp) -> Self {
+        match tcp {
+            Tcp::Keep => Self::Keep,
+            Tcp::Close => Self::Close,
+            Tcp::Refuse => Self::Refuse,
+        }
+    }
 }
 
 impl Taking {
+    pub(super) fn tcp(&self) -> Option<Policy> {
+        self.tcp.map(Policy::from)
+    }
+
     pub(super) fn options(&self) -> checkpoint::Options {
         let leave_out = LeaveOut::default().with(&self.skip_memory, self.honour_dontdump);
         checkpoint::Options {
             memory_limit: self.memory_limit,
             leave_out,
             external: self.external.clone(),
+            tcp: self.tcp().unwrap_or_default(),
             ..checkpoint::Options::default()
         }
     }
@@ -84,7 +119,7 @@ impl Supervision {
         let mut checkpoints = self.taking.options();
         // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints }
+        Config { store: self.store.store.clone(), interval: self.interval, checkpoints, tcp: self.taking.tcp() }
     }
 }
 

@@ -109,6 +109,9 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return usage::report(&error),
     };
     logger::init(cli.verbose);
+    for told in cr::netlock::clean_up() {
+        eprintln!("cr: {told}");
+    }
     let command = cli.command.as_execute();
     let output = Output::new(command.json());
     let code = command.execute(output).unwrap_or_else(|error| {

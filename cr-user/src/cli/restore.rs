@@ -102,7 +102,8 @@ impl Execute for Args {
         };
         let config = self.supervision.config();
         let (files, accept_missing) = (self.files.into(), self.accept_missing);
-        let options = restore::Options { files, accept_missing, resume: false };
+        let tcp = self.supervision.taking.tcp();
+        let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
         let outcome = outcome?;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::gettid;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gettid};
 
 use crate::error::{Error, Refusal, Result};
 use crate::family::{Family, Relative};
@@ -195,6 +196,26 @@ impl Frozen {
     /// When a thread could not be let go; the others were.
     pub fn thaw(mut self) -> Result<()> {
         self.release()
+    }
+
+    /// Ends every process where it stands, and waits until all are dead: not an instruction of theirs is run any more.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn kill(mut self) -> Result<()> {
+        let processes = std::mem::take(&mut self.processes);
+        for process in &processes {
+            // What we hold cannot be another by that number.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        let mut first = None;
+        for process in &processes {
+            // The main thread is told of when the others have ended.
+            for tid in process.tids().into_iter().rev() {
+                first = first.or(wait_stopped(process.pid, tid).err());
+            }
+        }
+        first.map_or(Ok(()), Err)
     }
 
     fn release(&mut self) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
-use crate::object::files::{self, FilePolicy, Files, RollbackPlan};
+use crate::object::files::{self, FilePolicy, Files, RollbackPlan, inet};
 use crate::object::ipc::{self, Ipc};
 use crate::object::lineage::{self, Ancestry, Plan};
 use crate::object::memory::backing::Backing;
@@ -161,7 +161,7 @@ impl Saved {
     ///
     /// # Errors
     /// [`Error::NotHere`] for the first thing that is missing or different.
-    pub fn check(&self, policy: FilePolicy) -> Result<RollbackPlan> {
+    pub fn check(&self, policy: FilePolicy, tcp: inet::Policy) -> Result<RollbackPlan> {
         for living in &self.living {
             threads::check(&living.threads)?;
             process::check(&living.process)?;
@@ -171,7 +171,7 @@ impl Saved {
         self.ipc.check()?;
         self.zombies.iter().try_for_each(|z| process::pid_is_free(z.pid))?;
         memory::mapping::check(self.mappings())?;
-        files::check(&self.files, policy)
+        files::check(&self.files, policy, tcp)
     }
 }
 

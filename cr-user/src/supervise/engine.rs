@@ -104,6 +104,8 @@ impl Engine {
                 let mut options = options.clone();
                 options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
                 options.external.extend(order.less.external);
+                options.tcp = order.less.tcp.unwrap_or(options.tcp);
+                options.ends = order.kill;
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();

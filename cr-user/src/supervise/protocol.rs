@@ -6,6 +6,7 @@ use crate::checkpoint::{MemoryRange, Options};
 use crate::describe::Checkpoint;
 use crate::error::Error;
 use crate::object::files::external::Key;
+use crate::object::files::inet::Policy;
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u32 = 1;
@@ -52,13 +53,17 @@ pub struct Less {
     /// Who outside of the job may be at the other end of its Unix sockets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external: Vec<Key>,
+    /// What becomes of TCP connections with somebody outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<Policy>,
 }
 
 impl From<&Options> for Less {
     fn from(options: &Options) -> Self {
         let all = &options.leave_out;
         let external = options.external.clone();
-        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external }
+        let tcp = Some(options.tcp).filter(|tcp| *tcp != Policy::default());
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp }
     }
 }
 
@@ -182,12 +187,13 @@ mod tests {
             skip_memory: vec!["1000-3000".parse().unwrap()],
             honour_dontdump: true,
             external: vec!["unix:@a".parse().unwrap()],
+            tcp: Some(Policy::Close),
         };
         let command = Command::Checkpoint { kill: false, pid: None, less };
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"]}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close"}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };

@@ -28,7 +28,15 @@ pub fn socket(domain: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
 /// # Errors
 /// `ENOPROTOOPT` when the kernel does not know it.
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>> {
-    let mut value = vec![0u8; 1024];
+    option_of_size(fd, level, name, 1024)
+}
+
+/// The same with room for so many bytes: of some options the kernel wants the very size.
+///
+/// # Errors
+/// As of [`option`], and `EINVAL`.
+pub fn option_of_size(fd: BorrowedFd<'_>, level: i32, name: i32, size: usize) -> nix::Result<Vec<u8>> {
+    let mut value = vec![0u8; size];
     let mut len = value.len() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes, all of them in the vector.
     unsafe {

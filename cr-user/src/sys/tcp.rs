@@ -37,6 +37,18 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     Ok(n as usize)
 }
 
+/// `SIOCOUTQNSD` of `linux/sockios.h`: what was not sent yet, in bytes; an end counts as one.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    const SIOCOUTQNSD: libc::c_ulong = 0x894b;
+    let mut n: libc::c_int = 0;
+    // SAFETY: SIOCOUTQNSD writes one int.
+    unsafe { check(libc::c_long::from(libc::ioctl(fd.as_raw_fd(), SIOCOUTQNSD, &raw mut n)))? };
+    Ok(n as usize)
+}
+
 /// Who ends the repair of sockets when we say so, or have died. Dropping it says so.
 #[derive(Debug)]
 pub struct Guard {

@@ -29,14 +29,23 @@ pub struct ContentSource {
     pub len: u64,
 }
 
+/// What may lead out of the job.
+#[derive(Clone, Copy, Debug)]
+pub struct Beyond<'a> {
+    /// Who may be at the other end of its Unix sockets.
+    pub external: &'a [Key],
+    /// What is to become of its TCP connections.
+    pub tcp: inet::Plan,
+}
+
 /// Every descriptor of the job that could not be restored. The job may be running: what it closes meanwhile is left out, and
 /// nothing is changed.
 ///
 /// # Errors
 /// [`Error::NoSuchJob`], [`Error::NotAllowed`].
-pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>> {
+pub fn refusals(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refusal>> {
     let groups = survey::look(holders)?;
-    let mut look = Look::new(holders, &groups, None, external)?;
+    let mut look = Look::new(holders, &groups, None, beyond)?;
     look.pipes.may_be_queued = look.sockets.is_some();
     look.at_all(&mut |_, _| 0);
     look.refusals.extend(look.pipes.shared_with_others(holders));
@@ -55,7 +64,7 @@ pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>
 }
 
 /// Captures the descriptors of a frozen job. `space_of` gives the content space of a file by device and inode. Each space has
-/// one source. `external`: who outside of the job may be at the other end of its Unix sockets.
+/// one source.
 ///
 /// `judge` says which of the refusals are to be heeded: what the others are about is left out of the record.
 ///
@@ -67,13 +76,13 @@ pub fn refusals(holders: &[Holder<'_>], external: &[Key]) -> Result<Vec<Refusal>
 /// [`Error::Refused`] with everything that could not be restored, [`Error::System`] when a pipe cannot be read.
 pub fn capture(
     holders: &[Holder<'_>],
-    external: &[Key],
+    beyond: &Beyond<'_>,
     space_of: &mut dyn FnMut(u64, u64) -> u64,
     judge: &mut dyn FnMut(Vec<Refusal>) -> Vec<Refusal>,
 ) -> Result<(Files, Vec<ContentSource>, inet::Connections)> {
     let mut groups = survey::look(holders)?;
     let queues = unix::capture::look_into_queues(holders, &mut groups)?;
-    let mut look = Look::new(holders, &groups, Some(queues), external)?;
+    let mut look = Look::new(holders, &groups, Some(queues), beyond)?;
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
     look.refusals.extend(other_tables(holders)?);
@@ -121,21 +130,22 @@ impl<'a> Look<'a> {
         holders: &'a [Holder<'a>],
         groups: &'a [Group],
         queues: Option<unix::capture::Queues>,
-        external: &'a [Key],
+        beyond: &Beyond<'a>,
     ) -> Result<Self> {
         let table = |h: &Holder<'_>| Table {
             pids: std::iter::once(h.pid).chain(h.sharers.iter().copied()).collect(),
             rows: Vec::new(),
         };
-        let files = Files { tables: holders.iter().map(table).collect(), ..Files::default() };
+        let tables = holders.iter().map(table).collect();
+        let files = Files { tables, tcp: beyond.tcp.policy, ..Files::default() };
         Ok(Self {
             holders,
             groups,
             pipes: pipe::Pipes::of(groups),
             fifos: fifo::Fifos::default(),
-            networks: inet::capture::Sockets::of(holders, groups, queues.is_some())?,
+            networks: inet::capture::Sockets::of(holders, groups, queues.is_some(), beyond.tcp)?,
             ptys: pty::Ptys::of(groups),
-            sockets: unix::capture::Sockets::of(groups, queues, external)?,
+            sockets: unix::capture::Sockets::of(groups, queues, beyond.external)?,
             described: Vec::new(),
             sets: Vec::new(),
             files,
@@ -233,7 +243,10 @@ impl<'a> Look<'a> {
         } else if kind.is_socket() {
             let standard = self.standard_socket(seen);
             match (self.networks.describe(self.holders, group)?, standard) {
-                (Some(inet::capture::Found::Own(socket)), _) => return Ok(Kind::One(Description::Inet(socket))),
+                // One that leads out is as good as what `cr restore` has.
+                (Some(inet::capture::Found::Own(socket)), standard) if standard.is_none() || !socket.leads_out() => {
+                    return Ok(Kind::One(Description::Inet(socket)));
+                }
                 (Some(inet::capture::Found::Outside(no)), None) => return Err(no),
                 _ => {}
             }

@@ -77,7 +77,7 @@ use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
-pub use capture::{ContentSource, capture, refusals};
+pub use capture::{Beyond, ContentSource, capture, refusals};
 pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;
@@ -85,7 +85,7 @@ pub use rollback::{Cut, FilePolicy, Growth, RollbackPlan, roll_back};
 pub use unix::external;
 
 /// The record of the job's open files.
-pub const KIND: RecordKind = RecordKind { id: 7, version: 7, name: "files" };
+pub const KIND: RecordKind = RecordKind { id: 7, version: 8, name: "files" };
 
 /// The open files of the job.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub struct Files {
     pub locks: Vec<locks::Lock>,
     /// Who is signalled.
     pub settings: Vec<settings::Settings>,
+    /// What is to become of TCP connections with somebody outside of the job.
+    pub tcp: inet::Policy,
 }
 
 /// One table of descriptors.
@@ -391,11 +393,12 @@ impl fmt::Display for FilePath {
     }
 }
 
-/// Compares every file with its record, and finds what has grown. Nothing is changed.
+/// Compares every file with its record, and finds what has grown. Nothing is changed. `tcp` is what becomes of connections with
+/// somebody outside.
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the first file that cannot be restored.
-pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
+pub fn check(files: &Files, policy: FilePolicy, tcp: inet::Policy) -> Result<RollbackPlan> {
     files.validate()?;
     let mut plan = RollbackPlan::default();
     for description in &files.descriptions {
@@ -419,7 +422,7 @@ pub fn check(files: &Files, policy: FilePolicy) -> Result<RollbackPlan> {
     files.queues.iter().try_for_each(mqueue::Queue::check)?;
     pty::check(files)?;
     unix::check(files)?;
-    inet::check(files)?;
+    inet::check(files, tcp)?;
     Ok(plan)
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::epoll::Trigger;
-use super::{Description, Files, Table, late, open_again, own_link, pty, settings};
+use super::{Description, Files, Table, inet, late, open_again, own_link, pty, settings};
 use crate::error::{Error, Result};
 use crate::remote::Call;
 use crate::sys::fd::dup_above;
@@ -20,6 +20,8 @@ pub struct Opened {
     lost: Vec<File>,
     /// Ends to write to of pipes by whose description an epoll set watches the other end, where that has to be made ready.
     writers: HashMap<u32, OwnedFd>,
+    /// TCP connections with somebody outside of the job.
+    revived: inet::Revived,
 }
 
 impl Opened {
@@ -53,6 +55,11 @@ impl Opened {
         settings::settle(files, |description| self.fds[description].as_fd())
     }
 
+    /// Takes the connections that go on when the job does.
+    pub fn take_revived(&mut self) -> inet::Revived {
+        std::mem::take(&mut self.revived)
+    }
+
     /// The working directory of a process, if it is one that was removed.
     pub fn working_directory(&self, files: &Files, pid: i32) -> Option<i32> {
         let place = files.lost_places.iter().find(|(p, _)| *p == pid);
@@ -72,13 +79,18 @@ impl Opened {
 
 /// Opens every description in our process, under numbers at or above `base` that no process of the job used: a child
 /// made without `exec` inherits them all, and puts them into place with [`calls`]. `fill` writes the bytes of a content space
-/// into a file that already has its size and reads as zeroes.
+/// into a file that already has its size and reads as zeroes. `tcp` is what becomes of connections with somebody outside.
 ///
 /// Files must have been checked, and cut back.
 ///
 /// # Errors
 /// [`Error::NotHere`] and [`Error::System`]; what was opened is closed again.
-pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result<()>) -> Result<Opened> {
+pub fn open(
+    files: &Files,
+    base: i32,
+    tcp: inet::Policy,
+    fill: &mut dyn FnMut(u64, &File) -> Result<()>,
+) -> Result<Opened> {
     let taken: HashSet<i32> = files.numbers().collect();
     let mut pipes = files.pipes.iter().map(super::pipe::Pipe::filled).collect::<Result<Vec<_>>>()?;
     let mut spaces: HashMap<u64, File> = HashMap::new();
@@ -103,7 +115,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     let queues = files.queues.iter().map(super::mqueue::Queue::make).collect::<Result<Vec<_>>>()?;
     let mut fifo_ends = open_fifos(files)?;
     let mut pty_ends = pty::open_all(files)?;
-    let mut networks = super::inet::open(files)?;
+    let (mut networks, revived) = inet::open(files, tcp)?;
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description {
@@ -156,7 +168,7 @@ pub fn open(files: &Files, base: i32, fill: &mut dyn FnMut(u64, &File) -> Result
     for lock in &files.locks {
         lock.take(files, fds[lock.description as usize].as_fd())?;
     }
-    Ok(Opened { fds, spaces, lost, writers })
+    Ok(Opened { fds, spaces, lost, writers, revived })
 }
 
 /// Every description of a FIFO, by index.

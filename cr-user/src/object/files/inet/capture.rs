@@ -11,14 +11,15 @@ use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use super::super::survey::{self, Group};
 use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
-use super::queue::Connections;
-use super::{Connection, End, Inet, Other, State, end_of, options, phase};
+use super::queue::{self, Connections};
+use super::{Connection, End, Inet, Other, Policy, State, end_of, options, phase, repair};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::socket::{option, polled};
 
 const CLOSE: &str = "have the job close it before the checkpoint";
-const TOGETHER: &str = "checkpoint both together, or have the job close it before the checkpoint";
+const TOGETHER: &str =
+    "checkpoint both together, give --tcp keep or close, or have the job close it before the checkpoint";
 const LATER: &str = "try again in a moment";
 
 /// The sockets of networks that the job has.
@@ -31,6 +32,16 @@ pub(in super::super) struct Sockets {
     shown: Vec<Shown>,
     /// The job stands still.
     frozen: bool,
+    plan: Plan,
+}
+
+/// What is to become of connections with somebody outside, and of the job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    /// Of established ones.
+    pub policy: Policy,
+    /// The job ends with the checkpoint.
+    pub ends: bool,
 }
 
 struct Own {
@@ -52,7 +63,7 @@ pub(in super::super) enum Found {
 
 impl Sockets {
     /// Finds the sockets among the descriptions. `frozen`: the job stands still.
-    pub(in super::super) fn of(holders: &[Holder<'_>], groups: &[Group], frozen: bool) -> Result<Self> {
+    pub(in super::super) fn of(holders: &[Holder<'_>], groups: &[Group], frozen: bool, plan: Plan) -> Result<Self> {
         let mut own = HashMap::new();
         for group in groups.iter().filter(|g| g.first().meta.file_type().is_socket()) {
             let seen = group.first();
@@ -63,8 +74,11 @@ impl Sockets {
             }
         }
         let connected = own.iter().filter_map(|(inode, s)| Some((s.ends()?, *inode)));
-        let mut all = Self { ends: connected.collect(), own, shown: Vec::new(), frozen };
-        let is_open = |s: &Own| s.info.has_waiting() || s.ends().is_some_and(|(l, r)| !all.ends.contains_key(&(r, l)));
+        let mut all = Self { ends: connected.collect(), own, shown: Vec::new(), frozen, plan };
+        let connects = |s: &Own| s.info.phase == phase::SYN_SENT;
+        let is_open = |s: &Own| {
+            s.info.has_waiting() || connects(s) || s.ends().is_some_and(|(l, r)| !all.ends.contains_key(&(r, l)))
+        };
         if all.own.values().any(is_open) {
             let failed = |e| Error::system("asking about the sockets of this machine (sock_diag)", e);
             all.shown = diag::ask().map_err(failed)?;
@@ -75,7 +89,8 @@ impl Sockets {
     /// Those that are connected. What is queued in them is not in the record yet.
     pub(in super::super) fn into_connections(self) -> Connections {
         let connected = self.own.into_iter().filter(|(_, s)| s.ends().is_some());
-        Connections::of(connected.map(|(inode, s)| (inode, s.fd)).collect())
+        let keeps = self.plan.policy == Policy::Keep;
+        Connections::of(connected.map(|(inode, s)| (inode, s.fd)).collect(), keeps)
     }
 
     /// Says what a socket is, or why it cannot be restored; none if it is of another family.
@@ -113,13 +128,25 @@ impl Sockets {
     fn state(&self, inode: u64, own: &Own, holders: &[Holder<'_>]) -> std::result::Result<Reached, No> {
         match own.info.phase {
             phase::LISTEN => self.listener(own).map(Reached::Own),
+            // Which error it is, the kernel tells once.
+            phase::CLOSE if own.has_failed() && self.frozen => {
+                let why = format!(
+                    "is a TCP socket ({}) whose connection has failed, which the job has not noticed",
+                    own.name()
+                );
+                Err(No::new(why, LATER))
+            }
             phase::CLOSE if own.was_connected() => {
-                let why = format!("is a TCP socket ({}) whose connection has ended", own.name());
-                Err(No::new(why, "have the job close it before the checkpoint"))
+                let unread = queue::unread(own.fd.as_fd()).unwrap_or_default();
+                Ok(Reached::Own(State::Ended(unread)))
             }
             phase::CLOSE => Ok(Reached::Own(State::Alone)),
             phase::SYN_SENT | phase::SYN_RECV if !self.frozen => Ok(Reached::Own(State::Alone)),
-            phase::SYN_SENT | phase::SYN_RECV => {
+            phase::SYN_SENT => match self.shown.iter().find(|s| s.inode == inode) {
+                Some(shown) => Ok(Reached::Own(State::Connecting(SocketAddr::from(shown.remote)))),
+                None => Err(No::new(format!("is a TCP socket ({}) that is being connected", own.name()), LATER)),
+            },
+            phase::SYN_RECV => {
                 let why = format!("is a TCP socket ({}) that is being connected", own.name());
                 Err(No::new(why, "wait until it is connected, or have the job close it"))
             }
@@ -134,14 +161,19 @@ impl Sockets {
         let waits =
             |s: &&Shown| s.inode == 0 && matches!(s.state, phase::ESTABLISHED | phase::CLOSE_WAIT) && is_here(s.local);
         let stranger = self.shown.iter().filter(waits).find(|s| !self.ends.contains_key(&(s.remote, s.local)));
-        if let Some(stranger) = stranger.filter(|_| self.frozen) {
+        // Of a job that runs on, nobody but the clients of that moment will miss them; nor if connections are closed anyhow.
+        let missed = self.frozen && self.plan.ends && self.plan.policy != Policy::Close;
+        if let Some(stranger) = stranger.filter(|_| missed) {
             let (ip, port) = stranger.remote;
             let from = SocketAddr::new(ip, port);
             let why = format!(
                 "is a listening TCP socket ({}) with an unaccepted connection of {from}, which is outside of the job or was closed",
                 own.name()
             );
-            return Err(No::new(why, "wait until the job has accepted it"));
+            return Err(No::new(
+                why,
+                "wait until the job has accepted it, or give --tcp close: its client then sees a reset",
+            ));
         }
         Ok(State::Listening(own.info.room))
     }
@@ -158,7 +190,20 @@ impl Sockets {
             Some(other) => Other::Own(*other),
             None => match self.other_end(own, remote, (here, there), holders)? {
                 Some(other) => other,
-                None => return Ok(Reached::Outside(self.outside(own, (here, there)))),
+                None if self.plan.policy == Policy::Refuse => {
+                    return Ok(Reached::Outside(self.outside(own, (here, there))));
+                }
+                None if self.plan.policy == Policy::Keep && !repair::is_allowed() => {
+                    let why = format!(
+                        "is a TCP connection ({}) with somebody outside of the job, whose state only CAP_NET_ADMIN shows",
+                        own.name()
+                    );
+                    return Err(No::new(
+                        why,
+                        "run cr as root, or give --tcp close: the restored job then sees a reset",
+                    ));
+                }
+                None => Other::Outside(None),
             },
         };
         let heard = phase::has_heard_end(own.info.phase);
@@ -260,6 +305,11 @@ impl Own {
         let connected = self.is_tcp && !matches!(self.info.phase, phase::CLOSE | phase::LISTEN | phase::SYN_SENT);
         connected.then_some(())?;
         Some((end_of(self.local?), end_of(self.remote?)))
+    }
+
+    /// Of one without a connection: whether it ended with an error that was not told yet.
+    fn has_failed(&self) -> bool {
+        polled(self.fd.as_fd(), 0) & libc::POLLERR != 0
     }
 
     /// Of one without a connection: whether it had one.

@@ -1,18 +1,25 @@
-//! TCP sockets of the job: new, bound and listening ones, and connections of which both ends are in the job.
+//! TCP sockets of the job: new, bound and listening ones, connections within the job, and those with somebody outside.
 //!
 //! What they are is asked of each through a duplicate of its descriptor, and of all at once (`diag`) where a connection has an
 //! end that no process has. What is unread is looked at and left where it is. What was sent and has not arrived lies in a
-//! queue that the kernel shows only under repair ([`crate::sys::tcp`]), and is read only of connections where there is any; the
-//! threads that could use those are parked meanwhile ([`crate::remote::park`]). So it is read in a step of its own ([`Connections`]).
+//! queue that the kernel shows only under repair ([`crate::sys::tcp`]), as it does the numbers of the packets; so that is read in
+//! a step of its own ([`Connections`]), of connections where it is needed: those within the job where something is on its way,
+//! and all with somebody outside. The threads that could use those are parked meanwhile ([`crate::remote::park`]).
 //!
-//! A restore connects both ends anew, by a listener of its own at the address of one of them, sends again what was queued, and
-//! closes what was closed. Numbers and timestamps of the packets are others then, which neither end can see.
+//! A restore connects both ends of a connection within the job anew, by a listener of its own at the address of one of them,
+//! sends again what was queued, and closes what was closed. Numbers and timestamps of the packets are others then, which neither
+//! end can see. One end alone is made under repair, with the numbers that the other end goes on with ([`repair`], [`Revived`]); or
+//! as one that was reset, if the user wants that ([`Policy`]).
 
 pub(super) mod capture;
 mod diag;
+mod ended;
+mod forge;
 pub mod options;
 mod queue;
+pub mod repair;
 mod restore;
+mod revived;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,8 +27,35 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Description, Files, not_here};
 use crate::error::Result;
 
-pub use queue::Connections;
+pub use capture::Plan;
+pub use queue::{Connections, forsake};
 pub(super) use restore::{check, open};
+pub use revived::Revived;
+
+/// What becomes of connections with somebody outside of the job.
+#[derive(
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+    serde::Serialize,
+    serde::Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// They go on, if the other end is still there.
+    #[default]
+    Keep,
+    /// The program sees that they were reset.
+    Close,
+    /// There must be none.
+    Refuse,
+}
 
 /// States of a connection (`net/tcp_states.h`).
 pub mod phase {
@@ -92,6 +126,10 @@ pub enum State {
     Listening(u32),
     /// It is connected.
     Connected(Box<Connection>),
+    /// It is being connected to that address.
+    Connecting(SocketAddr),
+    /// It was connected, and both ends have ended that. This was not read.
+    Ended(Vec<u8>),
 }
 
 /// One end of a connection.
@@ -120,6 +158,8 @@ pub enum Other {
     Gone,
     /// Nobody yet: it waits to be accepted by the listener of that inode.
     Waiting(u64),
+    /// Somebody outside of the job. None: what it takes to go on was not read.
+    Outside(Option<repair::Numbers>),
 }
 
 impl Inet {
@@ -128,8 +168,29 @@ impl Inet {
         match &self.state {
             State::Connected(c) => format!("the TCP connection of {} with {}", self.local, c.remote),
             State::Listening(_) => format!("the TCP socket that listens at {}", self.local),
+            State::Connecting(remote) => {
+                format!("the TCP socket of {} that is being connected with {remote}", self.local)
+            }
+            State::Ended(_) => format!("the TCP socket bound to {} whose connection has ended", self.local),
             State::Alone => format!("the TCP socket bound to {}", self.local),
         }
+    }
+
+    fn connection(&self) -> Option<&Connection> {
+        match &self.state {
+            State::Connected(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
+    /// Whether it is connected with somebody outside of the job.
+    pub(super) fn leads_out(&self) -> bool {
+        self.outside().is_some()
+    }
+
+    /// Its connection, if that is with somebody outside of the job.
+    fn outside(&self) -> Option<&Connection> {
+        self.connection().filter(|c| matches!(c.other, Other::Outside(_)))
     }
 }
 
@@ -149,7 +210,7 @@ fn validate(files: &Files) -> Result<()> {
         let known = match connection.other {
             Other::Own(other) => by_inode.get(&other).is_some_and(|o| matches!(o.state, State::Connected(_))),
             Other::Waiting(listener) => by_inode.get(&listener).is_some_and(|l| matches!(l.state, State::Listening(_))),
-            Other::Gone => true,
+            Other::Gone | Other::Outside(_) => true,
         };
         if !known {
             let why = "its record refers to what is not in the checkpoint".to_owned();

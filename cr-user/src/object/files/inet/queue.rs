@@ -1,6 +1,7 @@
 //! What is queued in both directions of a connection. It is looked at and left where it is.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{IPPROTO_TCP, SOL_SOCKET};
@@ -8,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
 use super::super::{Description, Files, Holder, Table, unix};
+use super::repair::{self, Numbers};
 use super::{Inet, Other, State, all, options, phase};
 use crate::error::{Error, Refusal, Result};
 use crate::fault;
@@ -26,25 +28,36 @@ pub struct Connections {
     /// Duplicates of their descriptors, by inode.
     fds: HashMap<u64, OwnedFd>,
     busy: Busy,
+    /// Those with somebody outside are to go on.
+    keeps: bool,
 }
 
-/// Ends that must be under repair, since something was sent from one to the other and not acknowledged: how many bytes.
+/// Ends that must be under repair, since something was sent from one to the other and not acknowledged, or the other is outside:
+/// how many bytes.
 type Busy = HashMap<u64, usize>;
 
 /// A connected end: its inode, that of its other end if that is in the job, too, and a descriptor.
 struct Half<'a> {
     inode: u64,
     other: Option<u64>,
+    /// Its other end is outside of the job, and may go on with it.
+    goes_on: bool,
     fd: BorrowedFd<'a>,
 }
 
 impl Connections {
     /// Of these sockets, by inode.
-    pub(super) fn of(fds: HashMap<u64, OwnedFd>) -> Self {
-        Self { fds, busy: Busy::new() }
+    pub(super) fn of(fds: HashMap<u64, OwnedFd>, keeps: bool) -> Self {
+        Self { fds, busy: Busy::new(), keeps }
     }
 
-    /// Looks on which of them something is on its way. Only the two ends of such a one are put under repair.
+    /// Those with somebody outside of the job: both ends of each, the job's first.
+    pub fn outside(files: &Files) -> Vec<(SocketAddr, SocketAddr)> {
+        all(files).filter_map(|(_, socket)| Some((socket.local, socket.outside()?.remote))).collect()
+    }
+
+    /// Looks on which of them something is on its way. Only the two ends of such a one are put under repair, and those with somebody
+    /// outside.
     ///
     /// # Errors
     /// When the kernel does not say.
@@ -55,8 +68,9 @@ impl Connections {
             // What was acknowledged has arrived: to be looked at before what has arrived.
             sent.insert(half.inode, unacknowledged(half.fd).map_err(failed("looking into the queue"))?);
         }
-        let is_busy =
-            |h: &&Half<'_>| h.other.is_some_and(|o| sent[&h.inode] > 0 || sent.get(&o).is_some_and(|n| *n > 0));
+        let is_busy = |h: &&Half<'_>| {
+            h.goes_on || h.other.is_some_and(|o| sent[&h.inode] > 0 || sent.get(&o).is_some_and(|n| *n > 0))
+        };
         self.busy = halves.iter().filter(is_busy).map(|h| (h.inode, sent[&h.inode])).collect();
         Ok(())
     }
@@ -94,12 +108,27 @@ impl Connections {
         for description in &mut files.descriptions {
             if let Description::Inet(socket) = description
                 && let State::Connected(connection) = &mut socket.state
-                && let Some(Queues { received, sent }) = queues.remove(&socket.inode)
+                && let Some(queues) = queues.remove(&socket.inode)
             {
-                (connection.received, connection.sent) = (received, sent);
+                (connection.received, connection.sent) = (queues.received, queues.sent);
+                if let Some((numbers, phase)) = queues.stands {
+                    (connection.other, connection.phase) = (Other::Outside(Some(numbers)), phase);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Those with somebody outside that have ended while they were looked at: process and descriptor.
+    pub fn ended_meanwhile(files: &Files) -> Vec<(i32, i32)> {
+        let ended = |s: &Inet| s.outside().is_some_and(|c| c.phase == phase::CLOSE);
+        all(files).filter(|(_, s)| ended(s)).flat_map(|(index, _)| files.holders(index)).collect()
+    }
+
+    /// Those with somebody outside: duplicates of ours.
+    pub fn into_outside(mut self, files: &Files) -> Vec<OwnedFd> {
+        let inodes = all(files).filter(|(_, s)| s.outside().is_some()).map(|(_, s)| s.inode);
+        inodes.collect::<Vec<_>>().iter().filter_map(|inode| self.fds.remove(inode)).collect()
     }
 
     fn halves(&self, files: &Files) -> Vec<Half<'_>> {
@@ -109,10 +138,20 @@ impl Connections {
                 Other::Own(other) => Some(other),
                 _ => None,
             };
-            Some(Half { inode: socket.inode, other, fd: self.fds.get(&socket.inode)?.as_fd() })
+            let goes_on = matches!(connection.other, Other::Outside(_)) && self.keeps;
+            Some(Half { inode: socket.inode, other, goes_on, fd: self.fds.get(&socket.inode)?.as_fd() })
         };
         all(files).filter_map(half).collect()
     }
+}
+
+/// Closes connections that nobody has any more but we, without a word to the other end.
+///
+/// # Errors
+/// What the kernel says: then the other end hears of it.
+pub fn forsake(all: Vec<OwnedFd>) -> Result<()> {
+    let quietly = |fd: &OwnedFd| options::set_int(fd.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON);
+    all.iter().try_for_each(quietly).map_err(failed("giving up"))
 }
 
 fn failed(what: &str) -> impl Fn(Errno) -> Error {
@@ -126,6 +165,8 @@ struct Queues {
     received: Vec<u8>,
     /// What was sent and has not arrived.
     sent: Vec<u8>,
+    /// With somebody outside: where the connection stands, and its state.
+    stands: Option<(Numbers, u8)>,
 }
 
 /// Reads the queues of these ends, of which both of each connection must be there, while the job stands still.
@@ -134,7 +175,7 @@ fn read(halves: &[Half<'_>], busy: &Busy, parked: &[Parked]) -> Result<HashMap<u
     let mut all = HashMap::new();
     for half in idle {
         let received = unread(half.fd).map_err(failed("looking into the queue"))?;
-        all.insert(half.inode, Queues { received, sent: Vec::new() });
+        all.insert(half.inode, Queues { received, ..Queues::default() });
     }
     if busy_ones.is_empty() {
         return Ok(all);
@@ -154,7 +195,8 @@ fn read(halves: &[Half<'_>], busy: &Busy, parked: &[Parked]) -> Result<HashMap<u
         let Some(arrived) = own.sent.len().checked_sub(missing) else {
             return Err(failed("comparing the queues")(Errno::EAGAIN));
         };
-        let queues = Queues { received: own.received.clone(), sent: own.sent[arrived..].to_vec() };
+        let stands = own.numbers.map(|numbers| (numbers, own.phase));
+        let queues = Queues { received: own.received.clone(), sent: own.sent[arrived..].to_vec(), stands };
         all.insert(half.inode, queues);
     }
     Ok(all)
@@ -168,6 +210,9 @@ struct Raw {
     /// What was not acknowledged: the first of it may have arrived.
     sent: Vec<u8>,
     sent_up_to: u32,
+    /// With somebody outside.
+    numbers: Option<Numbers>,
+    phase: u8,
 }
 
 /// The sending queues come first: what arrives meanwhile is then in both, and can be told by the numbers.
@@ -198,18 +243,30 @@ fn look_under_repair(halves: &[&Half<'_>], unacknowledged: &HashMap<u64, usize>)
     for half in halves {
         let raw = all.get_mut(&half.inode).expect("inserted above");
         choose(half.fd, RECEIVE_QUEUE).map_err(&failed)?;
-        let number = || {
-            let end = u32::from(phase::has_heard_end(phase_of(half.fd)));
-            (options::int(half.fd, IPPROTO_TCP, libc::TCP_QUEUE_SEQ) as u32).wrapping_sub(end)
+        let stand = || {
+            let phase = phase_of(half.fd);
+            let end = u32::from(phase::has_heard_end(phase));
+            (phase, (options::int(half.fd, IPPROTO_TCP, libc::TCP_QUEUE_SEQ) as u32).wrapping_sub(end))
         };
         loop {
-            raw.received_up_to = number();
+            (raw.phase, raw.received_up_to) = stand();
             raw.received = unread(half.fd).map_err(&failed)?;
-            if number() == raw.received_up_to {
+            if stand() == (raw.phase, raw.received_up_to) {
                 break;
             }
         }
         choose(half.fd, NO_QUEUE).map_err(&failed)?;
+        if half.goes_on {
+            // What is acknowledged meanwhile is sent then: looked at last, no more of it is unsent than was when it was read.
+            let numbers = Numbers::read(half.fd).and_then(|n| Ok((n, repair::unsent_bytes(half.fd, raw.phase)?)));
+            let (numbers, unsent) = numbers.map_err(&failed)?;
+            raw.numbers = Some(Numbers {
+                sent_up_to: raw.sent_up_to,
+                received_up_to: raw.received_up_to,
+                unsent: unsent.min(raw.sent.len() as u32),
+                ..numbers
+            });
+        }
     }
     Ok(all)
 }

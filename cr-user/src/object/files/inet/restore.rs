@@ -1,5 +1,5 @@
-//! Making the sockets again. Connections come first: each is made by a listener of ours, which is gone before the job's own
-//! listener takes the address, so that nobody else is accepted in its place.
+//! Making the sockets again. Connections come first: each of those within the job is made by a listener of ours, which is gone
+//! before the job's own listener takes the address, so that nobody else is accepted in its place.
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -11,7 +11,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getpeername, getsockname, send, shutdown};
 
 use super::super::{Files, not_here, unix};
-use super::{Connection, End, Inet, Other, State, all, diag, end_of, options, phase, queue, validate};
+use super::ended::{self, How};
+use super::{
+    Connection, End, Inet, Other, Policy, Revived, State, all, diag, end_of, options, phase, queue, repair, validate,
+};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::fd::{fcntl, readable_bytes};
@@ -20,14 +23,25 @@ use crate::sys::socket::{accept, listen, set_option, socket};
 /// In which what is sent over the loopback interface surely arrives.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether everything that the sockets refer to is in the record, and their addresses can be had. Nothing is changed.
+/// Whether everything that the sockets refer to is in the record, and their addresses can be had. Nothing is changed. `policy` is
+/// what becomes of connections with somebody outside.
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the socket.
-pub fn check(files: &Files) -> Result<()> {
+pub fn check(files: &Files, policy: Policy) -> Result<()> {
     validate(files)?;
-    let listeners: Vec<&Inet> = all(files).map(|(_, s)| s).filter(|s| matches!(s.state, State::Listening(_))).collect();
-    if listeners.is_empty() {
+    let with = |wanted: fn(&Inet) -> bool| all(files).map(|(_, s)| s).filter(move |s| wanted(s)).collect::<Vec<_>>();
+    let listeners = with(|s| matches!(s.state, State::Listening(_)));
+    let outside = with(|s| s.outside().is_some());
+    match policy {
+        Policy::Refuse if !outside.is_empty() => {
+            let why = "its other end is outside of the job, and --tcp refuse was asked for".to_owned();
+            return Err(not_here(outside[0].what(), why, "restore with --tcp keep or close"));
+        }
+        Policy::Keep => outside.iter().try_for_each(|socket| socket.check_address())?,
+        _ => {}
+    }
+    if listeners.is_empty() && outside.is_empty() {
         return Ok(());
     }
     let shown = ask()?;
@@ -40,6 +54,17 @@ pub fn check(files: &Files) -> Result<()> {
             return Err(not_here(socket.what(), format!("{who} listens there"), "end that first"));
         }
     }
+    for socket in outside.into_iter().filter(|_| policy == Policy::Keep) {
+        let ends = socket.outside().map(|c| (end_of(socket.local), end_of(c.remote)));
+        if let Some(taken) = shown.iter().find(|s| s.inode != 0 && Some((s.local, s.remote)) == ends) {
+            let who = unix::owner_of(taken.inode, &[]).map_or("somebody else".to_owned(), procfs::who);
+            return Err(not_here(
+                socket.what(),
+                format!("{who} has that connection"),
+                "end that, or restore with --tcp close",
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -47,8 +72,9 @@ pub fn check(files: &Files) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::NotHere`] when an address cannot be had, and [`Error::System`].
-pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
+pub fn open(files: &Files, policy: Policy) -> Result<(HashMap<usize, OwnedFd>, Revived)> {
     let mut made: HashMap<u64, OwnedFd> = HashMap::new();
+    let mut revived = Revived::default();
     let sockets: HashMap<u64, &Inet> = all(files).map(|(_, s)| (s.inode, s)).collect();
     remove_remains(&sockets)?;
     for (_, socket) in all(files) {
@@ -71,13 +97,30 @@ pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
                 wait_for(socket, || Ok(phase::has_heard_end(queue::phase_of(one.as_fd()))))?;
                 made.insert(socket.inode, one);
             }
+            Other::Outside(Some(numbers)) if policy == Policy::Keep => {
+                let fd = repair::make(socket, connection, &numbers)?;
+                let ours = fd.try_clone().map_err(|e| Error::system(format!("making {}", socket.what()), e))?;
+                revived.add(ours, socket, numbers);
+                made.insert(socket.inode, fd);
+            }
+            Other::Outside(_) => {
+                made.insert(socket.inode, ended::make(socket, &connection.received, How::Reset)?);
+            }
             _ => {}
         }
     }
-    for (_, socket) in all(files).filter(|(_, s)| !matches!(s.state, State::Connected(_))) {
+    for (_, socket) in all(files) {
+        match &socket.state {
+            State::Connected(_) | State::Connecting(_) => continue,
+            State::Ended(unread) => {
+                made.insert(socket.inode, ended::make(socket, unread, How::Both)?);
+                continue;
+            }
+            State::Alone | State::Listening(_) => {}
+        }
         let fd = new(socket)?;
         if socket.local.port() != 0 || !socket.local.ip().is_unspecified() {
-            socket.bind(&fd)?;
+            socket.bind(&fd, true)?;
         }
         if let State::Listening(room) = socket.state {
             listen(&fd, room).map_err(|e| socket.failed(e))?;
@@ -85,10 +128,13 @@ pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
         made.insert(socket.inode, fd);
     }
     for (_, socket) in all(files) {
+        if let State::Connecting(remote) = socket.state {
+            made.insert(socket.inode, connecting(socket, remote)?);
+        }
         let State::Connected(connection) = &socket.state else { continue };
         if let Other::Waiting(_) = connection.other {
             let fd = new(socket)?;
-            socket.bind(&fd)?;
+            socket.bind(&fd, true)?;
             connect(fd.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| socket.failed(e))?;
             if !socket.is_at_its_address(&fd) {
                 return Err(socket.failed(Errno::EADDRNOTAVAIL));
@@ -102,7 +148,19 @@ pub fn open(files: &Files) -> Result<HashMap<usize, OwnedFd>> {
         socket.finish(&fd)?;
         by_index.insert(index, fd);
     }
-    Ok(by_index)
+    Ok((by_index, revived))
+}
+
+/// A socket that begins to be connected, as it had begun.
+fn connecting(socket: &Inet, remote: SocketAddr) -> Result<OwnedFd> {
+    let fd = new(socket)?;
+    socket.bind(&fd, true)?;
+    fcntl(fd.as_fd(), libc::F_SETFL, libc::O_NONBLOCK.into()).map_err(|e| socket.failed(e))?;
+    match connect(fd.as_raw_fd(), &SockaddrStorage::from(remote)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd),
+        // It cannot be at once: the program hears of it as it would have.
+        Err(_) => ended::make(socket, &[], How::Reset),
+    }
 }
 
 fn ask() -> Result<Vec<diag::Shown>> {
@@ -116,6 +174,8 @@ fn remove_remains(sockets: &HashMap<u64, &Inet>) -> Result<()> {
         _ => None,
     };
     let connections: Vec<(End, End)> = sockets.values().filter_map(ends).collect();
+    // What the other end of those with somebody outside has left is not ours.
+    let own: Vec<(End, End)> = sockets.values().filter(|s| s.outside().is_none()).filter_map(ends).collect();
     let addresses: Vec<End> = sockets.values().map(|s| end_of(s.local)).filter(|end| end.1 != 0).collect();
     if addresses.is_empty() {
         return Ok(());
@@ -126,7 +186,7 @@ fn remove_remains(sockets: &HashMap<u64, &Inet>) -> Result<()> {
         |s: &diag::Shown| shown.iter().any(|l| l.state == phase::LISTEN && l.inode != 0 && l.local.1 == s.local.1);
     for remains in shown.iter().filter(|s| s.inode == 0 && s.state != phase::LISTEN && !waits(s)) {
         let (local, remote) = (remains.local, remains.remote);
-        let is_connection = connections.iter().any(|(l, r)| (*l, *r) == (local, remote) || (*r, *l) == (local, remote));
+        let is_connection = connections.contains(&(local, remote)) || own.contains(&(remote, local));
         // What was connected to a listener later than the checkpoint would keep its address busy.
         let at_address = addresses.iter().any(|(ip, port)| *port == local.1 && (*ip == local.0 || ip.is_unspecified()));
         if is_connection || at_address {
@@ -147,10 +207,10 @@ fn is_accepted(socket: &Inet, sockets: &HashMap<u64, &Inet>) -> bool {
 /// Connects two ends.
 fn pair(client: &Inet, server: &Inet) -> Result<(OwnedFd, OwnedFd)> {
     let listener = new(server)?;
-    server.bind(&listener)?;
+    server.bind(&listener, true)?;
     listen(&listener, 16).map_err(|e| server.failed(e))?;
     let one = new(client)?;
-    client.bind(&one)?;
+    client.bind(&one, true)?;
     let State::Connected(connection) = &client.state else { return Err(client.failed(Errno::ENOTCONN)) };
     connect(one.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| client.failed(e))?;
     if !client.is_at_its_address(&one) {
@@ -194,7 +254,8 @@ fn fill(one: &OwnedFd, first: &Inet, two: &OwnedFd, second: &Inet) -> Result<()>
     Ok(())
 }
 
-fn wait_for(socket: &Inet, mut done: impl FnMut() -> nix::Result<bool>) -> Result<()> {
+/// Waits until it is so, for as long as [`PATIENCE`].
+pub(super) fn wait_for(socket: &Inet, mut done: impl FnMut() -> nix::Result<bool>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !done().map_err(|e| socket.failed(e))? {
         if Instant::now() > end {
@@ -206,7 +267,7 @@ fn wait_for(socket: &Inet, mut done: impl FnMut() -> nix::Result<bool>) -> Resul
 }
 
 /// A socket that can be bound where others of the job are, and waits for nothing longer than [`PATIENCE`].
-fn new(like: &Inet) -> Result<OwnedFd> {
+pub(super) fn new(like: &Inet) -> Result<OwnedFd> {
     let fd = socket(like.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(|e| like.failed(e))?;
     options::set_first(fd.as_fd(), &like.options)?;
     let patience = [PATIENCE.as_secs(), 0].map(u64::to_ne_bytes).concat();
@@ -218,15 +279,8 @@ fn new(like: &Inet) -> Result<OwnedFd> {
 }
 
 impl Inet {
-    fn failed(&self, e: Errno) -> Error {
+    pub(super) fn failed(&self, e: Errno) -> Error {
         Error::system(format!("making {}", self.what()), e)
-    }
-
-    fn connection(&self) -> Option<&Connection> {
-        match &self.state {
-            State::Connected(connection) => Some(connection),
-            _ => None,
-        }
     }
 
     /// The other end of a connection, of which nothing is recorded since it was closed.
@@ -242,11 +296,27 @@ impl Inet {
         Self { inode: 0, local: connection.remote, state, options: Vec::new(), ..self.clone() }
     }
 
-    fn bind(&self, fd: &OwnedFd) -> Result<()> {
+    /// Whether this machine has the address of one end of a connection.
+    fn check_address(&self) -> Result<()> {
+        let probe = new(self)?;
+        let mut address = self.local;
+        address.set_port(0);
+        bind(probe.as_raw_fd(), &SockaddrStorage::from(address)).map_err(|e| match e {
+            Errno::EADDRNOTAVAIL => {
+                let todo = "give it that address, or restore with --tcp close: the job then sees that the connection was reset";
+                not_here(self.what(), format!("this machine has no address {}", self.local.ip()), todo)
+            }
+            other => self.failed(other),
+        })
+    }
+
+    /// `loosely`: where a connection will have its address anyhow, it need not be bound to that.
+    pub(super) fn bind(&self, fd: &OwnedFd, loosely: bool) -> Result<()> {
         let mut local: SocketAddr = self.local;
         // To be bound to one address of IPv6 makes a socket IPv6-only for good, and that shows. Connected it has that address
         // all the same.
-        if self.connection().is_some() && self.is_of_both_families() {
+        let connects = self.connection().is_some() || matches!(self.state, State::Connecting(_));
+        if loosely && connects && self.is_of_both_families() {
             local.set_ip(Ipv6Addr::UNSPECIFIED.into());
         }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(local)).map_err(|e| match e {
@@ -265,12 +335,12 @@ impl Inet {
     }
 
     /// Whether a socket has the address that it should have.
-    fn is_at_its_address(&self, fd: &OwnedFd) -> bool {
+    pub(super) fn is_at_its_address(&self, fd: &OwnedFd) -> bool {
         let local = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok().and_then(|a| super::capture::address(&a));
         local.map(end_of) == Some(end_of(self.local))
     }
 
-    fn send(&self, fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    pub(super) fn send(&self, fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             let n = send(fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).map_err(|e| self.failed(e))?;
             bytes = &bytes[n..];

@@ -1,0 +1,48 @@
+//! Connections with somebody outside: nobody there is to hear anything until the job is complete, and then all of it.
+
+use crate::error::Result;
+use crate::image::JobId;
+use crate::netlock::{self, Flow, Silence};
+use crate::object::files::{Files, inet};
+
+/// The silence on the job's connections with somebody outside while it is built, and they themselves.
+#[derive(Debug)]
+pub struct Outside {
+    silence: Option<Silence>,
+    revived: inet::Revived,
+}
+
+impl Outside {
+    /// Silences them, before there is a socket of them: who sent something to an address at which nobody is would be reset.
+    pub fn hush(files: &Files, policy: inet::Policy) -> Self {
+        let ends = inet::Connections::outside(files).into_iter();
+        let flows: Vec<Flow> = ends.map(|(local, remote)| Flow { local, remote }).collect();
+        let silence = if flows.is_empty() || policy != inet::Policy::Keep {
+            None
+        } else {
+            let unsure =
+                |e: &netlock::Error| log::warn!("the job's TCP connections may be reset while it is restored: {e}");
+            Silence::begin(None, &flows).inspect_err(unsure).ok()
+        };
+        Self { silence, revived: inet::Revived::default() }
+    }
+
+    /// With the sockets that were made.
+    pub fn with(self, revived: inet::Revived) -> Self {
+        Self { revived, ..self }
+    }
+
+    /// Ends the silence, also the one that the killing of the job has left, and has the connections go on. To be called when the
+    /// job is about to run.
+    ///
+    /// # Errors
+    /// When one cannot go on.
+    pub fn go(self, job: JobId) -> Result<()> {
+        if self.silence.is_some() {
+            let lifted = netlock::lift(None, job)?;
+            log::debug!("{lifted} connections were silent until now");
+        }
+        self.silence.map_or(Ok(()), Silence::end)?;
+        self.revived.go()
+    }
+}
