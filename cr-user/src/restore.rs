@@ -335,9 +335,10 @@ impl Restored {
         fault::point("restore.run")?;
         let Built { bodies, made, oracles, spaces, outside, .. } = self.job;
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
-        outside.go(self.chain.newest().job())?;
+        let silence = outside.go(self.chain.newest().job())?;
         bodies.into_iter().try_for_each(Body::release)?;
         made.keep();
+        drop(silence);
         Ok(job)
     }
 }

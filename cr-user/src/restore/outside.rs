@@ -33,16 +33,17 @@ impl Outside {
     }
 
     /// Ends the silence, also the one that the killing of the job has left, and has the connections go on. To be called when the
-    /// job is about to run.
+    /// job is about to run. What is left of the silence takes a moment to drop.
     ///
     /// # Errors
     /// When one cannot go on.
-    pub fn go(self, job: JobId) -> Result<()> {
+    pub fn go(mut self, job: JobId) -> Result<Option<Silence>> {
         if self.silence.is_some() {
             let lifted = netlock::lift(None, job)?;
             log::debug!("{lifted} connections were silent until now");
         }
-        self.silence.map_or(Ok(()), Silence::end)?;
-        self.revived.go()
+        self.silence.as_mut().map_or(Ok(()), Silence::end)?;
+        self.revived.go()?;
+        Ok(self.silence)
     }
 }

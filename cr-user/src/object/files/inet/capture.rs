@@ -12,7 +12,8 @@ use super::super::survey::{self, Group};
 use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
 use super::queue::{self, Connections};
-use super::{Connection, End, Inet, Other, Policy, State, end_of, options, phase, repair};
+use super::repair::{self, Numbers};
+use super::{Connection, End, Inet, Other, Policy, State, end_of, options, phase};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::socket::{option, polled};
@@ -203,7 +204,7 @@ impl Sockets {
                         "run cr as root, or give --tcp close: the restored job then sees a reset",
                     ));
                 }
-                None => Other::Outside(None),
+                None => Other::Outside,
             },
         };
         let heard = phase::has_heard_end(own.info.phase);
@@ -221,6 +222,7 @@ impl Sockets {
             other,
             phase: own.info.phase,
             deaf: events & libc::POLLRDHUP != 0 && !heard,
+            numbers: (self.frozen && other != Other::Outside).then(|| Numbers::shown(own.fd.as_fd())),
             // Read later (`super::queue`).
             received: Vec::new(),
             sent: Vec::new(),

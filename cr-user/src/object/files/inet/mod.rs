@@ -6,16 +6,17 @@
 //! a step of its own ([`Connections`]), of connections where it is needed: those within the job where something is on its way,
 //! and all with somebody outside. The threads that could use those are parked meanwhile ([`crate::remote::park`]).
 //!
-//! A restore connects both ends of a connection within the job anew, by a listener of its own at the address of one of them,
-//! sends again what was queued, and closes what was closed. Numbers and timestamps of the packets are others then, which neither
-//! end can see. One end alone is made under repair, with the numbers that the other end goes on with ([`repair`], [`Revived`]); or
-//! as one that was reset, if the user wants that ([`Policy`]).
+//! A restore makes connections under repair ([`repair`]). Where both ends are in the job ([`pair`]), what was on its way is sent
+//! again; numbers and timestamps of the packets are others then, which neither end can see. One end alone gets the numbers that the
+//! other end goes on with, and is silent until the job runs ([`Revived`]); or it is made as one that was reset, if the user wants
+//! that ([`Policy`]).
 
 pub(super) mod capture;
 mod diag;
 mod ended;
 mod forge;
 pub mod options;
+mod pair;
 mod queue;
 pub mod repair;
 mod restore;
@@ -143,6 +144,8 @@ pub struct Connection {
     pub phase: u8,
     /// `shutdown(SHUT_RD)`.
     pub deaf: bool,
+    /// Where it stands; with somebody outside only if it is to go on.
+    pub numbers: Option<repair::Numbers>,
     /// What arrived and was not read.
     pub received: Vec<u8>,
     /// What was sent and has not arrived.
@@ -158,8 +161,8 @@ pub enum Other {
     Gone,
     /// Nobody yet: it waits to be accepted by the listener of that inode.
     Waiting(u64),
-    /// Somebody outside of the job. None: what it takes to go on was not read.
-    Outside(Option<repair::Numbers>),
+    /// Somebody outside of the job.
+    Outside,
 }
 
 impl Inet {
@@ -190,7 +193,7 @@ impl Inet {
 
     /// Its connection, if that is with somebody outside of the job.
     fn outside(&self) -> Option<&Connection> {
-        self.connection().filter(|c| matches!(c.other, Other::Outside(_)))
+        self.connection().filter(|c| c.other == Other::Outside)
     }
 }
 
@@ -210,7 +213,7 @@ fn validate(files: &Files) -> Result<()> {
         let known = match connection.other {
             Other::Own(other) => by_inode.get(&other).is_some_and(|o| matches!(o.state, State::Connected(_))),
             Other::Waiting(listener) => by_inode.get(&listener).is_some_and(|l| matches!(l.state, State::Listening(_))),
-            Other::Gone | Other::Outside(_) => true,
+            Other::Gone | Other::Outside => true,
         };
         if !known {
             let why = "its record refers to what is not in the checkpoint".to_owned();

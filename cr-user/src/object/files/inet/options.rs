@@ -85,11 +85,13 @@ const THEN: &[(i32, i32)] = &[
     (IPPROTO_TCP, libc::TCP_INQ),
     (IPPROTO_TCP, libc::TCP_NODELAY),
     (IPPROTO_TCP, libc::TCP_CORK),
+    // Sizes of buffers imply a window.
+    (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
     (SOL_SOCKET, SO_BUF_LOCK),
 ];
 
 /// What a connection negotiates, and shows changed then.
-const UNCONNECTED: &[(i32, i32)] = &[(IPPROTO_TCP, libc::TCP_MAXSEG), (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)];
+const UNCONNECTED: &[(i32, i32)] = &[(IPPROTO_TCP, libc::TCP_MAXSEG)];
 
 /// What is set while a socket is made, and put right in the end.
 const LENT: &[(i32, i32)] =
@@ -130,9 +132,10 @@ pub(super) fn set(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
     settings.iter().filter(|s| !UNCONNECTED.contains(&(s.level, s.name))).try_for_each(|s| s.set(fd))
 }
 
-/// Sets the size of the receive buffer as it was.
+/// Sets the size of the receive buffer, and so the largest window, as they were.
 pub(super) fn set_receive_size(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
-    let size = settings.iter().filter(|s| (s.level, s.name) == (SOL_SOCKET, libc::SO_RCVBUF));
+    const SIZES: [(i32, i32); 2] = [(SOL_SOCKET, libc::SO_RCVBUF), (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)];
+    let size = settings.iter().filter(|s| SIZES.contains(&(s.level, s.name)));
     size.into_iter().try_for_each(|s| s.set(fd))
 }
 

@@ -112,7 +112,7 @@ impl Connections {
             {
                 (connection.received, connection.sent) = (queues.received, queues.sent);
                 if let Some((numbers, phase)) = queues.stands {
-                    (connection.other, connection.phase) = (Other::Outside(Some(numbers)), phase);
+                    (connection.numbers, connection.phase) = (Some(numbers), phase);
                 }
             }
         }
@@ -138,7 +138,7 @@ impl Connections {
                 Other::Own(other) => Some(other),
                 _ => None,
             };
-            let goes_on = matches!(connection.other, Other::Outside(_)) && self.keeps;
+            let goes_on = connection.other == Other::Outside && self.keeps;
             Some(Half { inode: socket.inode, other, goes_on, fd: self.fds.get(&socket.inode)?.as_fd() })
         };
         all(files).filter_map(half).collect()

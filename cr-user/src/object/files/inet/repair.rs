@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::IPPROTO_TCP;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, connect, send, shutdown};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send};
 
 use super::queue::{NO_QUEUE, RECEIVE_QUEUE, SEND_QUEUE, choose};
 use super::{Connection, Inet, options, phase, restore};
@@ -73,6 +73,34 @@ impl Numbers {
         })
     }
 
+    /// Of a connection within the job: what was agreed on, and the windows. The numbers may be others after a restore.
+    pub(super) fn shown(fd: BorrowedFd<'_>) -> Self {
+        let info = option(fd, IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
+        let word =
+            |at: usize| info.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().expect("four bytes")));
+        // `tcpi_snd_wnd`, `tcpi_rcv_wnd`.
+        let (sends, receives) = (word(228), word(232));
+        Self {
+            window: [0, sends, sends, receives, 0],
+            agreed: info.get(5).map_or(0, |o| o & (TIMESTAMPS | SACK | SCALES)),
+            scales: info.get(6).copied().unwrap_or(0),
+            mss: options::int(fd, IPPROTO_TCP, libc::TCP_MAXSEG) as u32,
+            ..Self::default()
+        }
+    }
+
+    /// The windows as those of one who has received up to that number.
+    pub(super) fn at(self, received: u32) -> Self {
+        let [_, sends, most, receives, _] = self.window;
+        Self { window: [received, sends, most, receives, received], ..self }
+    }
+
+    /// Those of the other end, as far as they follow.
+    pub(super) fn of_other(self) -> Self {
+        let [_, sends, _, receives, _] = self.window;
+        Self { window: [0, receives, receives, sends, 0], scales: self.scales.rotate_left(4), ..self }
+    }
+
     /// The window in which the other end lets us send, as a packet of its would say it.
     pub(super) fn window_of_other(&self) -> u16 {
         let scale = if self.agreed & SCALES == 0 { 0 } else { self.scales & 0xf };
@@ -111,7 +139,7 @@ pub(super) fn is_allowed() -> bool {
 }
 
 /// Makes the socket again. It stays under repair: nothing is sent. What had not been sent, and an end that arrived, is still to come
-/// ([`super::Revived`]).
+/// ([`super::Revived`]), and so is our own.
 pub(super) fn make(socket: &Inet, connection: &Connection, numbers: &Numbers) -> Result<OwnedFd> {
     // To be bound to one address of IPv6 makes a socket IPv6-only for good, and that shows. Bound to none it may get another
     // address, if there are several: then that is the lesser evil.
@@ -144,7 +172,7 @@ fn connected(socket: &Inet, connection: &Connection, numbers: &Numbers, loosely:
     Ok(fd)
 }
 
-/// Puts back what was queued, the window, and our own end if that was sent.
+/// Puts back what was queued, and the window.
 fn fill(fd: BorrowedFd<'_>, connection: &Connection, numbers: &Numbers) -> nix::Result<()> {
     options::make_room(fd)?;
     let sent = connection.sent.len() - numbers.unsent as usize;
@@ -160,9 +188,6 @@ fn fill(fd: BorrowedFd<'_>, connection: &Connection, numbers: &Numbers) -> nix::
     }
     let window = window.map(u32::to_ne_bytes).concat();
     set_option(fd, IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &window)?;
-    if phase::is_ended(connection.phase) && numbers.unsent == 0 && !phase::has_heard_end(connection.phase) {
-        shutdown(fd.as_raw_fd(), Shutdown::Write)?;
-    }
     choose(fd, NO_QUEUE)
 }
 

@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use libc::SOL_SOCKET;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getpeername, getsockname, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, bind, connect, getsockname, send, shutdown};
 
 use super::super::{Files, not_here, unix};
 use super::ended::{self, How};
+use super::repair::Numbers;
 use super::{
-    Connection, End, Inet, Other, Policy, Revived, State, all, diag, end_of, options, phase, queue, repair, validate,
+    Connection, End, Inet, Other, Policy, Revived, State, all, diag, end_of, options, pair, phase, queue, repair,
+    validate,
 };
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::sys::fd::{fcntl, readable_bytes};
-use crate::sys::socket::{accept, listen, set_option, socket};
+use crate::sys::fd::fcntl;
+use crate::sys::socket::{listen, set_option, socket};
 
 /// In which what is sent over the loopback interface surely arrives.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +40,7 @@ pub fn check(files: &Files, policy: Policy) -> Result<()> {
             let why = "its other end is outside of the job, and --tcp refuse was asked for".to_owned();
             return Err(not_here(outside[0].what(), why, "restore with --tcp keep or close"));
         }
-        Policy::Keep => outside.iter().try_for_each(|socket| socket.check_address())?,
+        Policy::Keep => outside.iter().try_for_each(|socket| socket.check_outside())?,
         _ => {}
     }
     if listeners.is_empty() && outside.is_empty() {
@@ -84,26 +86,25 @@ pub fn open(files: &Files, policy: Policy) -> Result<(HashMap<usize, OwnedFd>, R
                 let other = sockets[&inode];
                 // Whoever has the address of a listener came out of it.
                 let (client, server) = if is_accepted(socket, &sockets) { (other, socket) } else { (socket, other) };
-                let (one, two) = pair(client, server)?;
-                fill(&one, client, &two, server)?;
+                let (one, two) = pair::make(client, server)?;
                 made.insert(client.inode, one);
                 made.insert(server.inode, two);
             }
             Other::Gone => {
                 let other = socket.opposite(connection);
-                let (one, two) = pair(socket, &other)?;
-                fill(&one, socket, &two, &other)?;
+                let (one, two) = pair::make(socket, &other)?;
                 drop(two);
                 wait_for(socket, || Ok(phase::has_heard_end(queue::phase_of(one.as_fd()))))?;
                 made.insert(socket.inode, one);
             }
-            Other::Outside(Some(numbers)) if policy == Policy::Keep => {
+            Other::Outside if policy == Policy::Keep => {
+                let numbers = connection.numbers.unwrap_or_default();
                 let fd = repair::make(socket, connection, &numbers)?;
                 let ours = fd.try_clone().map_err(|e| Error::system(format!("making {}", socket.what()), e))?;
                 revived.add(ours, socket, numbers);
                 made.insert(socket.inode, fd);
             }
-            Other::Outside(_) => {
+            Other::Outside => {
                 made.insert(socket.inode, ended::make(socket, &connection.received, How::Reset)?);
             }
             _ => {}
@@ -204,56 +205,6 @@ fn is_accepted(socket: &Inet, sockets: &HashMap<u64, &Inet>) -> bool {
     sockets.values().any(|s| is_its(&s))
 }
 
-/// Connects two ends.
-fn pair(client: &Inet, server: &Inet) -> Result<(OwnedFd, OwnedFd)> {
-    let listener = new(server)?;
-    server.bind(&listener, true)?;
-    listen(&listener, 16).map_err(|e| server.failed(e))?;
-    let one = new(client)?;
-    client.bind(&one, true)?;
-    let State::Connected(connection) = &client.state else { return Err(client.failed(Errno::ENOTCONN)) };
-    connect(one.as_raw_fd(), &SockaddrStorage::from(connection.remote)).map_err(|e| client.failed(e))?;
-    if !client.is_at_its_address(&one) {
-        return Err(client.failed(Errno::EADDRNOTAVAIL));
-    }
-    loop {
-        let two = accept(listener.as_fd()).map_err(|e| server.failed(e))?;
-        // Others may try the address too: to them nobody is there yet.
-        let from = getpeername::<SockaddrStorage>(two.as_raw_fd()).ok().and_then(|a| super::capture::address(&a));
-        if from.map(end_of) == Some(end_of(client.local)) {
-            return Ok((one, two));
-        }
-    }
-}
-
-/// Sends again what was queued, and closes what was closed for sending.
-fn fill(one: &OwnedFd, first: &Inet, two: &OwnedFd, second: &Inet) -> Result<()> {
-    let ways = [(one, first, two, second), (two, second, one, first)];
-    for (from, sender, to, receiver) in ways {
-        let Some(connection) = receiver.connection() else { continue };
-        options::make_room(from.as_fd()).map_err(|e| sender.failed(e))?;
-        if !connection.received.is_empty() {
-            options::make_room(to.as_fd()).map_err(|e| receiver.failed(e))?;
-            sender.send(from.as_fd(), &connection.received)?;
-            let all = connection.received.len();
-            wait_for(receiver, || readable_bytes(to.as_fd()).map(|n| n >= all))?;
-        }
-    }
-    for (from, sender, to, receiver) in ways {
-        let Some(connection) = sender.connection() else { continue };
-        // What had no room there has none again.
-        options::set_receive_size(to.as_fd(), &receiver.options)?;
-        sender.send(from.as_fd(), &connection.sent)?;
-        if phase::is_ended(connection.phase) {
-            shutdown(from.as_raw_fd(), Shutdown::Write).map_err(|e| sender.failed(e))?;
-            if receiver.connection().is_some_and(|c| phase::has_heard_end(c.phase)) {
-                wait_for(receiver, || Ok(phase::has_heard_end(queue::phase_of(to.as_fd()))))?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Waits until it is so, for as long as [`PATIENCE`].
 pub(super) fn wait_for(socket: &Inet, mut done: impl FnMut() -> nix::Result<bool>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
@@ -290,14 +241,23 @@ impl Inet {
             other: Other::Gone,
             phase: phase::ESTABLISHED,
             deaf: false,
+            numbers: connection.numbers.map(Numbers::of_other),
             received: Vec::new(),
             sent: Vec::new(),
         }));
         Self { inode: 0, local: connection.remote, state, options: Vec::new(), ..self.clone() }
     }
 
-    /// Whether this machine has the address of one end of a connection.
-    fn check_address(&self) -> Result<()> {
+    /// Whether a connection with somebody outside can go on: with what is known of it, and with its address on this machine.
+    fn check_outside(&self) -> Result<()> {
+        if self.outside().is_none_or(|c| c.numbers.is_none()) {
+            let why = "the checkpoint was taken with --tcp close, and does not hold what it takes to go on".to_owned();
+            return Err(not_here(self.what(), why, "restore with --tcp close"));
+        }
+        if !repair::is_allowed() {
+            let why = "only CAP_NET_ADMIN may make it go on".to_owned();
+            return Err(not_here(self.what(), why, "run cr as root, or restore with --tcp close"));
+        }
         let probe = new(self)?;
         let mut address = self.local;
         address.set_port(0);

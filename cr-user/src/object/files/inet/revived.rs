@@ -60,11 +60,12 @@ impl One {
         if phase::has_heard_end(connection.phase) {
             self.end_of_other(connection).send().map_err(failed)?;
             restore::wait_for(&self.socket, || Ok(phase::has_heard_end(queue::phase_of(fd))))?;
-            if ended && self.numbers.unsent == 0 {
-                queue::choose(fd, queue::SEND_QUEUE).map_err(failed)?;
-                shutdown(fd.as_raw_fd(), Shutdown::Write).map_err(failed)?;
-                queue::choose(fd, queue::NO_QUEUE).map_err(failed)?;
-            }
+        }
+        if ended && self.numbers.unsent == 0 {
+            // It was sent. Should it not have arrived, it is sent again in time.
+            queue::choose(fd, queue::SEND_QUEUE).map_err(failed)?;
+            shutdown(fd.as_raw_fd(), Shutdown::Write).map_err(failed)?;
+            queue::choose(fd, queue::NO_QUEUE).map_err(failed)?;
         }
         options::set_int(fd, IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF).map_err(failed)?;
         if self.numbers.unsent > 0 {
