@@ -8,6 +8,7 @@
  *   --family 6     IPv6
  *   --address A    connect to this address instead of the loopback interface's
  *   --buffers B    sizes of the socket's buffers; as the kernel likes if not given
+ *   --may-break 1  a connection that is reset is no failure: it is closed, and `say.lost` tells of the first one
  *
  * Each record follows from its connection, direction and number: who receives knows every byte that has to come, so nothing can
  * be lost, doubled or out of order, and any error of a connection is a failure. Nobody waits for an answer before sending more, and
@@ -56,7 +57,7 @@ struct connection {
 
 static struct connection *connections[MOST];
 static size_t connection_count, closed_count;
-static bool finishing;
+static bool finishing, may_break;
 
 static struct record record_of(uint32_t connection, uint32_t kind, bool from_server, uint64_t number) {
     struct record record = {.connection = connection, .kind = kind, .number = number};
@@ -109,11 +110,25 @@ static void greet(struct connection *c) {
     if (c->kind == UP) make_records(c, PROLOGUE, false);
 }
 
+static void end(struct connection *c) {
+    MUST(close(c->fd));
+    c->closed = true;
+    closed_count++;
+}
+
 /* Which ways this end would go on: POLLIN and POLLOUT, which are the same numbers for epoll. */
 static uint32_t wants(const struct connection *c) {
     bool waits = c->out_at < c->out_length, left_unread = !finishing && (c->serving ? c->kind == DOWN : c->kind == UP);
     bool out = !c->out_ended && (waits || c->source), in = !c->in_ended && !left_unread && !(c->relay && waits);
     return (in ? POLLIN : 0) | (out ? POLLOUT : 0);
+}
+
+/* Whether a connection is allowed to end with the error that it has just shown. */
+static bool breaks(struct connection *c) {
+    if (!may_break || (errno != ECONNRESET && errno != EPIPE)) return false;
+    guest_link("say.lost", strerror(errno));
+    end(c);
+    return true;
 }
 
 static void send_some(struct connection *c) {
@@ -125,6 +140,7 @@ static void send_some(struct connection *c) {
         }
         ssize_t part = send(c->fd, (char *)c->out + c->out_at, c->out_length - c->out_at, MSG_NOSIGNAL);
         if (part < 0 && errno == EAGAIN) return;
+        if (part < 0 && breaks(c)) return;
         CHECK(part > 0, "connection %u: send: %s", c->id, strerror(errno));
         c->out_at += (size_t)part;
         if (c->kind == UP) c->moved = true;
@@ -139,6 +155,7 @@ static void receive_some(struct connection *c) {
         size_t most = greeting ? sizeof c->in - c->in_length : left < sizeof part ? left : sizeof part;
         ssize_t length = recv(c->fd, part, most, 0);
         if (length < 0 && errno == EAGAIN) return;
+        if (length < 0 && breaks(c)) return;
         CHECK(length >= 0, "connection %u: recv: %s", c->id, strerror(errno));
         if (length == 0) {
             bool needs_last = c->serving ? c->kind == UP : c->kind != UP;
@@ -178,15 +195,13 @@ static void end_when_done(struct connection *c) {
     if (!c->out_ended || !c->in_ended) return;
     CHECK(c->in_length == 0, "connection %u: it ends within a record", c->id);
     if (!c->serving && c->kind == UP) CHECK(c->next_in == PROLOGUE, "connection %u: %lu records before its end", c->id, c->next_in);
-    MUST(close(c->fd));
-    c->closed = true;
-    closed_count++;
+    end(c);
 }
 
 static void work(struct connection *c, uint32_t ready) {
     if (ready & (POLLIN | POLLERR | POLLHUP)) receive_some(c);
-    if (wants(c) & POLLOUT) send_some(c);
-    end_when_done(c);
+    if (!c->closed && wants(c) & POLLOUT) send_some(c);
+    if (!c->closed) end_when_done(c);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- the server */
@@ -302,6 +317,7 @@ int main(int argc, char **argv) {
     guest_start(argc, argv);
     int family = guest_option(argc, argv, "family", 4) == 6 ? AF_INET6 : AF_INET, buffers = (int)guest_option(argc, argv, "buffers", 0);
     uint16_t port = (uint16_t)guest_option(argc, argv, "connect", 0);
+    may_break = guest_option(argc, argv, "may-break", 0);
     if (port) {
         connect_all(argc, argv, family, port, buffers);
         guest_ready();

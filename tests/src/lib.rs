@@ -14,6 +14,7 @@ mod job;
 mod namespace;
 mod network;
 mod scenario;
+mod stream;
 mod tree;
 
 pub use build::{cr, guest, guest_names, install};
@@ -22,6 +23,7 @@ pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
 pub use network::Network;
 pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
+pub use stream::{stream_client, stream_server};
 pub use tree::{MARK, Tree};
 
 use std::io::Write;

@@ -6,23 +6,12 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use cr_tests::{Job, Network};
+use cr_tests::{Job, Network, stream_client, stream_server};
 
 /// How long the job is gone.
 const SILENCE: Duration = Duration::from_secs(2);
 /// On 200 connections the kernel's own buffers would be a gigabyte.
 const SMALL: [&str; 2] = ["--buffers", "16384"];
-
-/// Starts a server; it comes with its port.
-fn start_server(args: &[&str]) -> (Job, String) {
-    let server = Job::start("stream", &[&["--serve", "1"], args].concat());
-    let port = server.read_link("say.port").expect("the server says its port");
-    (server, port)
-}
-
-fn start_client(port: &str, args: &[&str]) -> Job {
-    Job::start("stream", &[&["--connect", port], args].concat())
-}
 
 /// Takes a full checkpoint and a delta a second, the last with `--kill`, and restores after a while; then, twice, one more with
 /// `--kill`. `beside` is the other end, if that is not in the job too; of `job` and `beside`, one is the client that is seen to go on.
@@ -70,8 +59,8 @@ fn finish(network: &Network, mut client: Job, mut server: Job) {
 #[track_caller]
 fn server_in_the_job(server_args: &[&str], client_args: &[&str]) {
     let Some(network) = Network::own() else { return };
-    let (mut server, port) = start_server(server_args);
-    let client = start_client(&port, &[server_args, client_args].concat());
+    let (mut server, port) = stream_server(server_args);
+    let client = stream_client(&port, &[server_args, client_args].concat());
     through_kills(&mut server, Some(&client), true);
     finish(&network, client, server);
 }
@@ -79,8 +68,8 @@ fn server_in_the_job(server_args: &[&str], client_args: &[&str]) {
 #[track_caller]
 fn client_in_the_job(server_args: &[&str], client_args: &[&str]) {
     let Some(network) = Network::own() else { return };
-    let (server, port) = start_server(server_args);
-    let mut client = start_client(&port, &[server_args, client_args].concat());
+    let (server, port) = stream_server(server_args);
+    let mut client = stream_client(&port, &[server_args, client_args].concat());
     through_kills(&mut client, Some(&server), false);
     finish(&network, client, server);
 }
@@ -157,12 +146,12 @@ fn half_closed_by_the_server() {
 #[test]
 fn over_a_cable() {
     let Some(network) = Network::with_neighbour() else { return };
-    let (mut server, port) = start_server(&[]);
-    let client = network.at_the_neighbour(|| start_client(&port, &["--connections", "2", "--address", "10.77.0.1"]));
+    let (mut server, port) = stream_server(&[]);
+    let client = network.at_the_neighbour(|| stream_client(&port, &["--connections", "2", "--address", "10.77.0.1"]));
     through_kills(&mut server, Some(&client), true);
     finish(&network, client, server);
-    let (server, port) = network.at_the_neighbour(|| start_server(&[]));
-    let mut client = start_client(&port, &["--connections", "2", "--address", "10.77.0.2"]);
+    let (server, port) = network.at_the_neighbour(|| stream_server(&[]));
+    let mut client = stream_client(&port, &["--connections", "2", "--address", "10.77.0.2"]);
     through_kills(&mut client, Some(&server), false);
     finish(&network, client, server);
 }
