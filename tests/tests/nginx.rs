@@ -35,7 +35,10 @@ http {
 
 /// The content of a page: it is not the same at any two places near each other.
 fn page(size: usize) -> Vec<u8> {
-    (0..size.div_ceil(8)).flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).take(size).collect()
+    (0..size.div_ceil(8))
+        .flat_map(|n| (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .take(size)
+        .collect()
 }
 
 /// Clients that ask without pause, and count.
@@ -49,8 +52,10 @@ impl Load {
     /// Two connections for each page that are kept, and if `short`, one client for each that makes a new connection each time.
     fn start(short: bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let kinds: Vec<(usize, bool)> =
-            (0..PAGES.len()).flat_map(|n| [(n, true), (n, true), (n, false)]).filter(|(_, kept)| *kept || short).collect();
+        let kinds: Vec<(usize, bool)> = (0..PAGES.len())
+            .flat_map(|n| [(n, true), (n, true), (n, false)])
+            .filter(|(_, kept)| *kept || short)
+            .collect();
         let answered: Arc<Vec<AtomicU64>> = Arc::new(kinds.iter().map(|_| AtomicU64::new(0)).collect());
         let client = |(index, (number, kept)): (usize, (usize, bool))| {
             let (stop, answered) = (stop.clone(), answered.clone());
@@ -129,7 +134,11 @@ fn start_server() -> Option<Job> {
     }
     let mut server = Command::new("setsid");
     // The job's folder is its working directory.
-    server.args(["sh", "-c", "while [ ! -e nginx.conf ]; do sleep 0.01; done; exec nginx -p \"$PWD\" -c nginx.conf -e error.log"]);
+    server.args([
+        "sh",
+        "-c",
+        "while [ ! -e nginx.conf ]; do sleep 0.01; done; exec nginx -p \"$PWD\" -c nginx.conf -e error.log",
+    ]);
     let job = Job::start_foreign("nginx", &mut server);
     fs::create_dir(job.dir().join("pages")).expect("a folder for the pages");
     for (name, size) in PAGES {
@@ -148,7 +157,8 @@ fn end(job: &mut Job) {
     kill(Pid::from_raw(job.pid()), Signal::SIGQUIT).expect("signal nginx");
     job.wait_for_end();
     let log = fs::read_to_string(job.dir().join("error.log")).unwrap_or_default();
-    let wrong = log.lines().find(|line| ["[alert]", "[crit]", "[emerg]", "[error]"].iter().any(|word| line.contains(word)));
+    let wrong =
+        log.lines().find(|line| ["[alert]", "[crit]", "[emerg]", "[error]"].iter().any(|word| line.contains(word)));
     assert_eq!(wrong, None, "nginx complains:\n{log}");
     job.verify();
 }

@@ -55,7 +55,11 @@ impl Client {
     fn line(&mut self) -> String {
         let mut line = String::new();
         let length = self.reader.read_line(&mut line).expect("an answer of redis");
-        assert!(length > 0 && line.ends_with("\r\n"), "client {}: redis ended the connection after {line:?}", self.name);
+        assert!(
+            length > 0 && line.ends_with("\r\n"),
+            "client {}: redis ended the connection after {line:?}",
+            self.name
+        );
         line.trim_end().to_owned()
     }
 
@@ -67,7 +71,8 @@ impl Client {
     /// The answer to a GET.
     fn string(&mut self) -> Option<String> {
         let head = self.line();
-        let length: i64 = head.strip_prefix('$').and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{head:?} for a string"));
+        let length: i64 =
+            head.strip_prefix('$').and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{head:?} for a string"));
         let length = usize::try_from(length).ok()?;
         let mut text = vec![0; length + 2];
         self.reader.read_exact(&mut text).expect("a string of redis");
