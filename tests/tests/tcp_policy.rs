@@ -41,10 +41,6 @@ fn is_reset(at_checkpoint: &[&str], at_restore: &[&str]) {
     job.checkpoint_and_kill(at_checkpoint);
     job.restore_with(at_restore);
     job.advance(10);
-    // There is nothing left that a checkpoint could stumble over.
-    job.checkpoint_and_kill(&[]);
-    job.restore();
-    job.advance(10);
     job.finish();
     network.expect_no_rules();
 }
@@ -91,19 +87,35 @@ fn close_by_whom_the_job_is_held() {
     }
 }
 
-/// A checkpoint that was to close them holds them all the same, if there is time for second thoughts.
+/// A program that has not looked at its connections since they were reset can be checkpointed again, and sees it afterwards.
 #[test]
-fn keep_at_the_restore() {
+fn checkpointed_again_before_the_program_looks() {
     let Some(network) = Network::own() else { return };
-    let (mut server, port) = stream_server(&[]);
-    let mut client = stream_client(&port, &["--connections", "2"]);
-    client.advance(20);
-    server.checkpoint_and_kill(&["--tcp", "close"]);
-    server.restore_with(&["--tcp", "keep"]);
-    client.advance(20);
-    server.let_finish();
-    client.finish();
-    server.finish();
+    let outside = Still::listen();
+    let mut job = Job::start("lost", &["--connect", &outside.port]);
+    let _kept_open = outside.accepted();
+    for policy in [&["--tcp", "close"][..], &[]] {
+        job.checkpoint_and_kill(policy);
+        job.restore();
+        job.advance(10);
+    }
+    job.finish();
+    network.expect_no_rules();
+}
+
+/// What was taken to be closed cannot be kept afterwards: the restore says so, and one that closes succeeds.
+#[test]
+fn keep_comes_too_late() {
+    let Some(network) = Network::own() else { return };
+    let outside = Still::listen();
+    let end = format!("127.0.0.1:{}", outside.port);
+    let mut job = Job::start("lost", &["--connect", &outside.port]);
+    let _kept_open = outside.accepted();
+    job.checkpoint_and_kill(&["--tcp", "close"]);
+    job.try_restore(&["--tcp", "keep"]).refuses(123, &[&end, "--tcp close"]);
+    job.restore();
+    job.advance(10);
+    job.finish();
     network.expect_no_rules();
 }
 

@@ -83,7 +83,8 @@ fn in_a_restore(fault: &str) {
     let (mut server, port) = stream_server(&[]);
     let client = stream_client(&port, &["--connections", "2"]);
     let mut seen = Vec::new();
-    for point in points() {
+    // Others strike in the controller that a restore leaves behind.
+    for point in points().into_iter().filter(|point| point.starts_with("restore.")) {
         client.advance(5);
         server.checkpoint_and_kill(&[]);
         let what = format!("{point}:{fault}");
@@ -102,8 +103,7 @@ fn in_a_restore(fault: &str) {
         client.advance(20);
         network.expect_no_rules();
     }
-    let of_restore = seen.iter().filter(|point| point.starts_with("restore.")).count();
-    assert!(of_restore >= 4 && seen.iter().any(|point| point == "restore.sockets"), "only these struck: {seen:?}");
+    assert!(seen.len() >= 5 && seen.iter().any(|point| point == "restore.sockets"), "only these struck: {seen:?}");
     finish(&network, client, server);
 }
 
