@@ -67,7 +67,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn tcp(&self, saved: &Saved) -> inet::Policy {
+    fn tcp(self, saved: &Saved) -> inet::Policy {
         self.tcp.unwrap_or(saved.files.tcp)
     }
 }

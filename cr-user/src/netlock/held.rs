@@ -141,21 +141,6 @@ pub fn lift(namespace: Option<BorrowedFd<'_>>, job: JobId) -> Result<usize> {
     Ok(flows)
 }
 
-/// Writes into the held lock of a job, if there is one, that it belongs to another root now: the one that a restore has made and
-/// is about to let go. If we die before, the lock holds on; if we die afterwards, it is a leftover.
-///
-/// # Errors
-/// What the kernel says.
-pub fn pass_on(namespace: Option<BorrowedFd<'_>>, held: &Held) -> Result<()> {
-    let netlink = open(namespace)?;
-    for lock in find(&netlink)?.into_iter().filter(|lock| lock.held.job == held.job) {
-        let mut batch = Batch::new();
-        batch.note(&lock.table.name, &held.note(lock.flows).map_err(failed("describing a network lock"))?);
-        batch.commit(&netlink).map_err(failed("passing a network lock on"))?;
-    }
-    Ok(())
-}
-
 /// Removes locks in our own network namespace that were left behind: of jobs that are alive, since `cr` died before it killed
 /// them, and of stores that are no more. Gives a sentence for each. To be called at the start of every command.
 ///

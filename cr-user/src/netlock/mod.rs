@@ -26,7 +26,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::netlink::Netlink;
 use nftables::{Batch, Key, OWNED};
 
-pub use held::{Held, Lock, Process, clean_up, held, lift, pass_on};
+pub use held::{Held, Lock, Process, clean_up, held, lift};
 
 /// The result of what is done to locks.
 pub type Result<T> = std::result::Result<T, Error>;

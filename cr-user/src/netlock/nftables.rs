@@ -1,6 +1,6 @@
 //! The messages of nftables (`linux/netfilter/nf_tables.h`) that a lock takes: its table, and what is found of such tables.
 //!
-//! Written here: the kept crate that has them, `netlink-bindings`, is twenty thousand generated lines for the ten messages needed.
+//! Written here: the kept crate that has them, `netlink-bindings`, is twenty thousand generated lines for the eight messages needed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +26,6 @@ const DEL_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
-const DEL_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 
@@ -166,15 +165,11 @@ impl Batch {
         }
     }
 
-    /// Writes into a table what is to be known of it, instead of what was written before.
+    /// Writes into a table what is to be known of it.
     pub(super) fn note(&mut self, table: &str, note: &[u8]) {
         self.change(NEW_CHAIN, CREATE, |out| {
             out.name(1, table);
             out.name(3, NOTES);
-        });
-        self.change(DEL_RULE, 0, |out| {
-            out.name(1, table);
-            out.name(2, NOTES);
         });
         for piece in note.chunks(COMMENT_MAX) {
             self.change(NEW_RULE, CREATE | APPEND, |out| {

@@ -20,6 +20,9 @@ def wait():
     return sys.stdin.readline()
 ";
 
+const KEEP: inet::Policy = inet::Policy::Keep;
+const BEYOND: Beyond<'_> = Beyond { external: &[], tcp: inet::Plan { policy: KEEP, ends: false } };
+
 /// A process that set something up and waits.
 struct Guest {
     child: Child,
@@ -69,13 +72,13 @@ impl Guest {
                 files.len() - 1
             }) as u64
         };
-        let (files, contents, _) = capture(&[self.holder()], &[], &mut space_of, &mut |all| all).unwrap();
+        let (files, contents, _) = capture(&[self.holder()], &BEYOND, &mut space_of, &mut |all| all).unwrap();
         (files, contents)
     }
 
     fn refusals(&self) -> Vec<String> {
-        let refusals = refusals(&[self.holder()], &[]).unwrap();
-        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &[], &mut |_, _| 0, &mut |all| all) {
+        let refusals = refusals(&[self.holder()], &BEYOND).unwrap();
+        if let Err(Error::Refused(frozen)) = capture(&[self.holder()], &BEYOND, &mut |_, _| 0, &mut |all| all) {
             assert!(frozen.iter().all(|r| refusals.contains(r)), "{frozen:?} but {refusals:?}");
         }
         refusals.iter().map(ToString::to_string).collect()
@@ -141,8 +144,8 @@ wait()",
     let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&files).unwrap();
     assert_eq!(rkyv::from_bytes::<Files, rkyv::rancor::Error>(&bytes).unwrap(), files);
 
-    assert_eq!(check(&files, FilePolicy::Refuse).unwrap(), RollbackPlan::default());
-    let opened = open(&files, 40, &mut no_content).unwrap();
+    assert_eq!(check(&files, FilePolicy::Refuse, KEEP).unwrap(), RollbackPlan::default());
+    let opened = open(&files, 40, KEEP, &mut no_content).unwrap();
     assert!(opened.fds.iter().all(|fd| fd.as_raw_fd() >= 42), "the job's own numbers are left free: {opened:?}");
     let description = files.tables[0].rows.iter().find(|d| d.fd == 40).unwrap().description as usize;
     let mut file = File::from(opened.fds[description].try_clone().unwrap());
@@ -167,7 +170,7 @@ fn calls_fill_the_table_and_close_everything_else() {
         tables: vec![table(vec![row(0, false), row(7, true)])],
         ..Files::default()
     };
-    let opened = open(&files, 20, &mut no_content).unwrap();
+    let opened = open(&files, 20, KEEP, &mut no_content).unwrap();
     let ours = opened.fds[0].as_raw_fd() as u64;
     let made: Vec<_> =
         calls(&files.tables[0], &opened, &[30]).iter().map(|c| (c.number, c.args[0], c.args[1], c.args[2])).collect();
@@ -213,8 +216,8 @@ wait()",
     assert_eq!(guest.line(), "100000 [3, 4096, 904] b'last'", "the job still has its data");
     drop(guest);
 
-    check(&files, FilePolicy::Rollback).unwrap();
-    let opened = open(&files, 30, &mut no_content).unwrap();
+    check(&files, FilePolicy::Rollback, KEEP).unwrap();
+    let opened = open(&files, 30, KEEP, &mut no_content).unwrap();
     let by_number = |n: i32| {
         let row = files.tables[0].rows.iter().find(|d| d.fd == n).unwrap();
         File::from(opened.fds[row.description as usize].try_clone().unwrap())
@@ -272,23 +275,23 @@ fn a_grown_file_is_cut_back_and_its_tail_kept() {
     let append = |text: &str| OpenOptions::new().append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
 
     append(" after");
-    let refused = message(check(&files, FilePolicy::Refuse));
+    let refused = message(check(&files, FilePolicy::Refuse, KEEP));
     assert!(refused.contains("out.log") && refused.contains("grew from 6 to 12 bytes"), "{refused}");
-    assert_eq!(check(&files, FilePolicy::Keep).unwrap().grew, []);
-    let plan = check(&files, FilePolicy::Rollback).unwrap();
+    assert_eq!(check(&files, FilePolicy::Keep, KEEP).unwrap().grew, []);
+    let plan = check(&files, FilePolicy::Rollback, KEEP).unwrap();
     assert_eq!(plan.grew, [Growth { path: path.clone(), from: 6, to: 12 }], "two descriptions, one file");
     let first = roll_back(&plan, &cut, 3).unwrap();
     assert_eq!(first, [Cut { path: path.clone(), bytes: 6, kept_at: cut.join("3-1-out.log") }]);
     assert_eq!(fs::read(&path).unwrap(), b"before");
 
     append(" again");
-    let second = roll_back(&check(&files, FilePolicy::Rollback).unwrap(), &cut, 3).unwrap();
+    let second = roll_back(&check(&files, FilePolicy::Rollback, KEEP).unwrap(), &cut, 3).unwrap();
     assert_eq!(second[0].kept_at, cut.join("3-2-out.log"));
     assert_eq!(fs::read(&first[0].kept_at).unwrap(), b" after");
     assert_eq!(fs::read(&second[0].kept_at).unwrap(), b" again");
     let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&cut), mode(&second[0].kept_at)), (0o700, 0o600));
-    assert_eq!(check(&files, FilePolicy::Rollback).unwrap().modified, [path], "its time is not the old one");
+    assert_eq!(check(&files, FilePolicy::Rollback, KEEP).unwrap().modified, [path], "its time is not the old one");
 }
 
 #[test]
@@ -311,17 +314,17 @@ fn files_that_shrank_vanished_or_changed_kind_are_named() {
     let (files, _) = guest.capture();
 
     fs::write(&path, "0123456789 and more").unwrap();
-    assert_eq!(check(&files, FilePolicy::Refuse).unwrap(), RollbackPlan::default(), "what is only read may grow");
+    assert_eq!(check(&files, FilePolicy::Refuse, KEEP).unwrap(), RollbackPlan::default(), "what is only read may grow");
     fs::write(&path, "9876543210").unwrap();
-    assert_eq!(check(&files, FilePolicy::Refuse).unwrap().modified, std::slice::from_ref(&path));
+    assert_eq!(check(&files, FilePolicy::Refuse, KEEP).unwrap().modified, std::slice::from_ref(&path));
     fs::write(&path, "0").unwrap();
-    let shrank = message(check(&files, FilePolicy::Keep));
+    let shrank = message(check(&files, FilePolicy::Keep, KEEP));
     assert!(shrank.contains("data: it had 10 bytes at the checkpoint and has 1 now"), "{shrank}");
     fs::remove_file(&path).unwrap();
-    let gone = message(check(&files, FilePolicy::Keep));
+    let gone = message(check(&files, FilePolicy::Keep, KEEP));
     assert!(gone.contains("data: it is gone"), "{gone}");
     fs::create_dir(&path).unwrap();
-    let kind = message(check(&files, FilePolicy::Keep));
+    let kind = message(check(&files, FilePolicy::Keep, KEEP));
     assert!(kind.contains("it is a directory now"), "{kind}");
 }
 
@@ -346,9 +349,9 @@ wait()",
     assert_eq!(&start, b"hello", "readable though the job can only write");
     drop(guest);
 
-    check(&files, FilePolicy::Rollback).unwrap();
+    check(&files, FilePolicy::Rollback, KEEP).unwrap();
     let mut filled = Vec::new();
-    let opened = open(&files, 30, &mut |space, file: &File| {
+    let opened = open(&files, 30, KEEP, &mut |space, file: &File| {
         filled.push((space, file.metadata().unwrap().len()));
         file.write_all_at(if space == 100 { b"hello" } else { b"tmp" }, 0).unwrap();
         Ok(())
@@ -397,7 +400,7 @@ fn a_deleted_file_whose_directory_is_gone_goes_into_the_one_above() {
         Guest::with("a = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\nos.unlink(sys.argv[1])\nwait()", &[&path]);
     let (files, _) = guest.capture();
     fs::remove_dir_all(dir.path().join("job")).unwrap();
-    let opened = open(&files, 30, &mut |_, _| Ok(())).unwrap();
+    let opened = open(&files, 30, KEEP, &mut |_, _| Ok(())).unwrap();
     assert_eq!(
         opened.by_space(100).map(|f| nix::sys::stat::fstat(f).unwrap().st_dev),
         Some(dir.path().metadata().unwrap().dev())
@@ -426,7 +429,7 @@ wait()",
         }
         Ok(())
     };
-    let opened = open(&files, 30, &mut fill).unwrap();
+    let opened = open(&files, 30, KEEP, &mut fill).unwrap();
     let ours: Vec<i32> = [3, 4, 5]
         .iter()
         .map(|n| opened.fds[files.tables[0].rows.iter().find(|d| d.fd == *n).unwrap().description as usize].as_raw_fd())
@@ -460,8 +463,8 @@ b = os.open(sys.argv[1], os.O_PATH); c = os.open('/dev/zero', os.O_RDWR); wait()
     let found = beyond_stdio(&files);
     let Description::Directory(directory) = found[0].1 else { panic!("{found:?}") };
     assert_ne!(directory.position, 0);
-    check(&files, FilePolicy::Rollback).unwrap();
-    let opened = open(&files, 30, &mut no_content).unwrap();
+    check(&files, FilePolicy::Rollback, KEEP).unwrap();
+    let opened = open(&files, 30, KEEP, &mut no_content).unwrap();
     let index = files.tables[0].rows.iter().find(|d| d.fd == 3).unwrap().description as usize;
     let rest = nix::dir::Dir::from_fd(opened.fds[index].try_clone().unwrap()).unwrap().into_iter().count();
     assert!((1..290).contains(&rest), "{rest} entries are left");
@@ -469,7 +472,7 @@ b = os.open(sys.argv[1], os.O_PATH); c = os.open('/dev/zero', os.O_RDWR); wait()
 
     drop(opened);
     dir.close().unwrap();
-    assert!(message(check(&files, FilePolicy::Rollback)).contains("the directory"));
+    assert!(message(check(&files, FilePolicy::Rollback, KEEP)).contains("the directory"));
 }
 
 #[test]
@@ -484,7 +487,7 @@ fn a_terminal_as_standard_descriptors_is_taken_apart() {
     let pid = child.id() as i32;
     let pidfd = pidfd_open(pid).unwrap();
     let holder = [Holder { pid, pidfd: pidfd.as_fd(), sharers: Vec::new(), listed: None }];
-    let outcome = (refusals(&holder, &[]), capture(&holder, &[], &mut |_, _| 0, &mut |all| all));
+    let outcome = (refusals(&holder, &BEYOND), capture(&holder, &BEYOND, &mut |_, _| 0, &mut |all| all));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "ready");
@@ -593,8 +596,8 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     let parent = guest.pid();
     let child_fd = pidfd_open(child).unwrap();
     let both = [guest.holder(), Holder { pid: child, pidfd: child_fd.as_fd(), sharers: Vec::new(), listed: None }];
-    assert_eq!(refusals(&both, &[]).unwrap(), []);
-    let (files, ..) = capture(&both, &[], &mut |_, _| 0, &mut |all| all).unwrap();
+    assert_eq!(refusals(&both, &BEYOND).unwrap(), []);
+    let (files, ..) = capture(&both, &BEYOND, &mut |_, _| 0, &mut |all| all).unwrap();
     let of = |pid, fd| {
         let row = files.table_of(pid).unwrap().rows.iter().find(|r| r.fd == fd).unwrap();
         (row.description, &files.descriptions[row.description as usize])
@@ -608,8 +611,8 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
     assert!(matches!(of(parent, maps).1, Description::Proc(r) if r.pid == Some(child)));
     assert_eq!(of(parent, counter).0, of(child, counter).0);
 
-    check(&files, FilePolicy::Rollback).unwrap();
-    let opened = open(&files, 30, &mut no_content).unwrap();
+    check(&files, FilePolicy::Rollback, KEEP).unwrap();
+    let opened = open(&files, 30, KEEP, &mut no_content).unwrap();
     let calls = |pid| -> Vec<(i64, u64)> {
         let batches = early_calls(&files, pid, &opened, 0x1000);
         batches.iter().flat_map(|b| &b.calls).map(|c| (c.number, c.args[1 + usize::from(c.args[1] == 1)])).collect()
@@ -631,7 +634,7 @@ wait(); print(child, e.fileno(), r, s, p, m, c, flush=True); wait()",
         (&both[..1], set, format!("which only pid {child} (")),
         (&both[1..], counter, format!("an eventfd that pid {parent} (")),
     ] {
-        let found = refusals(alone, &[]).unwrap();
+        let found = refusals(alone, &BEYOND).unwrap();
         assert!(found.iter().any(|r| r.place == format!("fd {fd}") && r.why.contains(&why)), "{found:?}");
     }
 }
@@ -654,13 +657,13 @@ wait()",
 fn a_record_with_a_wild_index_is_an_error() {
     let row = Descriptor { fd: 0, cloexec: false, description: 1 };
     let files = Files { tables: vec![table(vec![row])], ..Files::default() };
-    assert!(message(check(&files, FilePolicy::Keep)).contains("the record of open files"));
+    assert!(message(check(&files, FilePolicy::Keep, KEEP)).contains("the record of open files"));
 }
 
 #[test]
 fn no_such_process_is_said() {
     assert!(matches!(
-        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new(), listed: None }], &[]),
+        refusals(&[Holder { pid: i32::MAX, pidfd: io::stdin().as_fd(), sharers: Vec::new(), listed: None }], &BEYOND),
         Err(Error::NoSuchJob { .. })
     ));
 }

@@ -21,13 +21,12 @@ use crate::sys::tcp::REPAIR_OFF;
 /// Makes both ends, with all that was queued, closed for sending where they were.
 pub(super) fn make(client: &Inet, server: &Inet) -> Result<(OwnedFd, OwnedFd)> {
     let both = client.connection().zip(server.connection());
-    let (one, two) = match both.filter(|_| repair::is_allowed()) {
-        Some((from, to)) => under_repair((client, from), (server, to))?,
-        None => {
-            let (one, two) = by_connecting(client, server)?;
-            fill_by_sending(&one, client, &two, server)?;
-            (one, two)
-        }
+    let (one, two) = if let Some((from, to)) = both.filter(|_| repair::is_allowed()) {
+        under_repair((client, from), (server, to))?
+    } else {
+        let (one, two) = by_connecting(client, server)?;
+        fill_by_sending(&one, client, &two, server)?;
+        (one, two)
     };
     send_again(&one, client, &two, server)?;
     Ok((one, two))

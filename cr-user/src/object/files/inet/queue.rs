@@ -151,7 +151,9 @@ impl Connections {
 /// What the kernel says: then the other end hears of it.
 pub fn forsake(all: Vec<OwnedFd>) -> Result<()> {
     let quietly = |fd: &OwnedFd| options::set_int(fd.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON);
-    all.iter().try_for_each(quietly).map_err(failed("giving up"))
+    let result = all.iter().try_for_each(quietly).map_err(failed("giving up"));
+    drop(all);
+    result
 }
 
 fn failed(what: &str) -> impl Fn(Errno) -> Error {
