@@ -84,7 +84,7 @@ fn in_a_restore(fault: &str) {
     let client = stream_client(&port, &["--connections", "2"]);
     let mut seen = Vec::new();
     // Others strike in the controller that a restore leaves behind.
-    for point in points().into_iter().filter(|point| point.starts_with("restore.")) {
+    for point in points().into_iter().filter(|point| point.starts_with(&std::env::var("CR_POINT").unwrap_or("restore.".into()))) {
         client.advance(5);
         server.checkpoint_and_kill(&[]);
         let what = format!("{point}:{fault}");

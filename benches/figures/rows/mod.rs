@@ -2,6 +2,7 @@
 
 mod delta;
 mod full;
+mod idle;
 mod resident;
 mod restore;
 mod solver;
@@ -28,11 +29,14 @@ pub enum Group {
     Resident,
     /// A tree of many processes.
     Tree,
+    /// Connections on which nothing happens.
+    Idle,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Full, Self::Delta, Self::Restore, Self::Tree, Self::Resident, Self::Solver];
+    pub const ALL: [Self; 7] =
+        [Self::Full, Self::Delta, Self::Restore, Self::Tree, Self::Idle, Self::Resident, Self::Solver];
 
     /// For progress and errors.
     pub fn what(self) -> &'static str {
@@ -43,6 +47,7 @@ impl Group {
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
+            Self::Idle => "connections on which nothing happens",
         }
     }
 
@@ -55,6 +60,7 @@ impl Group {
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),
+            Self::Idle => idle::measure(setting),
         }
     }
 }
