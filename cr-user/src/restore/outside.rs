@@ -8,6 +8,8 @@ use crate::object::files::{Files, inet};
 /// The silence on the job's connections with somebody outside while it is built, and they themselves.
 #[derive(Debug)]
 pub struct Outside {
+    /// There are any.
+    any: bool,
     silence: Option<Silence>,
     revived: inet::Revived,
 }
@@ -17,14 +19,15 @@ impl Outside {
     pub fn hush(files: &Files, policy: inet::Policy) -> Self {
         let ends = inet::Connections::outside(files).into_iter();
         let flows: Vec<Flow> = ends.map(|(local, remote)| Flow { local, remote }).collect();
-        let silence = if flows.is_empty() || policy != inet::Policy::Keep {
+        let any = !flows.is_empty();
+        let silence = if !any || policy != inet::Policy::Keep {
             None
         } else {
             let unsure =
                 |e: &netlock::Error| log::warn!("the job's TCP connections may be reset while it is restored: {e}");
             Silence::begin(None, &flows).inspect_err(unsure).ok()
         };
-        Self { silence, revived: inet::Revived::default() }
+        Self { any, silence, revived: inet::Revived::default() }
     }
 
     /// With the sockets that were made.
@@ -38,9 +41,14 @@ impl Outside {
     /// # Errors
     /// When one cannot go on.
     pub fn go(mut self, job: JobId) -> Result<Option<Silence>> {
-        if self.silence.is_some() {
-            let lifted = netlock::lift(None, job)?;
-            log::debug!("{lifted} connections were silent until now");
+        if !self.any {
+            return Ok(None);
+        }
+        match netlock::lift(None, job) {
+            Ok(lifted) => log::debug!("{lifted} connections were silent until now"),
+            Err(e) if self.silence.is_some() => return Err(e.into()),
+            // Where there can be no silence, there is none.
+            Err(e) => log::debug!("{e}"),
         }
         self.silence.as_mut().map_or(Ok(()), Silence::end)?;
         self.revived.go()?;

@@ -190,6 +190,11 @@ fn find<'a>(groups: &'a [Group], set: &Group, fd: i32, skip: u32) -> std::result
             Err(e) => return gone(e),
         }
     }
+    // Closed by the job a moment ago, while we had a duplicate: with that it leaves the set.
+    let own = std::process::id() as i32;
+    if procfs::descriptors(own).is_ok_and(|fds| fds.iter().any(|fd| matches!(here(own, *fd), Ok(true)))) {
+        return Ok(Found::Gone);
+    }
     let others = procfs::processes().filter(|pid| groups.iter().all(|g| g.members.iter().all(|s| s.pid != *pid)));
     let other = others.into_iter().find(|pid| {
         procfs::descriptors(*pid).is_ok_and(|fds| fds.iter().any(|fd| matches!(here(*pid, *fd), Ok(true))))

@@ -13,7 +13,7 @@ use super::super::{Holder, No, unix};
 use super::diag::{self, Shown};
 use super::queue::{self, Connections};
 use super::repair::{self, Numbers};
-use super::{Connection, End, Inet, Other, Policy, State, end_of, options, phase};
+use super::{Connection, End, Ended, Inet, Other, Policy, State, end_of, options, phase};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::socket::{option, polled};
@@ -129,17 +129,9 @@ impl Sockets {
     fn state(&self, inode: u64, own: &Own, holders: &[Holder<'_>]) -> std::result::Result<Reached, No> {
         match own.info.phase {
             phase::LISTEN => self.listener(own).map(Reached::Own),
-            // Which error it is, the kernel tells once.
-            phase::CLOSE if own.has_failed() && self.frozen => {
-                let why = format!(
-                    "is a TCP socket ({}) whose connection has failed, which the job has not noticed",
-                    own.name()
-                );
-                Err(No::new(why, LATER))
-            }
             phase::CLOSE if own.was_connected() => {
                 let unread = queue::unread(own.fd.as_fd()).unwrap_or_default();
-                Ok(Reached::Own(State::Ended(unread)))
+                Ok(Reached::Own(State::Ended(Ended { unread, failed: own.has_failed() })))
             }
             phase::CLOSE => Ok(Reached::Own(State::Alone)),
             phase::SYN_SENT | phase::SYN_RECV if !self.frozen => Ok(Reached::Own(State::Alone)),

@@ -129,8 +129,18 @@ pub enum State {
     Connected(Box<Connection>),
     /// It is being connected to that address.
     Connecting(SocketAddr),
-    /// It was connected, and both ends have ended that. This was not read.
-    Ended(Vec<u8>),
+    /// It was connected.
+    Ended(Ended),
+}
+
+/// A connection that is no more.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// What was not read.
+    pub unread: Vec<u8>,
+    /// Not both ends have ended it: there is an error of which the program has not heard. Which one, the kernel tells only once, so
+    /// it will be the usual one: that the connection was reset.
+    pub failed: bool,
 }
 
 /// One end of a connection.

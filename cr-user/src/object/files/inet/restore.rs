@@ -113,8 +113,9 @@ pub fn open(files: &Files, policy: Policy) -> Result<(HashMap<usize, OwnedFd>, R
     for (_, socket) in all(files) {
         match &socket.state {
             State::Connected(_) | State::Connecting(_) => continue,
-            State::Ended(unread) => {
-                made.insert(socket.inode, ended::make(socket, unread, How::Both)?);
+            State::Ended(end) => {
+                let how = if end.failed { How::Reset } else { How::Both };
+                made.insert(socket.inode, ended::make(socket, &end.unread, how)?);
                 continue;
             }
             State::Alone | State::Listening(_) => {}

@@ -59,17 +59,23 @@ impl One {
         let ended = phase::is_ended(connection.phase);
         if phase::has_heard_end(connection.phase) {
             self.end_of_other(connection).send().map_err(failed)?;
-            restore::wait_for(&self.socket, || Ok(phase::has_heard_end(queue::phase_of(fd))))?;
+            let heard = |phase: u8| phase::has_heard_end(phase) || phase == phase::CLOSE;
+            restore::wait_for(&self.socket, || Ok(heard(queue::phase_of(fd))))?;
         }
-        if ended && self.numbers.unsent == 0 {
+        // From the moment at which the silence ends, the other end may say that it is gone. The program shall hear of it, not we.
+        let is_gone = || queue::phase_of(fd) == phase::CLOSE;
+        if ended && !is_gone() && self.numbers.unsent == 0 {
             // It was sent. Should it not have arrived, it is sent again in time.
             queue::choose(fd, queue::SEND_QUEUE).map_err(failed)?;
             shutdown(fd.as_raw_fd(), Shutdown::Write).map_err(failed)?;
             queue::choose(fd, queue::NO_QUEUE).map_err(failed)?;
         }
         options::set_int(fd, IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF).map_err(failed)?;
-        if self.numbers.unsent > 0 {
-            self.send_rest(connection, ended)?;
+        if self.numbers.unsent > 0 && !is_gone() {
+            match self.send_rest(connection, ended) {
+                Err(e) if is_gone() => log::info!("{} ended at once: {e}", self.socket.what()),
+                sent => sent?,
+            }
         }
         // Repair takes that away.
         let reuse = self.socket.options.iter().filter(|o| (o.level, o.name) == (SOL_SOCKET, libc::SO_REUSEADDR));
