@@ -8,6 +8,7 @@ mod aio;
 mod arena;
 mod collect;
 mod connections;
+mod datagrams;
 mod ipc;
 mod job;
 mod leave_out;
@@ -32,6 +33,7 @@ use crate::fault;
 use crate::image::IndexInfo;
 use crate::object::files::external::Key;
 use crate::object::files::inet;
+use crate::object::files::net::{self, queue};
 use crate::object::omitted::Omitted;
 use crate::object::threads;
 use crate::phases::Phases;
@@ -70,13 +72,15 @@ pub struct Options {
     pub tcp: inet::Policy,
     /// Once the checkpoint is durable, the job is to be ended; until then it stands still.
     pub ends: bool,
+    /// What becomes of datagrams that the job has not read; none: they are kept where that is possible.
+    pub udp: Option<queue::Policy>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (leave_out, external) = (LeaveOut::default(), Vec::new());
         let (full, only, tcp, ends) = (false, None, inet::Policy::default(), false);
-        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends }
+        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends, udp: None }
     }
 }
 
@@ -124,6 +128,7 @@ impl Job {
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
         const TRIES: usize = 3;
         const PATIENCE: Duration = Duration::from_secs(1);
+        self.datagrams = options.udp.unwrap_or_default();
         let kept = self.external.len();
         let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
         self.external.extend(new);
@@ -294,7 +299,7 @@ impl Job {
     /// iterator is loaded while the memory is copied.
     fn look_meanwhile(&self) -> Option<JoinHandle<Option<Watch>>> {
         let asks = |m: &Member| threads::any_timed_wait(m.pid) || aio::has_rings(m.pid) || terminals::has_any(m.pid);
-        let any = ipc::has_semaphores() || self.members.iter().any(asks);
+        let any = ipc::has_semaphores() || self.members.iter().any(asks) || net::has_any(&self.holders());
         let wanted = self.watch.is_none() && !self.watch_tried && any;
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())

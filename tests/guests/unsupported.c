@@ -70,8 +70,6 @@ static void make_inotify_gone(void) {
     at_fd(fd);
 }
 static void make_fanotify(void) { at_fd(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY)); }
-static void make_udp(void) { at_fd(socket(AF_INET, SOCK_DGRAM, 0)); }
-static void make_netlink(void) { at_fd(socket(AF_NETLINK, SOCK_RAW, 0)); }
 static void make_io_uring(void) {
     struct io_uring_params parameters = {0};
     at_fd((int)syscall(SYS_io_uring_setup, 4, &parameters));
@@ -264,8 +262,7 @@ static const struct unsupported {
     {"epoll-spent", make_epoll_spent}, {"inotify-unread", make_inotify_unread},
     {"inotify-gone", make_inotify_gone}, {"fanotify", make_fanotify},
     {"namespace", make_namespace},
-    {"udp-socket", make_udp},
-    {"netlink", make_netlink},       {"outside-socket", make_outside_socket},
+    {"outside-socket", make_outside_socket},
     {"outside-tcp", make_outside_tcp},
     {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},
     {"userfaultfd-range", make_userfaultfd_range},

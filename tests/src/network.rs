@@ -22,13 +22,13 @@ pub struct Network {
 impl Network {
     /// A namespace with nothing but a loopback interface; none where that cannot be had, which is said as the reason of a skip.
     pub fn own() -> Option<Self> {
-        Self::make(false).inspect_err(|why| note_skip(&format!("no network namespace: {why}"))).ok()
+        Self::make(false).inspect_err(|why| note_skip(why)).ok()
     }
 
     /// The same with a second namespace beside it, as another machine would be: this one has the address 10.77.0.1, that one
     /// 10.77.0.2, and a virtual cable joins them.
     pub fn with_neighbour() -> Option<Self> {
-        Self::make(true).inspect_err(|why| note_skip(&format!("no two network namespaces: {why}"))).ok()
+        Self::make(true).inspect_err(|why| note_skip(why)).ok()
     }
 
     fn make(with_neighbour: bool) -> Result<Self, String> {
@@ -95,10 +95,8 @@ fn current() -> Result<File, String> {
     File::open("/proc/thread-self/ns/net").map_err(|error| error.to_string())
 }
 
-/// Moves this thread into a new namespace.
 fn fresh() -> Result<File, String> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
-    ip(&["link", "set", "lo", "up"])?;
+    enter_network_namespace()?;
     current()
 }
 
@@ -111,7 +109,21 @@ fn plug_in(name: &str, address: &str) -> Result<(), String> {
     ip(&["link", "set", name, "up"])
 }
 
-fn ip(args: &[&str]) -> Result<(), String> {
+/// Puts the calling thread, and whatever it starts, into a new network namespace, whose loopback interface is up. There is no way
+/// back: see [`Network`] for one.
+///
+/// # Errors
+/// Why there is none.
+pub fn enter_network_namespace() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network namespace: {error}"))?;
+    ip(&["link", "set", "lo", "up"])
+}
+
+/// Runs `ip(8)`.
+///
+/// # Errors
+/// What it says.
+pub fn ip(args: &[&str]) -> Result<(), String> {
     let output = Command::new("ip").args(args).output().map_err(|error| format!("no ip(8) (iproute2): {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(()) } else { Err(format!("ip {}: {}", args.join(" "), said.trim())) }

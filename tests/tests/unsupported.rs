@@ -9,8 +9,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("inotify-gone", &["whose path cannot be found"]),
     ("fanotify", &["fanotify"]),
     ("namespace", &["namespace"]),
-    ("udp-socket", &["socket"]),
-    ("netlink", &["socket", "netlink"]),
     ("outside-socket", &["(unsupported), outside of the job"]),
     ("outside-tcp", &["somebody outside of the job, which is pid"]),
     ("io_uring", &["io_uring"]),

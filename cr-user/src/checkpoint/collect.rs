@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::checkpoint::aio;
 use crate::checkpoint::connections::{self, Parting};
+use crate::checkpoint::datagrams;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
 use crate::checkpoint::parallel::{beside, on_all_cpus};
@@ -110,6 +111,8 @@ impl State {
         let (files, contents, connections) = captured?;
         state.files = files;
         terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
+        let lost = datagrams::read_hidden(&job.members, &mut state.files, &mut job.watch, job.datagrams)?;
+        job.notes.extend(lost);
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
             state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
         }

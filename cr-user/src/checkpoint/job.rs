@@ -14,6 +14,7 @@ use crate::family::{Family, Only, Relative};
 use crate::image::Parent;
 use crate::object::files::external::{self, Key};
 use crate::object::files::inet;
+use crate::object::files::net::queue;
 use crate::object::spaces::Spaces;
 use crate::object::{self, files};
 use crate::procfs::{self, Status};
@@ -46,6 +47,8 @@ pub struct Job {
     pub(super) plan: inet::Plan,
     /// The last try to take a checkpoint came to the frozen window.
     pub(super) stood_still: bool,
+    /// What becomes of datagrams that it has not read.
+    pub(super) datagrams: queue::Policy,
     /// The newest durable checkpoint.
     pub(super) parent: Option<Parent>,
     /// By content space, the pages that have content according to the chain.
@@ -98,6 +101,7 @@ impl Job {
             external: Vec::new(),
             plan: inet::Plan::default(),
             stood_still: false,
+            datagrams: queue::Policy::default(),
             parent: None,
             content: HashMap::new(),
             doubt: false,

@@ -8,6 +8,7 @@ use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::object;
 use cr::object::files::external::Key;
 use cr::object::files::inet::Policy;
+use cr::object::files::net::queue;
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -60,6 +61,13 @@ pub(super) struct Taking {
     /// Without it they are kept.
     #[arg(long, value_name = "POLICY")]
     tcp: Option<Tcp>,
+
+    /// What becomes of datagrams that the job has not read (UDP and the like).
+    ///
+    /// `keep`: those of UDP are put back by a restore, where that is possible, and the checkpoint says what is lost. `drop`: all are
+    /// lost. `refuse`: while there are any, no checkpoint is taken. Without it, they are kept.
+    #[arg(long, value_name = "POLICY", value_enum)]
+    udp: Option<Udp>,
 }
 
 /// What becomes of established TCP connections with somebody outside of the job.
@@ -83,6 +91,27 @@ impl From<Tcp> for Policy {
     }
 }
 
+/// What becomes of datagrams that the job has not read.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Udp {
+    /// Keep what can be put back.
+    Keep,
+    /// Lose them.
+    Drop,
+    /// Take no checkpoint while there are any.
+    Refuse,
+}
+
+impl From<Udp> for queue::Policy {
+    fn from(udp: Udp) -> Self {
+        match udp {
+            Udp::Keep => Self::Keep,
+            Udp::Drop => Self::Drop,
+            Udp::Refuse => Self::Refuse,
+        }
+    }
+}
+
 impl Taking {
     pub(super) fn tcp(&self) -> Option<Policy> {
         self.tcp.map(Policy::from)
@@ -95,6 +124,7 @@ impl Taking {
             leave_out,
             external: self.external.clone(),
             tcp: self.tcp().unwrap_or_default(),
+            udp: self.udp.map(queue::Policy::from),
             ..checkpoint::Options::default()
         }
     }

@@ -106,6 +106,7 @@ impl Engine {
                 options.external.extend(order.less.external);
                 options.tcp = order.less.tcp.unwrap_or(options.tcp);
                 options.ends = order.kill;
+                options.udp = order.less.udp.or(options.udp);
                 let outcome = held.checkpoint(&writer, &options);
                 if order.kill && outcome.is_ok() {
                     held.kill();

@@ -7,6 +7,7 @@ use crate::describe::Checkpoint;
 use crate::error::Error;
 use crate::object::files::external::Key;
 use crate::object::files::inet::Policy;
+use crate::object::files::net::queue;
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u32 = 1;
@@ -56,6 +57,9 @@ pub struct Less {
     /// What becomes of TCP connections with somebody outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<Policy>,
+    /// What becomes of datagrams that the job has not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<queue::Policy>,
 }
 
 impl From<&Options> for Less {
@@ -63,7 +67,7 @@ impl From<&Options> for Less {
         let all = &options.leave_out;
         let external = options.external.clone();
         let tcp = Some(options.tcp).filter(|tcp| *tcp != Policy::default());
-        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp }
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp, udp: options.udp }
     }
 }
 
@@ -188,12 +192,13 @@ mod tests {
             honour_dontdump: true,
             external: vec!["unix:@a".parse().unwrap()],
             tcp: Some(Policy::Close),
+            udp: Some(queue::Policy::Drop),
         };
         let command = Command::Checkpoint { kill: false, pid: None, less };
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close"}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close","udp":"drop"}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };

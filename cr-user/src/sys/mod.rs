@@ -12,6 +12,7 @@ pub mod fd;
 pub mod ipc;
 pub mod mmap;
 pub mod mqueue;
+pub mod network;
 pub mod pagemap;
 pub mod parked;
 pub mod probe;

@@ -27,6 +27,7 @@ use self::{
     load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
+use super::datagrams::{self, DatagramLayout, Hidden, QueuedDatagram};
 use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord};
 use super::tty::{self, TtyLayout, TtyQueues};
 use super::undo::{self, UndoLayout, UndoList};
@@ -110,6 +111,7 @@ pub struct Hints {
     aio: Option<AioLayout>,
     undo: Option<UndoLayout>,
     tty: Option<TtyLayout>,
+    datagrams: Option<DatagramLayout>,
     evidence: bool,
     descriptors: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
@@ -149,7 +151,8 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, evidence, descriptors } = load::load(object, regions, follow)?;
+        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors } =
+            load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -161,6 +164,7 @@ impl Hints {
             aio,
             undo,
             tty,
+            datagrams,
             evidence,
             descriptors,
             cpu_offsets: Vec::new(),
@@ -327,6 +331,20 @@ impl Hints {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct n_tty_data is not known".into() };
         let layout = self.tty.ok_or_else(unknown)?;
         tty::queues(file, layout, |addresses| self.peek(addresses))
+    }
+
+    /// What waits in the UDP socket that `file` (the kernel's address) is of, the oldest first; nobody may read meanwhile.
+    pub fn datagrams(&mut self, file: u64) -> Result<Vec<QueuedDatagram>, HintsError> {
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct sk_buff is not known".into() };
+        let layout = self.datagrams.ok_or_else(unknown)?;
+        datagrams::queue(file, layout, |addresses| self.peek(addresses))
+    }
+
+    /// What no option shows of sockets, of each that one of these files (the kernel's addresses) is of.
+    pub fn hidden_of_sockets(&mut self, files: &[u64]) -> Result<Vec<Hidden>, HintsError> {
+        let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct inet_sock is not known".into() };
+        let layout = self.datagrams.ok_or_else(unknown)?;
+        datagrams::hidden(files, layout, |addresses| self.peek(addresses))
     }
 
     /// By where the kernel keeps the copies of a map of ours, and the address from which it counts.

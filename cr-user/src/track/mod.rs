@@ -2,6 +2,7 @@
 
 pub mod aio;
 pub mod btf;
+pub mod datagrams;
 pub mod heat;
 pub mod hints;
 pub mod iters;

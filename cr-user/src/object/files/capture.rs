@@ -11,7 +11,7 @@ use super::survey::{self, Group, Seen};
 use super::unix::external::Key;
 use super::{
     Description, Descriptor, Files, Holder, No, Table, caller, deleted, device, directory, epoll, eventfd, fifo, inet,
-    inotify, locks, lost, memfd, mqueue, namespace, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
+    inotify, locks, lost, memfd, mqueue, namespace, net, opath, outside, pidfd, pipe, procfile, pty, regular, settings,
     signalfd, stdio, terminal, timerfd, unix, unsupported,
 };
 use crate::error::{Error, Refusal, Result};
@@ -108,6 +108,7 @@ struct Look<'a> {
     ptys: pty::Ptys,
     sockets: unix::capture::Sockets<'a>,
     networks: inet::capture::Sockets,
+    others: net::Tables,
     /// The description of each group.
     described: Vec<u32>,
     /// Epoll sets: their descriptions by index, and their descriptors.
@@ -144,6 +145,7 @@ impl<'a> Look<'a> {
             pipes: pipe::Pipes::of(groups),
             fifos: fifo::Fifos::default(),
             networks: inet::capture::Sockets::of(holders, groups, queues.is_some(), beyond.tcp)?,
+            others: net::Tables::new(queues.is_some()),
             ptys: pty::Ptys::of(groups),
             sockets: unix::capture::Sockets::of(groups, queues, beyond.external)?,
             described: Vec::new(),
@@ -253,7 +255,10 @@ impl<'a> Look<'a> {
             let number = match self.sockets.describe(self.holders, group, standard)? {
                 Some(unix::capture::Found::Own(socket)) => return Ok(Kind::One(Description::Unix(socket))),
                 Some(unix::capture::Found::Standard(number)) => number,
-                None => standard.ok_or_else(|| unsupported::socket(seen))?,
+                None => match self.others.describe(self.holders, group, standard)? {
+                    net::Found::Own(socket) => return Ok(Kind::One(Description::Net(socket))),
+                    net::Found::Standard(number) => number,
+                },
             };
             stdio::no_unread_input(self.get(seen)?.as_fd(), "a socket")?;
             return Ok(Kind::Standard(number));
@@ -296,7 +301,8 @@ impl<'a> Look<'a> {
         let restored = |pid: i32, fd: i32| {
             let index = self.files.description_of(pid, fd);
             index.is_some_and(|i| {
-                matches!(self.files.descriptions[i as usize], Description::Unix(_) | Description::Inet(_))
+                let description = &self.files.descriptions[i as usize];
+                matches!(description, Description::Unix(_) | Description::Inet(_) | Description::Net(_))
             })
         };
         self.sockets.shared_with_others(self.holders, restored)

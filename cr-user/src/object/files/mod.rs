@@ -12,6 +12,7 @@
 //! | [`fifo`] whose ends are all in the job | opened by name, with the same data |
 //! | [`mqueue`] that is empty | opened by name, or a new one |
 //! | [`unix`] socket within the job | a new one with the same connection and queue |
+//! | [`net`]: UDP, ping, raw, packet and netlink sockets | a new one with the same addresses, groups and filter |
 //! | [`pty`] pair within the job | a new one of the same number, with its settings, session and foreground group |
 //! | [`stdio`] from outside, [`terminal`] | what `cr restore` has |
 //! | [`eventfd`], [`timerfd`], [`signalfd`] | a new one in the same state |
@@ -38,6 +39,7 @@ pub mod lost;
 pub mod memfd;
 pub mod mqueue;
 pub mod namespace;
+pub mod net;
 pub mod opath;
 mod open;
 mod outside;
@@ -192,6 +194,8 @@ pub enum Description {
     Unix(Box<unix::Unix>),
     /// A TCP socket.
     Inet(Box<inet::Inet>),
+    /// Another socket.
+    Net(Box<net::Net>),
     /// A namespace.
     Namespace(namespace::Namespace),
     /// A file of `/proc`.
@@ -222,6 +226,7 @@ impl Description {
             Self::Pidfd(_) => "pidfd",
             Self::Unix(_) => "Unix socket",
             Self::Inet(_) => "TCP socket",
+            Self::Net(r) => r.name(),
             Self::Namespace(_) => "namespace",
             Self::Proc(_) => "file of /proc",
         }
@@ -288,6 +293,7 @@ impl Description {
             Self::Pidfd(r) => r.flags,
             Self::Unix(r) => r.flags,
             Self::Inet(r) => r.flags,
+            Self::Net(r) => r.flags,
             Self::Namespace(r) => r.flags,
             Self::Proc(r) => r.flags,
         };
@@ -423,6 +429,7 @@ pub fn check(files: &Files, policy: FilePolicy, tcp: inet::Policy) -> Result<Rol
     pty::check(files)?;
     unix::check(files)?;
     inet::check(files, tcp)?;
+    net::check(files)?;
     Ok(plan)
 }
 

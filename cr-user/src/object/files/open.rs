@@ -116,11 +116,12 @@ pub fn open(
     let mut fifo_ends = open_fifos(files)?;
     let mut pty_ends = pty::open_all(files)?;
     let (mut networks, revived) = inet::open(files, tcp)?;
+    networks.extend(super::net::open(files)?);
     let mut fds = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description {
             Description::Unix(_) => late::placeholder()?,
-            Description::Inet(_) => networks.remove(&index).expect("each socket was made"),
+            Description::Inet(_) | Description::Net(_) => networks.remove(&index).expect("each socket was made"),
             one if one.is_late() => late::placeholder()?,
             Description::Regular(r) => r.open()?,
             Description::Deleted(r) => {

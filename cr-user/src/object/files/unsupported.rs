@@ -15,6 +15,7 @@ const ANONYMOUS: &[(&str, &str, &str)] = &[
     ("bpf", "a BPF object", CLOSE),
     ("btf", "a BPF object", CLOSE),
     ("kvm", "a virtual machine of KVM", CLOSE),
+    ("infinibandevent", "a queue of events of an RDMA device", RDMA),
     ("landlock-ruleset", "a Landlock ruleset", CLOSE),
     ("seccomp notify", "a listener for system calls (seccomp)", CLOSE),
     ("sync_file", "a fence of a graphics device", "close the device before the checkpoint"),
@@ -39,6 +40,7 @@ const FILE_SYSTEMS: &[(i64, &str, &str)] = &[
 const RESTORED: [&str; 6] = ["[eventfd]", "[eventpoll]", "[timerfd]", "[signalfd]", "[pidfd]", "inotify"];
 
 const CLOSE: &str = "have the job close it before the checkpoint";
+const RDMA: &str = "have the job let go of the device before the checkpoint, or run it over TCP";
 
 /// What stands against restoring a descriptor whatever its kind, or why its kind cannot be restored at all.
 pub(super) fn refuse(seen: &Seen) -> Option<No> {
@@ -61,18 +63,14 @@ pub(super) fn refuse(seen: &Seen) -> Option<No> {
     kind.is_block_device().then(|| No::new(format!("is the block device {link}"), CLOSE))
 }
 
-/// A socket that is not standard input, output or error from outside.
-pub(super) fn socket(seen: &Seen) -> No {
-    No::new(
-        format!("is a socket ({})", seen.link.display()),
-        "have the job close its connections before the checkpoint",
-    )
-}
-
 /// A character device that is neither a terminal nor one of the usual ones.
 pub(super) fn device(seen: &Seen) -> No {
     let rdev = seen.meta.rdev();
     let (major, minor) = (libc::major(rdev), libc::minor(rdev));
+    if seen.link.starts_with("/dev/infiniband") {
+        let why = format!("is the RDMA device {} ({major}:{minor}), which has the connections", seen.link.display());
+        return No::new(why, RDMA);
+    }
     let why = format!("is the device {} ({major}:{minor}), whose state cr cannot read", seen.link.display());
     No::new(why, "have the job close it before the checkpoint")
 }

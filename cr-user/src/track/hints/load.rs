@@ -12,6 +12,7 @@ use super::error::{HintsError, load_error, no_program, program_error};
 use crate::track::{
     aio::AioLayout,
     btf::{Btf, BtfError},
+    datagrams::DatagramLayout,
     iters::RestartLayout,
     tty::TtyLayout,
     undo::UndoLayout,
@@ -37,6 +38,7 @@ pub(super) struct Loaded {
     pub(super) aio: Option<AioLayout>,
     pub(super) undo: Option<UndoLayout>,
     pub(super) tty: Option<TtyLayout>,
+    pub(super) datagrams: Option<DatagramLayout>,
     /// Whether everything is known on which what a task tells about itself depends.
     pub(super) evidence: bool,
     /// Whether everything is known that records of descriptors consist of.
@@ -75,6 +77,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     // Kernels are built without, too.
     let (aio, undo) = (AioLayout::of(&kernel).ok(), UndoLayout::of(&kernel).ok());
     let tty = TtyLayout::of(&kernel).inspect_err(|e| log::info!("queues of terminals cannot be read: {e}")).ok();
+    let datagrams = DatagramLayout::of(&kernel).inspect_err(|e| log::info!("queues of UDP cannot be read: {e}")).ok();
     let attach_types = aya::Btf::from_sys_fs()
         .map_err(|error| HintsError::Refused { program: "(all)".into(), why: error.to_string() })?;
 
@@ -107,7 +110,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     }
     let known = |name: &str| FIELDS.iter().zip(&offsets).any(|(f, o)| f.global == name && *o != KernelField::ABSENT);
     let (evidence, descriptors) = (EVIDENCE.into_iter().all(known), DESCRIPTORS.into_iter().all(known));
-    Ok(Loaded { ebpf, restart, aio, undo, tty, evidence, descriptors })
+    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>

@@ -109,7 +109,7 @@ pub struct Setting {
 }
 
 /// What the options are now. Those that the kernel does not know, or not for this kind of socket, are left out.
-pub(super) fn read(fd: BorrowedFd<'_>, connected: bool) -> Vec<Setting> {
+pub(in super::super) fn read(fd: BorrowedFd<'_>, connected: bool) -> Vec<Setting> {
     let unconnected = if connected { &[][..] } else { UNCONNECTED };
     let all = FIRST.iter().chain(unconnected).chain(LENT).chain(THEN);
     let read = |(level, name): &(i32, i32)| {
@@ -119,7 +119,7 @@ pub(super) fn read(fd: BorrowedFd<'_>, connected: bool) -> Vec<Setting> {
 }
 
 /// Sets what must be so before a socket is bound.
-pub(super) fn set_first(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
+pub(in super::super) fn set_first(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
     let first = settings.iter().filter(|s| {
         let id = (s.level, s.name);
         FIRST.contains(&id) || UNCONNECTED.contains(&id)
@@ -128,7 +128,7 @@ pub(super) fn set_first(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> 
 }
 
 /// Sets all that is not so already.
-pub(super) fn set(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
+pub(in super::super) fn set(fd: BorrowedFd<'_>, settings: &[Setting]) -> Result<()> {
     settings.iter().filter(|s| !UNCONNECTED.contains(&(s.level, s.name))).try_for_each(|s| s.set(fd))
 }
 
@@ -147,12 +147,12 @@ pub(super) fn make_room(fd: BorrowedFd<'_>) -> nix::Result<()> {
 }
 
 /// An option that is an int; 0 if there is no such option.
-pub(super) fn int(fd: BorrowedFd<'_>, level: i32, name: i32) -> i32 {
+pub(in super::super) fn int(fd: BorrowedFd<'_>, level: i32, name: i32) -> i32 {
     option(fd, level, name).map_or(0, |v| as_int(&v))
 }
 
 /// Sets an option that is an int.
-pub(super) fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix::Result<()> {
+pub(in super::super) fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix::Result<()> {
     set_option(fd, level, name, &value.to_ne_bytes())
 }
 

@@ -5,6 +5,7 @@
 //! without a word to anybody.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::LazyLock;
 
 use libc::IPPROTO_TCP;
 use nix::errno::Errno;
@@ -13,7 +14,7 @@ use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, send};
 use super::queue::{NO_QUEUE, RECEIVE_QUEUE, SEND_QUEUE, choose};
 use super::{Connection, Inet, options, phase, restore};
 use crate::error::Result;
-use crate::sys::socket::{option, option_of_size, set_option};
+use crate::sys::socket::{option, option_of_size, set_option, socket};
 use crate::sys::tcp::{REPAIR_ON, unsent};
 
 /// `TCPI_OPT_*` of `linux/tcp.h`: what was agreed on.
@@ -133,9 +134,12 @@ pub(super) fn unsent_bytes(fd: BorrowedFd<'_>, phase: u8) -> nix::Result<u32> {
 
 /// Whether we may put sockets under repair (`CAP_NET_ADMIN`).
 pub(super) fn is_allowed() -> bool {
-    let tried = crate::sys::socket::socket(libc::AF_INET, libc::SOCK_STREAM, IPPROTO_TCP)
-        .and_then(|fd| options::set_int(fd.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON));
-    tried.is_ok()
+    static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
+        socket(libc::AF_INET, libc::SOCK_STREAM, IPPROTO_TCP)
+            .and_then(|fd| options::set_int(fd.as_fd(), IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON))
+            .is_ok()
+    });
+    *ALLOWED
 }
 
 /// Makes the socket again. It stays under repair: nothing is sent. What had not been sent, and an end that arrived, is still to come

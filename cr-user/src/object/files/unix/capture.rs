@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use libc::SOL_SOCKET;
 
+use super::super::net::filters;
 use super::super::survey::{self, Group, Seen};
 use super::super::{Description, Holder, No, stdio};
 use super::diag::{All, Shown};
@@ -15,7 +16,7 @@ use super::{Listening, Orphaned, Peer, State, Unix, name, options, outside};
 use crate::error::{Error, Refusal, Result};
 use crate::procfs::Status;
 use crate::sys::fd::owner;
-use crate::sys::socket::{filter_length, has_error, option, peer_name};
+use crate::sys::socket::{has_error, option, peer_name};
 
 /// The sockets of the job.
 pub(in super::super) struct Sockets<'a> {
@@ -236,10 +237,7 @@ impl<'a> Sockets<'a> {
                 return Err(No::new(why, todo));
             }
         };
-        if filter_length(ours) > 0 {
-            let why = "is a Unix socket with a filter (SO_ATTACH_FILTER)".to_owned();
-            return Err(No::new(why, "have the job detach it before the checkpoint"));
-        }
+        let filter = filters::read(ours)?;
         let queue = self.queue(shown, &state)?;
         Ok(Some(Found::Own(Box::new(Unix {
             inode,
@@ -251,6 +249,7 @@ impl<'a> Sockets<'a> {
             shutdown: shown.shutdown,
             peer: peer(ours),
             options: options::read(ours),
+            filter,
             queue,
         }))))
     }

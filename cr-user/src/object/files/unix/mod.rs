@@ -20,6 +20,7 @@ mod restore;
 
 use std::collections::HashSet;
 
+use super::net::filters::Filter;
 use super::{Description, Files, not_here};
 use crate::error::Result;
 use crate::remote::Call;
@@ -48,6 +49,8 @@ pub struct Unix {
     pub peer: Option<Peer>,
     /// Its options.
     pub options: Vec<options::SocketOption>,
+    /// What it lets in.
+    pub filter: Option<Filter>,
     /// What was sent to it and not yet read.
     pub queue: Vec<queue::Message>,
 }

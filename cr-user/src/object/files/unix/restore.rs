@@ -354,6 +354,10 @@ impl Unix {
             socket::shutdown(fd, self.shutdown).map_err(failed)?;
         }
         options::set(fd.as_fd(), &self.options)?;
+        if let Some(filter) = &self.filter {
+            filter.attach(fd.as_fd())?;
+            filter.lock(fd.as_fd())?;
+        }
         fcntl(fd.as_fd(), libc::F_SETFL, (self.flags & !libc::O_ASYNC).into()).map_err(failed)?;
         let stat = nix::sys::stat::fstat(fd).map_err(failed)?;
         let (uid, gid, mode) = self.owner;
