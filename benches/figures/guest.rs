@@ -70,6 +70,12 @@ impl Guest {
         fs::metadata(self.dir.path().join("step")).map_or(0, |m| m.len())
     }
 
+    /// Something that the guest alone knows, and says.
+    pub fn says(&self, what: &str) -> Result<String> {
+        let said = fs::read_link(self.dir.path().join(format!("say.{what}")))?;
+        Ok(said.to_string_lossy().into_owned())
+    }
+
     /// Has the writer overwrite its next `--once-mib`, and waits until it has.
     pub fn write_once(&mut self) -> Result<()> {
         self.signal(Signal::SIGUSR1)?;

@@ -288,6 +288,26 @@ impl Job {
         self.after_death();
     }
 
+    /// Takes a checkpoint with `--kill` and more arguments; it must succeed, and then job and controller are gone.
+    #[track_caller]
+    pub fn checkpoint_and_kill(&mut self, args: &[&str]) {
+        let mut tree = Tree::default();
+        tree.find(self.pid, &self.mark());
+        let finished = run(self.checkpoint_command().arg("--kill").args(args));
+        assert!(finished.code == Some(0), "cr checkpoint --kill failed\n{finished}\n{}", self.diagnosis());
+        for (what, child) in [("the job", self.process.take()), ("its controller", self.controller.take())] {
+            let Some(mut child) = child else { continue };
+            wait_until(&format!("{what} has ended"), || child.try_wait().is_ok_and(|status| status.is_some()));
+        }
+        tree.wait_until_gone();
+        self.after_death();
+    }
+
+    /// Tells the guest to finish, without waiting for it.
+    pub fn let_finish(&self) {
+        File::create(self.dir().join("finish")).expect("the finish file");
+    }
+
     /// Sets the steps shown back, so that a restored guest is seen to step.
     #[track_caller]
     pub fn after_death(&self) {
@@ -365,7 +385,7 @@ impl Job {
     /// Tells the guest to finish; its verdict must be "ok", and its exit code and its controller's 0.
     #[track_caller]
     pub fn finish(&mut self) {
-        File::create(self.dir().join("finish")).expect("the finish file");
+        self.let_finish();
         self.wait("it has a verdict", |job| job.read_link("result").is_some());
         self.expect_ok();
         wait_until("the job has ended", || match (&mut self.process, &mut self.controller) {

@@ -12,14 +12,18 @@ mod build;
 mod command;
 mod job;
 mod namespace;
+mod network;
 mod scenario;
+mod stream;
 mod tree;
 
 pub use build::{cr, guest, guest_names, install};
 pub use command::{Finished, run, run_for};
 pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
-pub use namespace::{enter_network_namespace, in_pid_namespace, ip};
+pub use namespace::in_pid_namespace;
+pub use network::{Network, enter_network_namespace, ip};
 pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};
+pub use stream::{stream_client, stream_server};
 pub use tree::{MARK, Tree};
 
 use std::io::Write;

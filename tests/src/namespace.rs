@@ -36,22 +36,3 @@ pub fn in_pid_namespace(name: &str, body: impl FnOnce()) {
     }
     assert!(finished.stdout.contains("1 passed") && finished.code == Some(0), "{name} in a pid namespace\n{finished}");
 }
-
-/// Puts the calling thread, and whatever it starts, into a new network namespace, whose loopback interface is up. Gives back why it
-/// cannot.
-///
-/// # Errors
-/// Why there is none.
-pub fn enter_network_namespace() -> Result<(), String> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| format!("no network namespace: {e}"))?;
-    ip(&["link", "set", "lo", "up"])
-}
-
-/// Runs `ip(8)`.
-///
-/// # Errors
-/// What it says.
-pub fn ip(args: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(args).output().map_err(|e| format!("no ip(8): {e}"))?;
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
-}

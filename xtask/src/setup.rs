@@ -19,9 +19,26 @@ const BPF_LINKER: &str = "0.10.0";
 const RUST_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// What compiles the tests' guests.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
-/// Programs that tests run as jobs, and where they come from. Without them these tests say that they were skipped.
-const JOB_PROGRAMS: [(&str, &str); 3] =
-    [("mpirun", "openmpi-bin"), ("mpicc", "libopenmpi-dev"), ("python3", "python3")];
+/// Programs that tests run as jobs or need for their networks, how they are asked for their version, and where they come from.
+/// Without them these tests say that they were skipped.
+const JOB_PROGRAMS: [(&str, &str, &str); 7] = [
+    ("mpirun", "--version", "openmpi-bin"),
+    ("mpicc", "--version", "libopenmpi-dev"),
+    ("python3", "--version", "python3"),
+    ("redis-server", "--version", "redis-server"),
+    ("nginx", "-v", "nginx-light"),
+    ("ip", "-V", "iproute2"),
+    ("nft", "--version", "nftables"),
+];
+/// Installs packages, but lets none of them start a service (invoke-rc.d(8)): they are wanted as programs only.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" || exit 1
+fi
+apt-get -qq install -y --no-install-recommends "$@"
+"#;
 
 /// The tools that building the eBPF programs takes.
 pub(crate) struct Tools {
@@ -49,8 +66,9 @@ pub(crate) fn run() -> Result<Tools> {
 }
 
 fn install_job_programs() {
-    let is_missing = |program: &str| output(Command::new(program).arg("--version")).is_none();
-    let packages: Vec<&str> = JOB_PROGRAMS.iter().filter(|(program, _)| is_missing(program)).map(|(_, p)| *p).collect();
+    let is_missing = |program: &str, version: &str| output(Command::new(program).arg(version)).is_none();
+    let missing = JOB_PROGRAMS.iter().filter(|(program, version, _)| is_missing(program, version));
+    let packages: Vec<&str> = missing.map(|(_, _, package)| *package).collect();
     if packages.is_empty() {
         return;
     }
@@ -69,16 +87,16 @@ fn install_toolchain() -> Result<Toolchain> {
 
 fn apt_install(packages: &[&str]) -> Result<()> {
     // Through `env`, because sudo drops the variables of its caller.
-    let apt = |arguments: &[&str]| {
+    let as_root = |arguments: &[&str]| {
         let mut command = as_root("env");
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]).args(arguments);
+        command.arg("DEBIAN_FRONTEND=noninteractive").args(arguments);
         run_command(&mut command)
     };
     // A source of packages that cannot be reached is no reason to stop: the ones needed may come from another.
-    if let Err(error) = apt(&["update"]) {
+    if let Err(error) = as_root(&["apt-get", "-qq", "update"]) {
         println!("setup: {error:#}; going on with the package lists that are here");
     }
-    apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())
+    as_root(&[&["sh", "-c", INSTALL, "sh"], packages].concat())
 }
 
 fn linker_works(linker: &Path, toolchain: &Toolchain) -> bool {

@@ -6,6 +6,7 @@ mod idle;
 mod resident;
 mod restore;
 mod solver;
+mod strangers;
 mod tree;
 
 use anyhow::Result;
@@ -60,7 +61,7 @@ impl Group {
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),
-            Self::Idle => idle::measure(setting),
+            Self::Idle => Ok(idle::measure(setting)?.into_iter().chain(strangers::measure(setting)?).collect()),
         }
     }
 }
