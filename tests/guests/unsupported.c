@@ -76,40 +76,6 @@ static void make_io_uring(void) {
 }
 static void make_userfaultfd(void) { at_fd((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
 
-/* The other end is with a process outside of the job: an orphan. */
-static void give_away(const int ends[2]) {
-    pid_t guest = getpid(), between = MUST(fork());
-    if (between == 0) {
-        if (fork() == 0) {
-            setsid();
-            close(ends[0]);
-            while (kill(guest, 0) == 0) guest_sleep_ms_eintr(20);
-        }
-        _exit(0);
-    }
-    MUST(waitpid(between, NULL, 0));
-    MUST(close(ends[1]));
-    at_fd(ends[0]);
-}
-static void make_outside_socket(void) {
-    int ends[2];
-    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
-    give_away(ends);
-}
-static void make_outside_tcp(void) {
-    struct sockaddr_in local = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof local;
-    int ends[2], listener = MUST(socket(AF_INET, SOCK_STREAM, 0));
-    MUST(bind(listener, (struct sockaddr *)&local, sizeof local));
-    MUST(listen(listener, 1));
-    MUST(getsockname(listener, (struct sockaddr *)&local, &length));
-    ends[0] = MUST(socket(AF_INET, SOCK_STREAM, 0));
-    MUST(connect(ends[0], (struct sockaddr *)&local, length));
-    ends[1] = MUST(accept(listener, NULL, NULL));
-    MUST(close(listener));
-    give_away(ends);
-}
-
 /* A range whose faults a process outside of the job answers: an orphan, which has the descriptor. */
 static void make_userfaultfd_range(void) {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1);
@@ -263,7 +229,6 @@ static const struct unsupported {
     {"inotify-gone", make_inotify_gone}, {"fanotify", make_fanotify},
     {"namespace", make_namespace},
     {"outside-socket", make_outside_socket},
-    {"outside-tcp", make_outside_tcp},
     {"io_uring", make_io_uring},     {"userfaultfd", make_userfaultfd},
     {"userfaultfd-range", make_userfaultfd_range},
     {"perf", make_perf},             {"bpf", make_bpf},

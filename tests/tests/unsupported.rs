@@ -10,7 +10,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("fanotify", &["fanotify"]),
     ("namespace", &["namespace"]),
     ("outside-socket", &["(unsupported), outside of the job"]),
-    ("outside-tcp", &["somebody outside of the job, which is pid"]),
     ("io_uring", &["io_uring"]),
     ("userfaultfd", &["userfaultfd"]),
     ("userfaultfd-range", &["registered with a userfaultfd"]),

@@ -6,7 +6,7 @@
 //! a step of its own ([`Connections`]), of connections where it is needed: those within the job where something is on its way,
 //! and all with somebody outside. The threads that could use those are parked meanwhile ([`crate::remote::park`]).
 //!
-//! A restore makes connections under repair ([`repair`]). Where both ends are in the job ([`pair`]), what was on its way is sent
+//! A restore makes connections under repair (`repair`). Where both ends are in the job (`pair`), what was on its way is sent
 //! again; numbers and timestamps of the packets are others then, which neither end can see. One end alone gets the numbers that the
 //! other end goes on with, and is silent until the job runs ([`Revived`]); or it is made as one that was reset, if the user wants
 //! that ([`Policy`]).
