@@ -76,6 +76,27 @@ static void make_io_uring(void) {
 }
 static void make_userfaultfd(void) { at_fd((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
 
+/* The other end is with a process outside of the job: an orphan. */
+static void give_away(const int ends[2]) {
+    pid_t guest = getpid(), between = MUST(fork());
+    if (between == 0) {
+        if (fork() == 0) {
+            setsid();
+            close(ends[0]);
+            while (kill(guest, 0) == 0) guest_sleep_ms_eintr(20);
+        }
+        _exit(0);
+    }
+    MUST(waitpid(between, NULL, 0));
+    MUST(close(ends[1]));
+    at_fd(ends[0]);
+}
+static void make_outside_socket(void) {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    give_away(ends);
+}
+
 /* A range whose faults a process outside of the job answers: an orphan, which has the descriptor. */
 static void make_userfaultfd_range(void) {
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1);

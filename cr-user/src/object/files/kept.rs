@@ -17,7 +17,7 @@
 //! filters, devices that a socket is bound to, file systems that keep their own counsel), the number covers nothing, and they are
 //! looked at each time. So is everything where the kernel does not list descriptors.
 //!
-//! `CR_AUDIT=descriptors` has each checkpoint look at everything besides, and fail where that makes a difference ([`audit`]).
+//! `CR_AUDIT=descriptors` has each checkpoint look at everything besides, and fail where that makes a difference.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
