@@ -102,7 +102,7 @@ fn without_nftables() {
     client.advance(20);
     let without = |server: &Job, more: &[&str]| {
         let cr = server.checkpoint_command();
-        let mut command = Command::new(guest("without_nftables"));
+        let mut command = Command::new(guest("no_nftables"));
         command.arg(cr.get_program()).args(cr.get_args()).args(more);
         run(&mut command)
     };

@@ -7,6 +7,8 @@
 //! watch has reported already is reported once more if it is still ready: the kernel does not tell the two apart.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,6 +23,11 @@ use crate::sys::fd::is_watched;
 /// Bits that are no events (`EP_PRIVATE_BITS` of `fs/eventpoll.c`): all that is left of a one-shot watch that has reported.
 const PRIVATE: u32 = (libc::EPOLLWAKEUP | libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
+
+/// How often, and after how long each time, a set is looked at again that watches what nobody has open any more: the last duplicate of
+/// ours may be on its way to be closed.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// An epoll set.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -206,10 +213,16 @@ fn find<'a>(groups: &'a [Group], set: &Group, fd: i32, skip: u32) -> std::result
             Err(e) => return gone(e),
         }
     }
-    // Closed by the job a moment ago, while we had a duplicate: with that it leaves the set.
-    let own = std::process::id() as i32;
-    if procfs::descriptors(own).is_ok_and(|fds| fds.iter().any(|fd| matches!(here(own, *fd), Ok(true)))) {
-        return Ok(Found::Gone);
+    // Closed by the job a moment ago, while we had a duplicate: with that it leaves the set, if not at once.
+    for _ in 0..LOOKS {
+        let own = std::process::id() as i32;
+        if procfs::descriptors(own).is_ok_and(|fds| fds.iter().any(|fd| matches!(here(own, *fd), Ok(true)))) {
+            return Ok(Found::Gone);
+        }
+        if here(seen.pid, seen.fd) == Err(Errno::ENOENT) {
+            return Ok(Found::Gone);
+        }
+        sleep(BETWEEN_LOOKS);
     }
     let others = procfs::processes().filter(|pid| groups.iter().all(|g| g.members.iter().all(|s| s.pid != *pid)));
     let other = others.into_iter().find(|pid| {
