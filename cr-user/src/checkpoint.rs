@@ -34,6 +34,7 @@ use crate::image::IndexInfo;
 use crate::object::files::external::Key;
 use crate::object::files::inet;
 use crate::object::files::net::{self, queue};
+use crate::object::files::stored::Digests;
 use crate::object::omitted::Omitted;
 use crate::object::threads;
 use crate::phases::Phases;
@@ -235,7 +236,11 @@ impl Job {
         let mut omitted = self.part.as_mut().map(Part::take).unwrap_or_default();
         omitted.memory = survey.take_omitted();
         let image = sink.into_writer();
-        state.write(&mut survey, &omitted, &image)?;
+        let inherits = if self.parent.is_some() { std::mem::take(&mut self.published) } else { Digests::default() };
+        let written = state.write(&mut survey, &omitted, &inherits, &image);
+        // Until this one is durable, the next one is a delta on the old one.
+        self.published = inherits;
+        let digests = written?;
         fault::point("write.metadata")?;
         let finished = image.finish(IndexInfo {
             parent: self.parent,
@@ -254,6 +259,7 @@ impl Job {
         let parent = self.parent.replace(published).map(|p| p.id);
         let widened = survey.widened.clone();
         self.settle(survey);
+        self.published = digests;
         fault::point("published")?;
         if let Some(frozen) = frozen {
             parting.end(frozen, writer.store())?;

@@ -222,7 +222,7 @@ impl Details {
         let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
         let threads: Vec<Threads> = get(image, threads::KIND)?;
         let mappings: Vec<Mappings> = get(image, memory::KIND)?;
-        let files: Files = get(image, files::KIND)?;
+        let files = files::stored::read(chain.images())?;
         // Of several processes, the first is the job's own.
         let first = processes.first();
         Ok(Self {

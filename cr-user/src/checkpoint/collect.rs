@@ -22,6 +22,7 @@ use crate::image::ImageWriter;
 use crate::object::cgroups::{self, Cgroups};
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
+use crate::object::files::stored::{Digests, Stored};
 use crate::object::files::{self, Beyond, Files};
 use crate::object::ipc::{self as objects, Captured, Ipc};
 use crate::object::lineage::{self, Ancestry};
@@ -79,7 +80,7 @@ impl State {
         phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
         let Job { members, watch, spaces, part, external, plan, descriptions, .. } = job;
-        let beyond = Beyond { external, tcp: *plan };
+        let beyond = Beyond { external, tcp: *plan, is_part: part.is_some() };
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
         let (captured, collected) = beside(
@@ -262,11 +263,17 @@ impl State {
         std::mem::take(&mut self.file_contents)
     }
 
-    /// Puts the records into the image.
+    /// Puts the records into the image; of the descriptions, those that its parent does not have. Says which there are.
     ///
     /// # Errors
     /// When the image cannot take them.
-    pub fn write(mut self, survey: &mut Survey, omitted: &Omitted, image: &ImageWriter) -> Result<()> {
+    pub fn write(
+        mut self,
+        survey: &mut Survey,
+        omitted: &Omitted,
+        parent: &Digests,
+        image: &ImageWriter,
+    ) -> Result<Digests> {
         for threads in &self.threads {
             // There may be many, and they are read while the job runs.
             let tids: Vec<i32> = threads.all.iter().map(|t| t.tid).collect();
@@ -278,7 +285,8 @@ impl State {
         put(image, signals::KIND, &self.signals)?;
         put(image, timers::KIND, &self.timers)?;
         put(image, credentials::KIND, &self.credentials)?;
-        put(image, files::KIND, &self.files)?;
+        let digests = Digests::of(&self.files)?;
+        put(image, files::KIND, &Stored::new(self.files, parent)?)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
         put(image, objects::KIND, &self.ipc)?;
@@ -288,7 +296,8 @@ impl State {
         if !omitted.is_empty() {
             put(image, omitted::KIND, omitted)?;
         }
-        put(image, zombies::KIND, &self.zombies)
+        put(image, zombies::KIND, &self.zombies)?;
+        Ok(digests)
     }
 }
 

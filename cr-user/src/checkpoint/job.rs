@@ -15,6 +15,7 @@ use crate::image::Parent;
 use crate::object::files::external::{self, Key};
 use crate::object::files::inet;
 use crate::object::files::net::queue;
+use crate::object::files::stored::Digests;
 use crate::object::spaces::Spaces;
 use crate::object::{self, files};
 use crate::procfs::{self, Status};
@@ -41,6 +42,8 @@ pub struct Job {
     pub(super) spaces: Spaces,
     /// Its open file descriptions.
     pub(super) descriptions: files::kept::Past,
+    /// The descriptions that the newest durable checkpoint holds.
+    pub(super) published: Digests,
     /// What tells its System V objects from others'.
     pub(super) ipc: object::ipc::Past,
     /// Who outside of the job may be at the other end of its Unix sockets.
@@ -100,6 +103,7 @@ impl Job {
             watch_tried: false,
             spaces: Spaces::default(),
             descriptions: files::kept::Past::default(),
+            published: Digests::default(),
             ipc: object::ipc::Past::default(),
             external: Vec::new(),
             plan: inet::Plan::default(),
@@ -249,8 +253,10 @@ impl Job {
         }
         let objects = object::records::get::<object::ipc::Ipc>(chain.newest(), object::ipc::KIND);
         self.ipc = objects.map(|ipc| object::ipc::Past::of_chain(&ipc)).unwrap_or_default();
-        let files = object::records::get::<files::Files>(chain.newest(), files::KIND);
-        self.external.extend(files.map(|files| external::keys(&files)).unwrap_or_default());
+        let files = files::stored::read(chain.images()).unwrap_or_default();
+        self.external.extend(external::keys(&files));
+        // What cannot be told apart is stored again.
+        self.published = Digests::of(&files).unwrap_or_default();
         self.parent = Some(chain.newest().as_parent());
     }
 }

@@ -77,7 +77,8 @@ impl Job {
                 all.extend(found?);
             }
         }
-        all.extend(files::refusals(&self.holders(), &Beyond { external: &self.external, tcp: self.plan })?);
+        let beyond = Beyond { external: &self.external, tcp: self.plan, is_part: self.part.is_some() };
+        all.extend(files::refusals(&self.holders(), &beyond)?);
         let zombies: Vec<i32> = relatives.iter().filter(|r| r.zombie).map(|r| r.pid).collect();
         all.extend(object::ipc::refusals(&ipc::look(self, &zombies))?);
         Ok(all)

@@ -117,7 +117,7 @@ impl Saved {
         Ok(Self {
             living,
             zombies,
-            files: get(image, files::KIND)?,
+            files: files::stored::read(chain.images())?,
             ipc: get(image, ipc::KIND)?,
             seccomp: get(image, seccomp::KIND)?,
             cgroups: get(image, cgroups::KIND)?,

@@ -38,6 +38,8 @@ pub struct Beyond<'a> {
     pub external: &'a [Key],
     /// What is to become of its TCP connections.
     pub tcp: inet::Plan,
+    /// The job is a part of another: descendants of its processes may be outside.
+    pub is_part: bool,
 }
 
 /// How often is looked again at a running job before something of it is refused.
@@ -165,6 +167,7 @@ struct Look<'a> {
     /// Those that are kept, with the kernel's names of what they watch.
     kept_sets: Vec<(usize, &'a Group, Vec<u64>)>,
     kept: Kept,
+    is_part: bool,
     files: Files,
     sources: Vec<ContentSource>,
     refusals: Vec<Refusal>,
@@ -205,6 +208,7 @@ impl<'a> Look<'a> {
             sets: Vec::new(),
             kept_sets: Vec::new(),
             kept,
+            is_part: beyond.is_part,
             files,
             sources: Vec::new(),
             refusals: Vec::new(),
@@ -374,7 +378,7 @@ impl<'a> Look<'a> {
                 matches!(description, Description::Unix(_) | Description::Inet(_) | Description::Net(_))
             })
         };
-        self.sockets.shared_with_others(self.holders, restored)
+        self.sockets.shared_with_others(self.holders, self.is_part, restored)
     }
 
     fn find_locks(&mut self) {

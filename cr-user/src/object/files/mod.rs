@@ -55,6 +55,7 @@ pub mod settings;
 pub mod signalfd;
 mod sock_diag;
 pub mod stdio;
+pub mod stored;
 mod survey;
 pub mod terminal;
 #[cfg(test)]

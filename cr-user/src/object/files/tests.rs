@@ -21,7 +21,7 @@ def wait():
 ";
 
 const KEEP: inet::Policy = inet::Policy::Keep;
-const BEYOND: Beyond<'_> = Beyond { external: &[], tcp: inet::Plan { policy: KEEP, ends: false } };
+const BEYOND: Beyond<'_> = Beyond { external: &[], tcp: inet::Plan { policy: KEEP, ends: false }, is_part: true };
 
 /// A process that set something up and waits.
 struct Guest {
@@ -540,7 +540,7 @@ p = subprocess.Popen(['sleep', '1000'], stdin=r, stdout=subprocess.DEVNULL); os.
             "is a namespace that no process of the job is in",
         ),
         ("fd = os.open('/sys/kernel', 0)", "is a file of /sys"),
-        ("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); fd = s.fileno()", "is a socket"),
+        ("s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); fd = s.fileno()", "MPTCP"),
         (
             "a, b = socket.socketpair(); fd = a.fileno()
 p = subprocess.Popen(['sleep', '1000'], stdin=b, stdout=subprocess.DEVNULL); b.close()",

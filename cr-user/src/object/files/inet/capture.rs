@@ -32,6 +32,8 @@ pub(in super::super) struct Sockets {
     ends: HashMap<(End, End), u64>,
     /// All of the machine, where that was asked.
     shown: Vec<Shown>,
+    /// Of those, connections by both ends.
+    shown_ends: HashMap<(End, End), usize>,
     /// The job stands still.
     frozen: bool,
     plan: Plan,
@@ -83,7 +85,8 @@ impl Sockets {
             }
         }
         let connected = own.iter().filter_map(|(inode, s)| Some((s.ends()?, *inode)));
-        let mut all = Self { ends: connected.collect(), own, shown: Vec::new(), frozen, plan };
+        let mut all =
+            Self { ends: connected.collect(), own, shown: Vec::new(), shown_ends: HashMap::new(), frozen, plan };
         let connects = |s: &Own| s.info.phase == phase::SYN_SENT;
         let is_open = |s: &Own| {
             s.info.has_waiting() || connects(s) || s.ends().is_some_and(|(l, r)| !all.ends.contains_key(&(r, l)))
@@ -91,6 +94,7 @@ impl Sockets {
         if all.own.values().any(is_open) {
             let failed = |e| Error::system("asking about the sockets of this machine (sock_diag)", e);
             all.shown = diag::ask().map_err(failed)?;
+            all.shown_ends = all.shown.iter().enumerate().map(|(at, s)| ((s.local, s.remote), at)).collect();
         }
         Ok(all)
     }
@@ -244,11 +248,15 @@ impl Sockets {
         (here, there): (End, End),
         holders: &[Holder<'_>],
     ) -> std::result::Result<Option<Other>, No> {
-        let shown = self.shown.iter().find(|s| (s.local, s.remote) == (there, here));
+        let shown = self.shown_at(there, here);
         let runs = !self.frozen;
         match shown {
             // Born a moment ago, perhaps: the job runs.
-            Some(s) if s.inode != 0 => Ok((runs && unix::owner_of(s.inode, holders).is_none()).then_some(Other::Gone)),
+            Some(s) if s.inode != 0 => {
+                // To look through all processes takes its time, and is of interest only where it decides.
+                let matters = runs && self.plan.policy == Policy::Refuse;
+                Ok((matters && unix::owner_of(s.inode, holders).is_none()).then_some(Other::Gone))
+            }
             Some(s) if matches!(s.state, phase::ESTABLISHED | phase::SYN_RECV) => {
                 let is_it = |(_, l): &(&u64, &Own)| {
                     l.info.phase == phase::LISTEN
@@ -276,8 +284,13 @@ impl Sockets {
         }
     }
 
+    /// What is shown of the end of a connection.
+    fn shown_at(&self, local: End, remote: End) -> Option<&Shown> {
+        self.shown_ends.get(&(local, remote)).map(|at| &self.shown[*at])
+    }
+
     fn outside(&self, own: &Own, (here, there): (End, End)) -> No {
-        let shown = self.shown.iter().find(|s| (s.local, s.remote) == (there, here));
+        let shown = self.shown_at(there, here);
         let owner = shown.filter(|s| s.inode != 0).and_then(|s| unix::owner_of(s.inode, &[]));
         let who = owner.map_or(String::new(), |pid| format!(", which is {}", procfs::who(pid)));
         No::new(format!("is a TCP connection ({}) with somebody outside of the job{who}", own.name()), TOGETHER)

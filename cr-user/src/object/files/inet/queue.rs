@@ -113,7 +113,7 @@ impl Connections {
     pub fn busy_outside(&self, files: &Files, holders: &[Holder<'_>]) -> Vec<Refusal> {
         let places =
             self.busy(files).flat_map(|(i, s)| files.holders(i).into_iter().map(|(pid, fd)| (pid, fd, s.inode)));
-        unix::shared_with_others(&places.collect::<Vec<_>>(), holders)
+        unix::shared_with_others(&places.collect::<Vec<_>>(), holders, true)
     }
 
     /// Reads the queues into the record. `parked` are all threads that could use a socket that is busy.

@@ -199,10 +199,15 @@ impl<'a> Sockets<'a> {
     pub(in super::super) fn shared_with_others(
         &self,
         holders: &[Holder<'_>],
+        is_part: bool,
         restored: impl Fn(i32, i32) -> bool,
     ) -> Vec<Refusal> {
         let own = self.own.iter().flat_map(|(inode, all)| all.iter().map(|(pid, fd)| (*pid, *fd, *inode)));
-        outside::shared_with_others(&own.filter(|(pid, fd, _)| restored(*pid, *fd)).collect::<Vec<_>>(), holders)
+        outside::shared_with_others(
+            &own.filter(|(pid, fd, _)| restored(*pid, *fd)).collect::<Vec<_>>(),
+            holders,
+            is_part,
+        )
     }
 
     /// Says what a socket is, or why it cannot be restored; none if it is not of this kind. `standard`: the standard

@@ -18,8 +18,12 @@ pub(in super::super) fn other_owner(link: &Path, holders: &[Holder<'_>]) -> Opti
     others(holders).find(|other| links(*other).any(|l| l == link))
 }
 
-/// Sockets of the job (pid, number, inode) that a process outside has open too.
-pub(in super::super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[Holder<'_>]) -> Vec<Refusal> {
+/// Sockets of the job (pid, number, inode) that a process outside has open too. Of a part of a job, descendants may be outside.
+pub(in super::super) fn shared_with_others(
+    own: &[(i32, i32, u64)],
+    holders: &[Holder<'_>],
+    is_part: bool,
+) -> Vec<Refusal> {
     let wanted: HashSet<u64> = own.iter().map(|(.., inode)| *inode).collect();
     let mut refusals: Vec<Refusal> = Vec::new();
     if wanted.is_empty() {
@@ -28,7 +32,7 @@ pub(in super::super) fn shared_with_others(own: &[(i32, i32, u64)], holders: &[H
     for other in others(holders) {
         let shared: Vec<u64> = inodes(other).filter(|i| wanted.contains(i)).collect();
         // It may have been born a moment ago.
-        if shared.is_empty() || survey::is_of_job(other, holders) {
+        if shared.is_empty() || !is_part && survey::is_of_job(other, holders) {
             continue;
         }
         for inode in shared {

@@ -1,0 +1,151 @@
+//! Open files as an image holds them: descriptions that are as they were in its parent are not stored again.
+
+use std::collections::HashMap;
+
+use rkyv::rancor;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{Description, Files, KIND, not_here};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::object::records::get;
+
+/// The record in an image.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Everything but the descriptions that the parent has.
+    pub files: Files,
+    /// Where those belong, ascending.
+    pub inherited: Vec<Inherited>,
+}
+
+/// A description that is as it was.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inherited {
+    /// Its index among all.
+    pub at: u32,
+    /// Its index among all of the parent.
+    pub from: u32,
+}
+
+/// What tells descriptions apart: hashes of 128 bits, with the index of each.
+#[derive(Debug, Default)]
+pub struct Digests(HashMap<u128, u32>);
+
+impl Digests {
+    /// Of all descriptions.
+    ///
+    /// # Errors
+    /// When one cannot be archived.
+    pub fn of(files: &Files) -> Result<Self> {
+        let digests = files.descriptions.iter().enumerate().map(|(at, d)| Ok((digest(d)?, at as u32)));
+        digests.collect::<Result<_>>().map(Self)
+    }
+}
+
+fn digest(description: &Description) -> Result<u128> {
+    let failed = |e: rancor::Error| {
+        let why = std::io::Error::other(e.to_string());
+        Error::system(format!("archiving the record of a {}", description.kind()), why)
+    };
+    rkyv::to_bytes::<rancor::Error>(description).map(|bytes| xxh3_128(&bytes)).map_err(failed)
+}
+
+impl Stored {
+    /// What an image must hold on whose parent `parent` tells.
+    ///
+    /// # Errors
+    /// When a description cannot be archived.
+    pub fn new(mut files: Files, parent: &Digests) -> Result<Self> {
+        let mut inherited = Vec::new();
+        let mut own = Vec::new();
+        for (at, description) in std::mem::take(&mut files.descriptions).into_iter().enumerate() {
+            let known = if parent.0.is_empty() { None } else { parent.0.get(&digest(&description)?) };
+            match known {
+                Some(from) => inherited.push(Inherited { at: at as u32, from: *from }),
+                None => own.push(description),
+            }
+        }
+        files.descriptions = own;
+        Ok(Self { files, inherited })
+    }
+
+    /// The whole, with those of its parent.
+    fn join(self, parent: &Files) -> Option<Files> {
+        let Self { mut files, inherited } = self;
+        let count = files.descriptions.len() + inherited.len();
+        let mut own = std::mem::take(&mut files.descriptions).into_iter();
+        let mut inherited = inherited.into_iter().peekable();
+        for at in 0..count as u32 {
+            let next = match inherited.next_if(|i| i.at == at) {
+                Some(i) => parent.descriptions.get(i.from as usize)?.clone(),
+                None => own.next()?,
+            };
+            files.descriptions.push(next);
+        }
+        inherited.peek().is_none().then_some(files)
+    }
+}
+
+/// Reads the open files of the newest of these images, of which each is the parent of the one before it.
+///
+/// # Errors
+/// When a record is not valid, or refers to what the parent does not have.
+pub fn read(images: &[Image]) -> Result<Files> {
+    let mut records = Vec::new();
+    for image in images {
+        let record: Stored = get(image, KIND)?;
+        let is_whole = record.inherited.is_empty();
+        records.push(record);
+        if is_whole {
+            break;
+        }
+    }
+    let whole = records.into_iter().rev().try_fold(Files::default(), |parent, record| record.join(&parent));
+    whole.ok_or_else(|| {
+        let why = "it refers to descriptions that the checkpoints before it do not have".to_owned();
+        not_here("the record of open files".to_owned(), why, "restore an older checkpoint with --id")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::eventfd::Eventfd;
+    use super::*;
+
+    fn files(counts: &[u64]) -> Files {
+        let one = |count: &u64| Description::Eventfd(Eventfd { count: *count, semaphore: false, flags: 0 });
+        Files { descriptions: counts.iter().map(one).collect(), ..Files::default() }
+    }
+
+    fn stored(all: &[u64], parent: &[u64]) -> Stored {
+        Stored::new(files(all), &Digests::of(&files(parent)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_stored_once() {
+        let (before, now) = ([1, 2, 3, 4], [9, 4, 2, 8, 1]);
+        let delta = stored(&now, &before);
+        assert_eq!(delta.files, files(&[9, 8]));
+        assert_eq!(delta.join(&files(&before)), Some(files(&now)));
+        let same = stored(&before, &before);
+        assert_eq!(same.files.descriptions, []);
+        assert_eq!(same.join(&files(&before)), Some(files(&before)));
+        assert_eq!(stored(&now, &[]).inherited, [], "without a parent there is nothing to inherit");
+    }
+
+    #[test]
+    fn alike_descriptions_stay_several() {
+        let delta = stored(&[5, 5, 5], &[5]);
+        assert_eq!(delta.join(&files(&[5])), Some(files(&[5, 5, 5])));
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_found() {
+        let delta = stored(&[1, 2], &[1, 2]);
+        assert_eq!(delta.clone().join(&files(&[1])), None, "the parent has fewer");
+        let mut beyond = delta;
+        beyond.inherited[1].at = 7;
+        assert_eq!(beyond.join(&files(&[1, 2])), None, "there is no such place");
+    }
+}
