@@ -72,14 +72,21 @@ static int make_ebpf(void) {
     close(program);
     return fd;
 }
-static int make_chooser(void) {
+static int chooser(int kind) {
     struct sock_filter code[] = {BPF_STMT(BPF_RET, 0)};
     struct sock_fprog program = {1, code};
-    int fd = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+    int fd = MUST(socket(AF_INET, kind, 0));
     struct sockaddr_storage name = at(AF_INET, NULL, 0);
     set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
     MUST(bind(fd, (struct sockaddr *)&name, sizeof name));
+    if (kind == SOCK_STREAM) MUST(listen(fd, 4));
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof program) == 0 ? fd : -1;
+}
+static int make_chooser(void) {
+    return chooser(SOCK_DGRAM);
+}
+static int make_tcp_chooser(void) {
+    return chooser(SOCK_STREAM);
 }
 /* A process outside of the job, an orphan, has it too. */
 static int make_shared(void) {
@@ -167,7 +174,7 @@ static const struct one {
     {"xdp", make_xdp, true}, {"alg", make_alg, true}, {"key", make_key, true}, {"rds", make_rds, true}, {"tipc", make_tipc, true},
     {"can", make_can, true}, {"bluetooth", make_bluetooth, true}, {"netfilter", make_netfilter, true}, {"audit", make_audit, true},
     {"corked", make_corked, true}, {"tunnel", make_tunnel, true}, {"ring", make_ring, true}, {"fanout", make_fanout, true},
-    {"ebpf", make_ebpf, true}, {"chooser", make_chooser, true}, {"shared", make_shared, true}, {"elsewhere", make_elsewhere, true}, {"unread", make_unread, true},
+    {"ebpf", make_ebpf, true}, {"chooser", make_chooser, true}, {"tcp-chooser", make_tcp_chooser, true}, {"shared", make_shared, true}, {"elsewhere", make_elsewhere, true}, {"unread", make_unread, true},
     {"address", make_address, false}, {"device", make_device, false}, {"packet", make_packet, false}, {"port", make_port, false},
     {"route", make_route, false}, {"queued", make_queued, false}, {"large", make_large, false}, {"raw", make_raw_queued, false},
 };

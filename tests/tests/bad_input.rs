@@ -182,7 +182,7 @@ fn store_locked_by_another_controller() {
 
 #[test]
 fn nothing_to_restore() {
-    let mut job = Job::start("unsupported", &["udp-socket"]);
+    let mut job = Job::start("unsupported", &["io_uring"]);
     run(&mut job.checkpoint_command()).expect(120);
     job.try_restore(&[]).refuses(122, &[]);
     let mut other = Job::start("writer", &["--mib", "1"]);

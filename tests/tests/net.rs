@@ -83,6 +83,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("fanout", "shares its packets with others (PACKET_FANOUT)"),
     ("ebpf", "an eBPF program as its filter (SO_ATTACH_BPF)"),
     ("chooser", "chooses among those that share its port"),
+    ("tcp-chooser", "chooses among those that share its port"),
     ("shared", "has open too"),
     ("elsewhere", "a socket of another network namespace"),
     ("unread", "holds a message which the job has not read"),

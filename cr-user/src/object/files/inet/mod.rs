@@ -190,8 +190,16 @@ impl Inet {
         }
     }
 
+    /// Whether it listens at a port at which others may listen too.
+    pub(super) fn shares_port(&self) -> bool {
+        let shares = |s: &options::Setting| {
+            (s.level, s.name) == (libc::SOL_SOCKET, libc::SO_REUSEPORT) && s.value.iter().any(|b| *b != 0)
+        };
+        matches!(self.state, State::Listening(_)) && self.options.iter().any(shares)
+    }
+
     /// What it is called in messages.
-    fn what(&self) -> String {
+    pub(super) fn what(&self) -> String {
         match &self.state {
             State::Connected(c) => format!("the TCP connection of {} with {}", self.local, c.remote),
             State::Listening(_) => format!("the TCP socket that listens at {}", self.local),

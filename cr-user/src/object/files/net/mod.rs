@@ -305,7 +305,14 @@ pub fn secretive(files: &Files) -> Vec<Secretive> {
         let uses_multicasts = chose_hops || !ip.memberships.is_empty() || net.options.multicast_from != [0; 4];
         Some(Secretive { description, at, what: net.what(), uses_multicasts, shares_port: net.shares_port() })
     };
-    all(files).filter_map(of).collect()
+    // Of a TCP socket only who chooses among those that listen at the same port.
+    let of_tcp = |(description, one): (usize, &Description)| {
+        let Description::Inet(socket) = one else { return None };
+        let at = files.holders(description).first().copied()?;
+        let shares = Secretive { description, at, what: socket.what(), uses_multicasts: false, shares_port: true };
+        socket.shares_port().then_some(shares)
+    };
+    all(files).filter_map(of).chain(files.descriptions.iter().enumerate().filter_map(of_tcp)).collect()
 }
 
 impl Secretive {
@@ -320,8 +327,9 @@ impl Secretive {
 /// Whether a process of the job has a socket about which only the kernel's memory tells all.
 pub fn has_any(holders: &[Holder<'_>]) -> bool {
     let is_ip = |fd: BorrowedFd<'_>| {
-        let [family, kind] = [libc::SO_DOMAIN, libc::SO_TYPE].map(|name| int(fd, SOL_SOCKET, name));
-        [libc::AF_INET, libc::AF_INET6].contains(&family) && kind != libc::SOCK_STREAM
+        let [family, kind, shares] =
+            [libc::SO_DOMAIN, libc::SO_TYPE, libc::SO_REUSEPORT].map(|name| int(fd, SOL_SOCKET, name));
+        [libc::AF_INET, libc::AF_INET6].contains(&family) && (kind != libc::SOCK_STREAM || shares != 0)
     };
     let is_socket = |pid: i32, fd: i32| {
         procfs::link(pid, &format!("fd/{fd}")).is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
