@@ -28,17 +28,16 @@ impl Tree {
     pub fn kill(root: i32, mark: &str) -> Self {
         let mut tree = Self::default();
         let start = Instant::now();
-        // They are stopped first, parents before their children, until nobody can have forked any more.
-        let mut stopped = Vec::new();
+        // They are stopped first, parents before their children, until nobody can have forked any more, nor had another go on.
         loop {
             let living = tree.find(root, mark);
-            let running = living.iter().filter(|pid| !stopped.contains(*pid)).copied().collect::<Vec<_>>();
+            let stands = |tid: i32| Stat::of(tid).is_none_or(|stat| matches!(stat.state, 'T' | 't' | 'Z' | 'X'));
+            let running = living.iter().filter(|pid| !threads(**pid).all(stands)).copied().collect::<Vec<_>>();
             if running.is_empty() {
                 send(&living, Signal::SIGKILL);
                 return tree;
             }
             send(&running, Signal::SIGSTOP);
-            stopped.extend(running);
             assert!(start.elapsed() < LIMIT, "killing the job of pid {root}: time is up");
         }
     }

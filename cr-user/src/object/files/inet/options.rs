@@ -166,9 +166,12 @@ pub(super) fn make_room_to_send(fd: BorrowedFd<'_>) -> nix::Result<()> {
 pub(super) fn keep_promise(fd: BorrowedFd<'_>, window: u32) -> nix::Result<()> {
     // SO_MEMINFO: first the memory that the receiving queue takes.
     const SO_MEMINFO: i32 = 55;
+    // SOCK_RCVBUF_LOCK: the program has chosen the size.
+    const CHOSEN: i32 = 2;
     let info = option(fd, SOL_SOCKET, SO_MEMINFO)?;
-    // What arrives may take twice its size.
-    let needed = (as_int(&info) as u32).saturating_add(window.saturating_mul(2)).min(i32::MAX as u32) as i32;
+    // What arrives may take twice its size. A program that has chosen a size sees another only if it cannot be helped.
+    let times = if int(fd, SOL_SOCKET, SO_BUF_LOCK) & CHOSEN == 0 { 2 } else { 1 };
+    let needed = (as_int(&info) as u32).saturating_add(window.saturating_mul(times)).min(i32::MAX as u32) as i32;
     if int(fd, SOL_SOCKET, libc::SO_RCVBUF) >= needed {
         return Ok(());
     }
