@@ -285,8 +285,8 @@ impl State {
         put(image, signals::KIND, &self.signals)?;
         put(image, timers::KIND, &self.timers)?;
         put(image, credentials::KIND, &self.credentials)?;
-        let digests = Digests::of(&self.files)?;
-        put(image, files::KIND, &Stored::new(self.files, parent)?)?;
+        let (stored, digests) = Stored::new(self.files, parent)?;
+        put(image, files::KIND, &stored)?;
         put(image, clocks::KIND, &self.clocks)?;
         put(image, scheduling::KIND, &self.scheduling)?;
         put(image, objects::KIND, &self.ipc)?;

@@ -38,10 +38,10 @@ impl Parting {
         }
         fault::point("held")?;
         frozen.kill()?;
-        // As long as we have them, they are not closed.
-        inet::forsake(self.fds)?;
+        // From here on it is away, whatever fails: the silence stays until its restore.
         self.silence.into_iter().for_each(Silence::leave);
-        Ok(())
+        // As long as we have them, they are not closed.
+        inet::forsake(self.fds)
     }
 }
 

@@ -52,22 +52,24 @@ fn digest(description: &Description) -> Result<u128> {
 }
 
 impl Stored {
-    /// What an image must hold on whose parent `parent` tells.
+    /// What an image must hold on whose parent `parent` tells, and what tells of this one.
     ///
     /// # Errors
     /// When a description cannot be archived.
-    pub fn new(mut files: Files, parent: &Digests) -> Result<Self> {
+    pub fn new(mut files: Files, parent: &Digests) -> Result<(Self, Digests)> {
         let mut inherited = Vec::new();
         let mut own = Vec::new();
+        let mut all = HashMap::new();
         for (at, description) in std::mem::take(&mut files.descriptions).into_iter().enumerate() {
-            let known = if parent.0.is_empty() { None } else { parent.0.get(&digest(&description)?) };
-            match known {
+            let digest = digest(&description)?;
+            all.insert(digest, at as u32);
+            match parent.0.get(&digest) {
                 Some(from) => inherited.push(Inherited { at: at as u32, from: *from }),
                 None => own.push(description),
             }
         }
         files.descriptions = own;
-        Ok(Self { files, inherited })
+        Ok((Self { files, inherited }, Digests(all)))
     }
 
     /// The whole, with those of its parent.
@@ -119,7 +121,7 @@ mod tests {
     }
 
     fn stored(all: &[u64], parent: &[u64]) -> Stored {
-        Stored::new(files(all), &Digests::of(&files(parent)).unwrap()).unwrap()
+        Stored::new(files(all), &Digests::of(&files(parent)).unwrap()).unwrap().0
     }
 
     #[test]
