@@ -1,6 +1,6 @@
 //! Asking what there is and what was written, and protecting it again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -205,6 +205,9 @@ impl Survey {
             let known = content.get(&member.space()).unwrap_or(&none);
             Surveyed::take(member, mappings, known, &plan.pages_of(member.space()), &seen, *doubt, sink)
         })?;
+        // What several tries have found is said once.
+        let mut said = HashSet::new();
+        notes.retain(|note| said.insert(note.clone()));
         let mut survey = Self {
             processes,
             objects: BTreeMap::new(),
