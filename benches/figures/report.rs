@@ -1,10 +1,9 @@
 //! What was measured, as a table and as JSON.
 
 use comfy_table::{Table, presets};
+use cr_bench::machine::Machine;
+use cr_bench::sample::Samples;
 use serde_json::{Value, json};
-
-use crate::machine::Machine;
-use crate::sample::Samples;
 
 /// One promise, and how it was kept.
 #[derive(Clone, Debug)]

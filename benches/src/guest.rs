@@ -1,19 +1,16 @@
-//! The jobs, and the commands that are timed.
+//! The jobs: guests of the tests, or programs that keep to the same protocol (`tests/guests/guest.h`).
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cr_tests::Tree;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::Setting;
 
 /// How long anything may take before it counts as hung.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -25,35 +22,42 @@ pub struct Guest {
     dir: TempDir,
     /// Its pid, which outlives restores.
     pub pid: i32,
+    rounds: u32,
 }
 
 impl Guest {
-    /// Starts the writer with these options: see [`Guest::start`].
-    pub fn writer(setting: &Setting, options: &[String], under: Option<&[String]>) -> Result<Self> {
-        Self::start(setting, "writer", options, under)
+    /// Starts a guest with these options, its folder in `folder`, and waits until its memory is set up. With `under`, arguments of
+    /// `cr run` up to the `--`, it has a resident controller.
+    pub fn start(folder: &Path, name: &str, options: &[String], under: Option<&[String]>) -> Result<Self> {
+        let program = cr_tests::guest(name);
+        Self::launch(folder, under, |dir| {
+            let mut command = Command::new(program);
+            command.arg(dir).args(options);
+            Ok(command)
+        })
     }
 
-    /// Starts a guest with these options and waits until its memory is set up. With `under`, arguments of `cr run` up to the
-    /// `--`, it has a resident controller.
-    pub fn start(setting: &Setting, name: &str, options: &[String], under: Option<&[String]>) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("guest-").tempdir_in(setting.tmpfs.path())?;
-        let program = cr_tests::guest(name);
+    /// As [`start`](Self::start), with any command that keeps to the guests' protocol in the folder that it is told.
+    pub fn launch(folder: &Path, under: Option<&[String]>, job: impl FnOnce(&Path) -> Result<Command>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("guest-").tempdir_in(folder)?;
+        let job = job(dir.path())?;
         let mut command = match under {
-            None => Command::new(&program),
+            None => job,
             Some(args) => {
                 let mut command = cr_tests::cr();
-                command.arg("run").args(args).arg("--").arg(&program);
+                command.arg("run").args(args).arg("--").arg(job.get_program()).args(job.get_args());
                 command
             }
         };
         // Nothing of ours is the job's: not the terminal, not the output.
-        command.arg(dir.path()).args(options).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command
             .env(cr_tests::MARK, dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(fs::File::create(dir.path().join("stderr"))?)
             .spawn()
-            .with_context(|| format!("starting {name}"))?;
-        let mut guest = Self { child, dir, pid: 0 };
+            .with_context(|| format!("starting {command:?}"))?;
+        let mut guest = Self { child, dir, pid: 0, rounds: 0 };
         let ready = guest.dir.path().join("ready");
         guest.wait("it is ready", |_| ready.is_symlink())?;
         guest.pid = fs::read_link(&ready)?.to_string_lossy().parse().context("the guest's pid")?;
@@ -76,6 +80,34 @@ impl Guest {
         Ok(said.to_string_lossy().into_owned())
     }
 
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Has a guest of `bench.h` do its work once more, and gives the milliseconds that this took, by its own account.
+    pub fn round(&mut self) -> Result<f64> {
+        self.go()?;
+        let said = format!("say.ns.{}", self.rounds);
+        self.wait_every(Duration::from_millis(20), "it has done its work", |guest| {
+            guest.dir().join(&said).is_symlink()
+        })?;
+        self.said("ns")
+    }
+
+    /// Tells it to do its work once more.
+    pub fn go(&mut self) -> Result<()> {
+        self.rounds += 1;
+        fs::write(self.dir.path().join(format!("go.{}", self.rounds)), "")?;
+        Ok(())
+    }
+
+    /// Milliseconds that a guest of `bench.h` has said of its last round, under this name.
+    pub fn said(&self, what: &str) -> Result<f64> {
+        let ns: f64 = self.says(&format!("{what}.{}", self.rounds))?.parse()?;
+        Ok(ns / 1e6)
+    }
+
     /// Has the writer overwrite its next `--once-mib`, and waits until it has.
     pub fn write_once(&mut self) -> Result<()> {
         self.signal(Signal::SIGUSR1)?;
@@ -96,7 +128,12 @@ impl Guest {
     pub fn kill(&mut self) -> Result<()> {
         let tree = Tree::kill(self.pid, &self.dir.path().to_string_lossy());
         self.child.wait()?;
-        self.wait("its pids are free", |_| tree.is_gone())
+        let start = Instant::now();
+        while !tree.is_gone() {
+            ensure!(start.elapsed() < LIMIT, "waiting until its pids are free: time is up");
+            sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// Where the guest's own memory begins: its largest anonymous mapping.
@@ -113,12 +150,20 @@ impl Guest {
         kill(Pid::from_raw(self.pid), signal).with_context(|| format!("{signal} to the guest"))
     }
 
-    fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<()> {
+    fn wait(&mut self, what: &str, done: impl FnMut(&Self) -> bool) -> Result<()> {
+        self.wait_every(Duration::from_millis(2), what, done)
+    }
+
+    /// Waits until something has become of it, which is looked for so often.
+    pub fn wait_every(&mut self, pause: Duration, what: &str, mut done: impl FnMut(&Self) -> bool) -> Result<()> {
         let start = Instant::now();
         while !done(self) {
             let said = || fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
+            let verdict = fs::read_link(self.dir.path().join("result")).unwrap_or_default();
+            let gone = self.child.try_wait()?.is_some() && !done(self);
+            ensure!(!gone, "waiting until {what}: it has ended ({})\n{}", verdict.display(), said());
             ensure!(start.elapsed() < LIMIT, "waiting until {what}: time is up\n{}", said());
-            sleep(Duration::from_millis(2));
+            sleep(pause);
         }
         Ok(())
     }
@@ -131,67 +176,10 @@ impl Drop for Guest {
     }
 }
 
-/// A store that is made by `cr` and removed with all it holds.
-#[derive(Debug)]
-pub struct StoreDir(PathBuf);
-
-impl StoreDir {
-    /// A name for a store in `folder`.
-    pub fn new(folder: &Path) -> Self {
-        Self(folder.join("store"))
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// As an argument.
-    pub fn arg(&self) -> String {
-        self.0.to_string_lossy().into_owned()
-    }
-}
-
-impl Drop for StoreDir {
-    fn drop(&mut self) {
-        // It may never have been made.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// `cr checkpoint PID --store STORE --json`.
-pub fn checkpoint(pid: i32, store: &StoreDir, more: &[String]) -> Result<Value> {
-    let pid = pid.to_string();
-    let output =
-        cr_tests::cr().args(["checkpoint", &pid, "--json", "--store"]).arg(store.path()).args(more).output()?;
-    json(&output)
-}
-
-/// `cr restore --detach`: returns once the job runs, and gives its pid.
-pub fn restore(store: &StoreDir, more: &[String]) -> Result<i32> {
-    let output =
-        cr_tests::cr().args(["restore", "--detach", "--json", "--store"]).arg(store.path()).args(more).output()?;
-    let pid = json(&output)?["pid"].as_i64().context("no pid")?;
-    Ok(i32::try_from(pid)?)
-}
-
 /// Milliseconds that it takes to fork the processes that these options of the grove say, and for each to touch its memory.
-pub fn fork_and_touch(setting: &Setting, options: &[String]) -> Result<f64> {
-    let dir = tempfile::Builder::new().prefix("forks-").tempdir_in(setting.tmpfs.path())?;
+pub fn fork_and_touch(folder: &Path, options: &[String]) -> Result<f64> {
+    let dir = tempfile::Builder::new().prefix("forks-").tempdir_in(folder)?;
     let status = Command::new(cr_tests::guest("grove")).arg(dir.path()).args(options).arg("--fork-only").status()?;
     ensure!(status.success(), "the grove: {status}");
     fs::read_link(dir.path().join("say.ms"))?.to_string_lossy().parse().context("the grove's time")
-}
-
-/// A number in what `cr` printed.
-pub fn number(json: &Value, name: &str) -> Result<f64> {
-    json[name].as_f64().with_context(|| format!("no {name} in {json}"))
-}
-
-fn json(output: &Output) -> Result<Value> {
-    if !output.status.success() {
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        bail!("cr: {}\n{out}{err}", output.status);
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
