@@ -59,6 +59,7 @@ fn ratios(path: &Path, machine: &Machine, outcomes: &[Outcome]) -> Drawn {
         .x_labels(2 * outcomes.len() + 1)
         .x_label_formatter(&name)
         .y_label_formatter(&|y| format!("{y:.2} ×"))
+        .light_line_style(TRANSPARENT)
         .y_desc("median, smallest and largest of the pairs")
         .draw()?;
     chart.draw_series(LineSeries::new([(-0.5, 1.0), (outcomes.len() as f64 - 0.5, 1.0)], BLACK))?;
@@ -87,7 +88,7 @@ fn ratios(path: &Path, machine: &Machine, outcomes: &[Outcome]) -> Drawn {
     Ok(())
 }
 
-/// Seconds of every run, over the median of its job alone.
+/// Seconds of every run, a chart a job.
 fn runs(path: &Path, machine: &Machine, outcomes: &[Outcome]) -> Drawn {
     let area = SVGBackend::new(path, (SIZE.0, 300 * outcomes.len().div_ceil(3) as u32 + 56)).into_drawing_area();
     area.fill(&WHITE)?;
@@ -105,7 +106,14 @@ fn runs(path: &Path, machine: &Machine, outcomes: &[Outcome]) -> Drawn {
             .x_label_area_size(24)
             .y_label_area_size(40)
             .build_cartesian_2d(0.5..pairs as f64 + 0.5, 0.0..longest * 1.1)?;
-        chart.configure_mesh().disable_x_mesh().x_labels(pairs).y_labels(5).draw()?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .x_labels(pairs)
+            .x_label_formatter(&|pair| format!("{pair:.0}"))
+            .y_labels(5)
+            .light_line_style(TRANSPARENT)
+            .draw()?;
         for (mode, seconds) in all {
             let colour = colour(mode);
             let points: Vec<_> = seconds.iter().enumerate().map(|(pair, s)| (pair as f64 + 1.0, *s)).collect();
@@ -114,7 +122,12 @@ fn runs(path: &Path, machine: &Machine, outcomes: &[Outcome]) -> Drawn {
                 .label(mode.name())
                 .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
         }
-        chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .border_style(BLACK)
+            .background_style(WHITE)
+            .draw()?;
     }
     area.present()?;
     Ok(())
