@@ -34,7 +34,7 @@ struct Args {
     pairs: usize,
 
     /// Seconds that one run of the solver shall take.
-    #[arg(long, default_value_t = 28.0)]
+    #[arg(long, default_value_t = 21.0)]
     solver_seconds: f64,
 
     /// MiB of job memory where the figure does not say another size.

@@ -82,6 +82,15 @@ impl Job {
         }
     }
 
+    /// What else it says of its work, in milliseconds.
+    pub fn details(self) -> &'static [&'static str] {
+        match self {
+            Self::Calls => &["getppid", "pread", "pipe"],
+            Self::Idle => &["reads", "late", "cpu"],
+            _ => &[],
+        }
+    }
+
     /// Whether it can be had on this machine.
     pub fn is_here(self) -> Result<()> {
         let runs =

@@ -27,6 +27,8 @@ pub enum Mode {
 pub struct Run {
     /// Of the work, by the job's own account.
     pub seconds: f64,
+    /// What else it has said of it ([`Job::details`]).
+    pub details: Vec<f64>,
     /// Frozen time of each checkpoint during the run, in milliseconds.
     pub frozen_ms: Vec<f64>,
     /// What all of them have stored, in MiB.
@@ -57,30 +59,30 @@ impl Mode {
 
 fn alone(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let mut guest = job.start(setting, work, None)?;
-    let seconds = job.work(&mut guest)?;
+    let run = worked(job, &mut guest)?;
     guest.kill()?;
-    Ok(Run { seconds, ..Run::default() })
+    Ok(run)
 }
 
 fn tracked(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let store = StoreDir::new(setting.stores.path());
     let mut guest = job.start(setting, work, Some(&under(&store, "1h")))?;
     checkpoint(guest.pid, &store, &[])?;
-    let seconds = job.work(&mut guest)?;
+    let run = worked(job, &mut guest)?;
     guest.kill()?;
-    Ok(Run { seconds, ..Run::default() })
+    Ok(run)
 }
 
 fn interval(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let store = StoreDir::new(setting.stores.path());
     let mut guest = job.start(setting, work, Some(&under(&store, &setting.args.interval)))?;
     let before = store.journal().len();
-    let seconds = job.work(&mut guest)?;
+    let run = worked(job, &mut guest)?;
     let taken = store.journal().split_off(before);
     guest.kill()?;
     let numbers = |name: &str| -> Vec<f64> { taken.iter().filter_map(|c| c[name].as_f64()).collect() };
     let stored_mib = numbers("stored_bytes").iter().sum::<f64>() / f64::from(1 << 20);
-    Ok(Run { seconds, frozen_ms: numbers("frozen_ms"), stored_mib })
+    Ok(Run { frozen_ms: numbers("frozen_ms"), stored_mib, ..run })
 }
 
 fn beside(setting: &Setting, job: Job, work: u64) -> Result<Run> {
@@ -90,6 +92,13 @@ fn beside(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let run = alone(setting, job, work)?;
     drop(neighbour);
     Ok(run)
+}
+
+/// The work itself.
+fn worked(job: Job, guest: &mut Guest) -> Result<Run> {
+    let seconds = job.work(guest)?;
+    let details = job.details().iter().map(|what| guest.said(what)).collect::<Result<_>>()?;
+    Ok(Run { seconds, details, ..Run::default() })
 }
 
 fn under(store: &StoreDir, interval: &str) -> Vec<String> {

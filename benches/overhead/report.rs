@@ -90,6 +90,15 @@ pub fn table(outcomes: &[Outcome]) -> String {
 pub fn json(args: &Args, machine: &Machine, outcomes: &[Outcome]) -> Value {
     let of_mode = |outcome: &Outcome, mode: Mode, runs: &[Run]| {
         let ratios = outcome.ratios().find(|(of, _)| *of == mode).map(|(_, samples)| samples);
+        let details: serde_json::Map<String, Value> = outcome
+            .job
+            .details()
+            .iter()
+            .enumerate()
+            .map(|(at, what)| {
+                (format!("{what}_ms"), runs.iter().filter_map(|run| run.details.get(at)).copied().collect())
+            })
+            .collect();
         json!({
             "mode": mode.name(),
             "seconds": runs.iter().map(|run| run.seconds).collect::<Vec<_>>(),
@@ -97,6 +106,7 @@ pub fn json(args: &Args, machine: &Machine, outcomes: &[Outcome]) -> Value {
             "median_over_alone": ratios.as_ref().map(Samples::median),
             "bound": outcome.job.bound(mode),
             "frozen_ms": runs.iter().map(|run| &run.frozen_ms).collect::<Vec<_>>(),
+            "details": details,
             "stored_mib": runs.iter().map(|run| run.stored_mib).collect::<Vec<_>>(),
         })
     };
