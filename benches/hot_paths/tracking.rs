@@ -5,7 +5,7 @@ use cr::sys::uffd;
 use cr::track::{Hints, Oracle};
 use cr_bench::guest::Guest;
 use cr_bench::strings;
-use criterion::{BatchSize, Criterion, Throughput};
+use criterion::{BatchSize, Criterion};
 use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;
 
@@ -55,7 +55,6 @@ pub fn hints(criterion: &mut Criterion) {
         let mut guest = Guest::start(folder.path(), "writer", &options, None).expect("a job");
         let space = hints.follow(guest.pid).expect("the job can be followed");
         let pages = mib << 20 >> PAGE.trailing_zeros();
-        group.throughput(Throughput::Elements(pages));
         group.sample_size(10).bench_function(format!("{mib} MiB written"), |b| {
             b.iter_batched(
                 || guest.write_once().expect("the job writes"),

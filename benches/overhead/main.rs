@@ -106,7 +106,9 @@ fn main() -> Result<ExitCode> {
         println!("{json}");
     } else {
         println!("{machine}\n{}", report::table(&outcomes));
-        plots.iter().for_each(|plot| println!("{}", plot.display()));
+        for plot in &plots {
+            println!("{}", plot.display());
+        }
     }
     let missed = outcomes.iter().any(Outcome::misses_a_bound);
     Ok(if setting.args.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use cr_bench::commands::{Attached, StoreDir, checkpoint};
@@ -88,11 +89,11 @@ impl Controller {
             let name = words.next().unwrap_or_default();
             match name.strip_suffix(':') {
                 // A new mapping: range, protection, offset, device, inode, path.
-                None => path = words.nth(4).unwrap_or_default().to_owned(),
+                None => words.nth(4).unwrap_or_default().clone_into(&mut path),
                 Some("Rss") => rss = words.next().unwrap_or_default().parse::<f64>()? / 1024.0,
                 Some("VmFlags") => {
                     let flags: HashSet<&str> = words.collect();
-                    let place = if path.ends_with(".cr") {
+                    let place = if Path::new(&path).extension().is_some_and(|extension| extension == "cr") {
                         &mut sum.images
                     } else if path.starts_with('/') {
                         &mut sum.programs
