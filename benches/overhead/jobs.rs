@@ -111,7 +111,7 @@ impl Job {
         loop {
             let mut guest = self.start(setting, work, None)?;
             let took = self.work(&mut guest)?;
-            guest.kill()?;
+            guest.finish()?;
             if took >= SAMPLE_SECONDS {
                 return Ok(((work as f64 * seconds / took) as u64).max(1));
             }

@@ -60,7 +60,7 @@ impl Mode {
 fn alone(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let mut guest = job.start(setting, work, None)?;
     let run = worked(job, &mut guest)?;
-    guest.kill()?;
+    guest.finish()?;
     Ok(run)
 }
 
@@ -69,7 +69,7 @@ fn tracked(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let mut guest = job.start(setting, work, Some(&under(&store, "1h")))?;
     checkpoint(guest.pid, &store, &[])?;
     let run = worked(job, &mut guest)?;
-    guest.kill()?;
+    guest.finish()?;
     Ok(run)
 }
 
@@ -79,7 +79,7 @@ fn interval(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let before = store.journal().len();
     let run = worked(job, &mut guest)?;
     let taken = store.journal().split_off(before);
-    guest.kill()?;
+    guest.finish()?;
     let numbers = |name: &str| -> Vec<f64> { taken.iter().filter_map(|c| c[name].as_f64()).collect() };
     let stored_mib = numbers("stored_bytes").iter().sum::<f64>() / f64::from(1 << 20);
     Ok(Run { frozen_ms: numbers("frozen_ms"), stored_mib, ..run })

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 /// How long anything may take before it counts as hung.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A guest that runs, alone or under `cr run`. Dropped, it is killed.
+/// A guest that runs, alone or under `cr run`. Dropped, it is killed, unless it has ended.
 #[derive(Debug)]
 pub struct Guest {
     child: Child,
@@ -23,6 +23,7 @@ pub struct Guest {
     /// Its pid, which outlives restores.
     pub pid: i32,
     rounds: u32,
+    ended: bool,
 }
 
 impl Guest {
@@ -57,7 +58,7 @@ impl Guest {
             .stderr(fs::File::create(dir.path().join("stderr"))?)
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
-        let mut guest = Self { child, dir, pid: 0, rounds: 0 };
+        let mut guest = Self { child, dir, pid: 0, rounds: 0, ended: false };
         let ready = guest.dir.path().join("ready");
         guest.wait("it is ready", |_| ready.is_symlink())?;
         guest.pid = fs::read_link(&ready)?.to_string_lossy().parse().context("the guest's pid")?;
@@ -124,6 +125,23 @@ impl Guest {
         done
     }
 
+    /// Has the guest check everything and end, and is sure that it found nothing wrong. Programs that are no guests end by themselves.
+    pub fn finish(mut self) -> Result<()> {
+        fs::write(self.dir.path().join("finish"), "")?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            ensure!(start.elapsed() < LIMIT, "waiting until the job has ended: time is up");
+            sleep(Duration::from_millis(5));
+        };
+        self.ended = true;
+        let verdict = fs::read_link(self.dir.path().join("result")).unwrap_or_default();
+        ensure!(status.success(), "the job has ended with {status}: {}", verdict.display());
+        Ok(())
+    }
+
     /// Kills the guest, all of its processes, and waits until their pids are free and its controller gone.
     pub fn kill(&mut self) -> Result<()> {
         let tree = Tree::kill(self.pid, &self.dir.path().to_string_lossy());
@@ -171,8 +189,10 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Nobody can be told any more.
-        let _ = self.kill();
+        if !self.ended {
+            // Nobody can be told any more.
+            let _ = self.kill();
+        }
     }
 }
 
