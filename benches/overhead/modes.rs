@@ -1,6 +1,6 @@
 //! The ways in which a job is run.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use cr_bench::commands::{StoreDir, checkpoint};
 use cr_bench::guest::Guest;
@@ -79,6 +79,12 @@ fn interval(setting: &Setting, job: Job, work: u64) -> Result<Run> {
     let before = store.journal().len();
     let run = worked(job, &mut guest)?;
     let taken = store.journal().split_off(before);
+    ensure!(
+        !taken.is_empty(),
+        "no checkpoint was taken in {:.1} s of work: take more --seconds or a shorter --interval, or see what is wrong:\n{}",
+        run.seconds,
+        std::fs::read_to_string(store.path().join("log.jsonl")).unwrap_or_default()
+    );
     guest.finish()?;
     let numbers = |name: &str| -> Vec<f64> { taken.iter().filter_map(|c| c[name].as_f64()).collect() };
     let stored_mib = numbers("stored_bytes").iter().sum::<f64>() / f64::from(1 << 20);
