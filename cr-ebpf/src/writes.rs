@@ -8,7 +8,7 @@
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     macros::{btf_tracepoint, map},
-    maps::HashMap,
+    maps::{HashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
@@ -19,6 +19,10 @@ use crate::{atomic, follow, kernel, kernel::offset};
 /// The record. The controller sets its size before it loads.
 #[map]
 static WRITTEN: HashMap<WrittenKey, WrittenBits> = HashMap::with_max_entries(32768, 0);
+
+/// How many write faults there were in followed address spaces.
+#[map]
+static WRITE_FAULTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The bit of a page fault's error code that says "by a write" (`X86_PF_WRITE` in `asm/trap_pf.h`).
 const WRITE: u64 = 1 << 1;
@@ -46,6 +50,10 @@ fn fault(ctx: &BtfTracePointContext) {
     let mm: u64 = kernel::read(kernel::current(), &offset::TASK_MM);
     if mm == 0 || !follow::is_followed(mm) {
         return;
+    }
+    if let Some(count) = WRITE_FAULTS.get_ptr_mut(0) {
+        // SAFETY: the map's value for this CPU, aligned. A fault that interrupts this one counts too, hence atomic.
+        unsafe { atomic::fetch_add(count, 1) };
     }
     if record(mm, address).is_none() && follow::lose(Lost::Page) {
         warn!(ctx, "the record of written pages is full; this checkpoint must ask the page tables about everything");

@@ -22,6 +22,7 @@ use aya_log::EbpfLogger;
 use cr_common::{CPUS, Lost, PAGE_SHIFT, PEEKS, REGION_SHIFT, TaskEventKind, WrittenBits, WrittenKey, WrittenRegion};
 
 pub use self::error::HintsError;
+pub use self::totals::Totals;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
     load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
@@ -36,6 +37,7 @@ use crate::sys::bpf::{IterTarget, iter_open};
 
 mod error;
 mod load;
+mod totals;
 
 /// The compiled programs; empty where the library was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CR_EBPF_EMBEDDED"));
