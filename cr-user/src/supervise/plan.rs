@@ -18,8 +18,8 @@ pub(super) struct Plan {
     cadence: Option<Cadence>,
     auto: Option<Auto>,
     sizes: Sizes,
-    /// What the first write to a protected page costs.
-    first_write: Duration,
+    /// What the first write to a protected page costs, once it was measured.
+    first_write: Option<Duration>,
     next: Option<Instant>,
     /// When the checkpoint under way was ordered.
     began: Instant,
@@ -35,10 +35,10 @@ impl Plan {
             Some(Cadence::Auto { mtbf }) => Some(Auto::new(mtbf)),
             Some(Cadence::Every(_)) | None => None,
         };
-        let first_write = if auto.is_some() { measure_first_write() } else { Duration::ZERO };
         let sizes = cadence.and_then(|_| sizes_of(store, origin)).unwrap_or_default();
         let began = Instant::now();
-        let mut plan = Self { cadence, auto, sizes, first_write, next: None, began, faults: None, content_pages: 0 };
+        let mut plan =
+            Self { cadence, auto, sizes, first_write: None, next: None, began, faults: None, content_pages: 0 };
         plan.next = plan.interval().map(|interval| began + interval);
         plan
     }
@@ -88,7 +88,9 @@ impl Plan {
             self.sizes.took_delta(report.stored_bytes);
         }
         if let Some(auto) = &mut self.auto {
-            let faults = self.first_write * u32::try_from(faults).unwrap_or(u32::MAX);
+            // Not earlier: by now there are the programs that look at each fault.
+            let each = *self.first_write.get_or_insert_with(measure_first_write);
+            let faults = each * u32::try_from(faults).unwrap_or(u32::MAX);
             auto.learn(Sample { frozen: report.frozen, faults, durable: report.total });
             self.next = Some(self.began + auto.interval());
         }

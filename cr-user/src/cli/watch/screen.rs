@@ -136,8 +136,7 @@ fn print(text: &str) -> bool {
 
 /// Columns and rows of the terminal.
 fn size() -> (usize, usize) {
-    match cr::sys::tty::size(io::stdout().as_fd()) {
-        Ok([rows, columns, ..]) if rows > 0 && columns > 0 => (columns.into(), rows.into()),
-        Ok(_) | Err(_) => (80, 24),
-    }
+    let [rows, columns, ..] = cr::sys::tty::size(io::stdout().as_fd()).unwrap_or_default();
+    let or = |size: u16, usual: usize| if size == 0 { usual } else { size.into() };
+    (or(columns, 80), or(rows, 24))
 }
