@@ -105,7 +105,8 @@ impl Plan {
         }
         let written = report.dirty_pages.saturating_sub(activity.hot_pages);
         match (self.faults, activity.write_faults) {
-            (Some(before), Some(now)) => written.min(now.saturating_sub(before)),
+            // With an address space, its count goes.
+            (Some(before), Some(now)) if now >= before => written.min(now - before),
             _ => written,
         }
     }

@@ -33,9 +33,10 @@ impl Meter {
         if is_old(status) {
             return self.last;
         }
-        if let Some((before, at)) = self.before.replace((faults, now)) {
+        // With an address space that has ended, its count has gone.
+        if let Some((before, at)) = self.before.replace((faults, now)).filter(|(before, _)| *before <= faults) {
             let seconds = now.duration_since(at).as_secs_f64();
-            self.last = (seconds > 0.0).then(|| Rates { faults: faults.saturating_sub(before) as f64 / seconds });
+            self.last = (seconds > 0.0).then(|| Rates { faults: (faults - before) as f64 / seconds });
         }
         self.last
     }
@@ -256,8 +257,10 @@ mod tests {
         assert_eq!(meter.rates(&status(3000, false, 0), at(2)), Some(Rates { faults: 1000.0 }));
         assert_eq!(meter.rates(&status(3000, true, 500), at(3)), Some(Rates { faults: 1000.0 }), "not fresh");
         assert_eq!(meter.rates(&status(3200, false, 0), at(4)), Some(Rates { faults: 100.0 }));
+        assert_eq!(meter.rates(&status(7, false, 0), at(5)), Some(Rates { faults: 100.0 }), "a process has ended");
+        assert_eq!(meter.rates(&status(57, false, 0), at(6)), Some(Rates { faults: 50.0 }));
         let unknown = Status { activity: None, ..status(0, false, 0) };
-        assert_eq!(meter.rates(&unknown, at(5)), None);
+        assert_eq!(meter.rates(&unknown, at(7)), None);
     }
 
     #[test]

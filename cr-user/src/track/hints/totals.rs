@@ -1,15 +1,15 @@
 //! What the programs counted, without taking anything out of their records.
 
-use aya::maps::PerCpuArray;
-use cr_common::Lost;
+use aya::maps::HashMap;
+use cr_common::{Followed, Lost};
 
 use super::error::{map_error, no_map};
 use super::{Hints, HintsError};
 
-/// Counts since the programs were loaded, of all that they follow.
+/// Counts of all that is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Page faults by a write.
+    /// Page faults by a write, in the address spaces that are followed now. It is less than before once one of them has ended.
     pub write_faults: u64,
     /// Faults and events that could not be recorded, tasks that could not be followed.
     pub lost: u64,
@@ -19,9 +19,10 @@ impl Hints {
     /// What was counted until now.
     pub fn totals(&self) -> Result<Totals, HintsError> {
         let lost = self.lost_pages()? + self.lost(Lost::Event)? + self.lost(Lost::Task)?;
-        let map = self.ebpf.map("WRITE_FAULTS").ok_or_else(|| no_map("WRITE_FAULTS"))?;
-        let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(map_error("WRITE_FAULTS"))?;
-        let write_faults = counts.get(&0, 0).map_err(map_error("WRITE_FAULTS"))?.iter().sum();
+        let map = self.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
+        let followed: HashMap<_, u64, Followed> = HashMap::try_from(map).map_err(map_error("FOLLOWED"))?;
+        // One that ends meanwhile is not counted.
+        let write_faults = followed.iter().filter_map(Result::ok).map(|(_, space)| space.faults).sum();
         Ok(Totals { write_faults, lost })
     }
 }
