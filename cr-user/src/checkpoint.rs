@@ -4,6 +4,7 @@
 //! go when dropped, the kernel when we die), and pages whose written-bit was taken stay in [`Job`]'s debt until a checkpoint
 //! that holds them is durable.
 
+mod activity;
 mod aio;
 mod arena;
 mod audit;
@@ -48,6 +49,7 @@ use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::PAGE;
 
 pub use crate::family::Only;
+pub use activity::Activity;
 use collect::State;
 pub use job::Job;
 pub use leave_out::{LeaveOut, MemoryRange};

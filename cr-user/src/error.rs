@@ -101,6 +101,21 @@ pub enum Error {
         /// The job whose chain it is.
         owner: i32,
     },
+    /// No resident controller holds the process.
+    #[error(
+        "no controller holds pid {pid}: `cr attach {pid} --store DIR --interval auto` starts one; one in another pid namespace, \
+         or of another user, is found by --store DIR alone"
+    )]
+    NotHeld {
+        /// The process.
+        pid: i32,
+    },
+    /// No resident controller writes to the store.
+    #[error("no controller holds the store {}: its job has ended or is not supervised; `cr list --store {}` says what it holds", dir.display(), dir.display())]
+    NoController {
+        /// The store.
+        dir: PathBuf,
+    },
     /// A step was made to fail by a test.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -116,7 +131,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Refused(_) => 120,
-            Self::NoSuchJob { .. } | Self::NotAllowed { .. } | Self::JobGone { .. } => 121,
+            Self::NoSuchJob { .. }
+            | Self::NotAllowed { .. }
+            | Self::JobGone { .. }
+            | Self::NotHeld { .. }
+            | Self::NoController { .. } => 121,
             Self::NotHere { .. } => 123,
             Self::System { source, .. } if is_disk_full(source) => 124,
             Self::System { .. } | Self::Silence(_) | Self::Injected(_) => 125,

@@ -12,6 +12,7 @@ pub mod netlink;
 pub mod netlock;
 pub mod object;
 pub mod phases;
+pub mod policy;
 pub mod probe;
 pub mod procfs;
 pub mod ranges;

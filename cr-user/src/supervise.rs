@@ -6,14 +6,17 @@
 //! One thread, the engine, does all ptrace work; this one waits for events and never touches the job but by signals.
 
 mod background;
+mod board;
 mod client;
 mod control;
 mod engine;
 mod exit;
+mod find;
 mod journal;
 mod launch;
 mod namespace;
 mod once;
+mod plan;
 pub mod protocol;
 mod signals;
 mod watch;
@@ -31,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files;
 use crate::object::files::inet;
+use crate::policy::Cadence;
 use crate::restore;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
@@ -42,17 +46,18 @@ use engine::{Engine, Origin};
 pub use background::LOG;
 pub use client::{checkpoint, status};
 pub use control::SOCKET;
+pub use find::store_of;
 pub use journal::JOURNAL;
 pub use launch::Command;
-pub use protocol::Status;
+pub use protocol::{Status, Taken};
 
 /// How a job is supervised.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The store's directory.
     pub store: PathBuf,
-    /// Time between checkpoints; none: only when asked.
-    pub interval: Option<Duration>,
+    /// How often checkpoints are taken; none: only when asked.
+    pub cadence: Option<Cadence>,
     /// How checkpoints are taken.
     pub checkpoints: checkpoint::Options,
     /// What becomes of TCP connections with somebody outside of the job, if that was said.

@@ -46,6 +46,8 @@ pub struct Member {
     pub late: RangeSet,
     /// What the last frozen window left of its page tables.
     pub settled: Settled,
+    /// Why its page tables were asked about everything by the last frozen window; none: they were asked about some.
+    pub wide: Option<Why>,
     /// What was noted of written pages was wrong once: it is not relied on any more.
     pub distrusts_notes: bool,
     /// Which pages are written all the time.
@@ -80,6 +82,7 @@ impl Member {
             debt: RangeSet::new(),
             late: RangeSet::new(),
             settled: Settled::default(),
+            wide: Some(Why::First),
             distrusts_notes: false,
             heat: Heat::default(),
             hopeless: false,

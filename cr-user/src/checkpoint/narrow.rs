@@ -49,6 +49,16 @@ pub struct Question {
     pub renewed: RangeSet,
 }
 
+impl Scope {
+    /// Why it is everything, if it is.
+    pub fn why_everything(&self) -> Option<Why> {
+        match self {
+            Self::Everything(why) => Some(*why),
+            Self::Only(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

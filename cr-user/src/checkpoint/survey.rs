@@ -259,6 +259,7 @@ impl Surveyed {
         let pagemap = oracle::pagemap_of(member.pid)?;
         let scope = member.scope(noted.as_ref());
         log::debug!("pid {}: page tables are asked about {scope}", member.pid);
+        member.wide = scope.why_everything();
         // Should this fail halfway, the next one asks about everything.
         let before = std::mem::take(&mut member.settled);
         let (mut own, mut taken, mut untracked, mut settled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

@@ -50,6 +50,10 @@ impl Execute for Args {
         self.json
     }
 
+    fn contradiction(&self) -> Option<String> {
+        self.supervision.contradiction()
+    }
+
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let pid = self.pid;
         let outcome = supervise::attach(&self.supervision.config(), pid, self.detach, |_| ())?;

@@ -9,6 +9,7 @@ use cr::object;
 use cr::object::files::external::Key;
 use cr::object::files::inet::Policy;
 use cr::object::files::net::queue;
+use cr::policy::{Cadence, DEFAULT_MTBF, LEAST_MTBF};
 use cr::store::Store;
 use cr::supervise::{Config, Outcome};
 
@@ -136,20 +137,53 @@ pub(super) struct Supervision {
     #[command(flatten)]
     pub(super) store: StoreArg,
 
-    /// Time between checkpoints: `500ms`, `30s`, `10min`, `1h`. Without it, only those are taken that are asked for.
+    /// Time between checkpoints: `500ms`, `30s`, `10min`, `1h`; or `auto`. Without it, only those are taken that are asked for.
+    ///
+    /// With `auto` it is found from what checkpoints are seen to cost and from --mtbf, so that as little time as can be is lost to
+    /// checkpoints and to failures together (Daly's formula), and anew after each checkpoint: from 1 s to 6 h, the first after 30 s
+    /// at the latest. `cr watch` and DIR/log.jsonl show the numbers.
     #[arg(long, value_name = "T", value_parser = parse_interval)]
-    interval: Option<Duration>,
+    interval: Option<Interval>,
+
+    /// With --interval auto: the mean time between failures of the machines that the job runs on: `24h` (if not given), `7days`.
+    ///
+    /// Count whatever ends the job: failures of any of its machines, preemptions, time limits.
+    #[arg(long, value_name = "T", value_parser = parse_mtbf, requires = "interval")]
+    mtbf: Option<Duration>,
 
     #[command(flatten)]
     pub(super) taking: Taking,
 }
 
+/// What was said about the interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interval {
+    Fixed(Duration),
+    Auto,
+}
+
 impl Supervision {
+    /// What is wrong with the arguments, taken together.
+    pub(super) fn contradiction(&self) -> Option<String> {
+        let fixed = matches!(self.interval, Some(Interval::Fixed(_)));
+        (fixed && self.mtbf.is_some()).then(|| {
+            "--mtbf is for --interval auto: a fixed interval does not depend on it. Leave one of the two out, or write --interval auto"
+                .to_owned()
+        })
+    }
+
+    fn cadence(&self) -> Option<Cadence> {
+        self.interval.map(|interval| match interval {
+            Interval::Fixed(interval) => Cadence::Every(interval),
+            Interval::Auto => Cadence::Auto { mtbf: self.mtbf.unwrap_or(DEFAULT_MTBF) },
+        })
+    }
+
     pub(super) fn config(&self) -> Config {
         let mut checkpoints = self.taking.options();
         // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
-        Config { store: self.store.store.clone(), interval: self.interval, checkpoints, tcp: self.taking.tcp() }
+        Config { store: self.store.store.clone(), cadence: self.cadence(), checkpoints, tcp: self.taking.tcp() }
     }
 }
 
@@ -181,9 +215,27 @@ fn parse_size(text: &str) -> Result<u64, String> {
     if bytes < 1 << 20 { Err("less than 1M is too little to work with".to_owned()) } else { Ok(bytes) }
 }
 
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = humantime::parse_duration(text).map_err(|e| format!("{e}; write 500ms, 30s or 10min"))?;
-    if interval < Duration::from_millis(10) { Err("less than 10ms is no interval".to_owned()) } else { Ok(interval) }
+fn parse_interval(text: &str) -> Result<Interval, String> {
+    if text == "auto" {
+        return Ok(Interval::Auto);
+    }
+    let interval = humantime::parse_duration(text).map_err(|e| format!("{e}; write 500ms, 30s or 10min, or auto"))?;
+    if interval < Duration::from_millis(10) {
+        return Err("less than 10ms is no interval".to_owned());
+    }
+    Ok(Interval::Fixed(interval))
+}
+
+fn parse_mtbf(text: &str) -> Result<Duration, String> {
+    /// More than anybody has measured.
+    const MOST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let mtbf = humantime::parse_duration(text).map_err(|e| format!("{e}; write 90min, 24h or 7days"))?;
+    if mtbf < LEAST_MTBF {
+        return Err(
+            "with a failure every 10s or less nothing is ever done: name the mean time between two failures".to_owned()
+        );
+    }
+    if mtbf > MOST { Err("nothing runs for more than 100 years without a failure".to_owned()) } else { Ok(mtbf) }
 }
 
 #[cfg(test)]
@@ -202,10 +254,44 @@ mod tests {
 
     #[test]
     fn intervals_have_units() {
-        assert_eq!(parse_interval("1s"), Ok(Duration::from_secs(1)));
-        assert_eq!(parse_interval("500ms"), Ok(Duration::from_millis(500)));
-        for bad in ["soon", "", "0s", "1", "-1s"] {
+        assert_eq!(parse_interval("1s"), Ok(Interval::Fixed(Duration::from_secs(1))));
+        assert_eq!(parse_interval("500ms"), Ok(Interval::Fixed(Duration::from_millis(500))));
+        assert_eq!(parse_interval("auto"), Ok(Interval::Auto));
+        for bad in ["soon", "", "0s", "1", "-1s", "Auto", "auto 1s"] {
             assert!(parse_interval(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn mean_times_between_failures_are_sensible() {
+        assert_eq!(parse_mtbf("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_mtbf("7days"), Ok(Duration::from_secs(7 * 86_400)));
+        for bad in ["", "0s", "5s", "often", "24", "101years", "-1h"] {
+            assert!(parse_mtbf(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mean_time_between_failures_is_for_auto_alone() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            supervision: Supervision,
+        }
+        let parse = |line: &[&str]| {
+            Line::try_parse_from(["cr", "--store", "s"].iter().chain(line))
+                .map(|line| line.supervision)
+                .map_err(|e| e.kind())
+        };
+        let auto = parse(&["--interval", "auto", "--mtbf", "2h"]).unwrap();
+        assert_eq!(
+            (auto.contradiction(), auto.cadence()),
+            (None, Some(Cadence::Auto { mtbf: Duration::from_secs(7200) }))
+        );
+        assert_eq!(parse(&["--interval", "auto"]).unwrap().cadence(), Some(Cadence::Auto { mtbf: DEFAULT_MTBF }));
+        assert!(parse(&["--interval", "10s", "--mtbf", "2h"]).unwrap().contradiction().is_some());
+        assert_eq!(parse(&["--mtbf", "2h"]).err(), Some(clap::error::ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse(&[]).unwrap().cadence(), None);
     }
 }

@@ -13,9 +13,11 @@ mod run;
 mod show;
 mod usage;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use output::Output;
@@ -32,6 +34,7 @@ Examples:
   cr check                                          can checkpoints be taken on this machine?
   cr run --store ckpt --interval 60s -- ./solver    run a job, with a checkpoint each minute
   cr checkpoint 4711 --store ckpt                   take one checkpoint of a running process
+  cr watch 4711                                     how the job and its checkpoints are doing, live
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
 
@@ -74,6 +77,7 @@ enum Command {
     List(list::Args),
     Show(show::Args),
     Verify(verify::Args),
+    Watch(watch::Args),
     #[command(hide = true)]
     FaultPoints(faults::Args),
 }
@@ -82,6 +86,11 @@ enum Command {
 trait Execute {
     /// Whether standard output gets JSON.
     fn json(&self) -> bool;
+
+    /// What is wrong with the arguments, taken together.
+    fn contradiction(&self) -> Option<String> {
+        None
+    }
 
     /// Does it, and gives the exit code.
     fn execute(&self, output: Output) -> cr::Result<u8>;
@@ -98,6 +107,7 @@ impl Command {
             Self::List(args) => args,
             Self::Show(args) => args,
             Self::Verify(args) => args,
+            Self::Watch(args) => args,
             Self::FaultPoints(args) => args,
         }
     }
@@ -113,6 +123,9 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("cr: {told}");
     }
     let command = cli.command.as_execute();
+    if let Some(wrong) = command.contradiction() {
+        return usage::report(&clap::Error::raw(ErrorKind::ArgumentConflict, format!("{wrong}\n")));
+    }
     let output = Output::new(command.json());
     let code = command.execute(output).unwrap_or_else(|error| {
         output.error(&error);

@@ -91,6 +91,10 @@ impl Execute for Args {
         self.json
     }
 
+    fn contradiction(&self) -> Option<String> {
+        self.supervision.contradiction()
+    }
+
     fn execute(&self, output: Output) -> cr::Result<u8> {
         // A controller that forks itself must not have a thread yet, such as the one that draws.
         let progress = (!self.detach && !self.pid_namespace).then(|| Progress::start("restoring"));

@@ -14,9 +14,10 @@ Starts a job and takes checkpoints of it until it ends.
 The job runs in the same session and process group, on the same terminal, as if it had been started without cr. Signals \
 that are sent to cr are passed on to it, and cr ends with its exit code. If cr dies, the job runs on without it.
 
-The first checkpoint is taken one interval after the start. `cr checkpoint PID --store DIR` asks for one at any time. A \
+The first checkpoint is taken one interval after the start (with `--interval auto` after 30 s at the latest). `cr checkpoint PID --store DIR` asks for one at any time. A \
 checkpoint that fails is reported on standard error and in DIR/log.jsonl, and tried again at the next interval; the job \
-goes on.";
+goes on. Where deltas are about as large as a full checkpoint would be, a full one is taken now and then: it keeps the chain \
+short (docs/policy.md).";
 
 const AFTER: &str = "\
 Examples:
@@ -24,6 +25,8 @@ Examples:
   cr run --store ckpt --interval 10min --resume -- ./solver --input mesh.h5
         the same in a batch script that is run again after a crash or a preemption: goes on from the last checkpoint, \
 and starts anew only if there is none
+  cr run --store ckpt --interval auto --mtbf 12h -- ./solver --input mesh.h5
+        as often as pays on machines of which one fails every twelve hours
 
 Exit codes: the job's own, 128 and the signal's number if a signal ended it; 126 if CMD cannot be executed, 127 if it is \
 not found; 122 if the store holds checkpoints and --resume is not given";
@@ -47,6 +50,10 @@ pub(super) struct Args {
 impl Execute for Args {
     fn json(&self) -> bool {
         false
+    }
+
+    fn contradiction(&self) -> Option<String> {
+        self.supervision.contradiction()
     }
 
     fn execute(&self, _: Output) -> cr::Result<u8> {

@@ -71,7 +71,7 @@ fn request(pid: i32, kill: bool, options: &checkpoint::Options) -> Command {
 pub fn status(dir: &Path) -> Result<Option<Status>> {
     match ask(dir, Command::Status)?.map(|response| response.answer) {
         None => Ok(None),
-        Some(Answer::Ok(Done::Status(status))) => Ok(Some(status)),
+        Some(Answer::Ok(Done::Status(status))) => Ok(Some(*status)),
         Some(Answer::Ok(Done::Checkpoint(_))) => Err(strange("a checkpoint instead of a status")),
         Some(Answer::Error(failure)) => Err(failure.into()),
     }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::protocol::Less;
 use super::{Cut, Started};
-use crate::checkpoint::{self, Job, Only, Report};
+use crate::checkpoint::{self, Activity, Job, Only, Report};
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
 use crate::remote::freeze;
@@ -38,13 +38,35 @@ pub(super) enum Origin {
     },
 }
 
-/// An order to take a checkpoint.
+/// The name of the thread: by it, others know a process to be a controller.
+pub(super) const NAME: &str = "cr-engine";
+
+/// What the thread is told to do.
 #[derive(Debug)]
-struct Order {
-    kill: bool,
+enum Order {
+    /// Take a checkpoint.
+    Checkpoint { how: How, reply: oneshot::Sender<Result<Landed>> },
+    /// Say what the job is doing.
+    Look { reply: oneshot::Sender<Option<Activity>> },
+}
+
+/// How a checkpoint is taken, besides as they all are.
+#[derive(Debug, Default)]
+pub(super) struct How {
+    /// The job is ended once it is durable.
+    pub(super) kill: bool,
+    /// It is a full one.
+    pub(super) full: bool,
     /// What is left out besides.
-    less: Less,
-    reply: oneshot::Sender<Result<Report>>,
+    pub(super) less: Less,
+}
+
+/// A checkpoint that was taken.
+#[derive(Debug)]
+pub(super) struct Landed {
+    pub(super) report: Report,
+    /// What the job is doing since.
+    pub(super) activity: Activity,
 }
 
 /// The thread, as its employer sees it.
@@ -101,21 +123,21 @@ impl Engine {
                 job.watch();
             }
             while let Some(order) = next_order(&work) {
-                let mut options = options.clone();
-                options.leave_out = options.leave_out.with(&order.less.skip_memory, order.less.honour_dontdump);
-                options.external.extend(order.less.external);
-                options.tcp = order.less.tcp.unwrap_or(options.tcp);
-                options.ends = order.kill;
-                options.udp = order.less.udp.or(options.udp);
-                let outcome = held.checkpoint(&writer, &options);
-                if order.kill && outcome.is_ok() {
-                    held.kill();
+                match order {
+                    Order::Look { reply } => drop(reply.send(held.job.as_ref().map(Job::activity))),
+                    Order::Checkpoint { how, reply } => {
+                        let kill = how.kill;
+                        let outcome = held.checkpoint(&writer, &how.options(&options));
+                        if kill && outcome.is_ok() {
+                            held.kill();
+                        }
+                        let _ = reply.send(outcome);
+                    }
                 }
-                let _ = order.reply.send(outcome);
             }
         };
         let thread = thread::Builder::new()
-            .name("cr-engine".to_owned())
+            .name(NAME.to_owned())
             .spawn(life)
             .map_err(|e| Error::system("starting a thread", e))?;
         Ok(Self { orders, thread, origin, begun: Some(begun), turn })
@@ -138,11 +160,18 @@ impl Engine {
     }
 
     /// Orders a checkpoint.
-    pub(super) fn order(&self, kill: bool, less: Less) -> Flight {
+    pub(super) fn order(&self, how: How) -> Flight {
         let (reply, answer) = oneshot::channel();
         // Where the thread has died, the order is dropped, and so the flight fails.
-        let _ = self.orders.send(Order { kill, less, reply });
+        let _ = self.orders.send(Order::Checkpoint { how, reply });
         Flight(answer)
+    }
+
+    /// Asks what the job is doing. The answer comes once all that was ordered before is done.
+    pub(super) fn look(&self) -> Look {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.orders.send(Order::Look { reply });
+        Look(answer)
     }
 
     /// Lets go of the job and of the store.
@@ -156,12 +185,37 @@ impl Engine {
 
 /// A checkpoint under way.
 #[derive(Debug)]
-pub(super) struct Flight(oneshot::Receiver<Result<Report>>);
+pub(super) struct Flight(oneshot::Receiver<Result<Landed>>);
 
 impl Flight {
     /// What became of it. Nothing is lost when this is dropped before it is ready.
-    pub(super) async fn landed(&mut self) -> Result<Report> {
+    pub(super) async fn landed(&mut self) -> Result<Landed> {
         (&mut self.0).await.unwrap_or_else(|_| Err(died()))
+    }
+}
+
+/// A question under way.
+#[derive(Debug)]
+pub(super) struct Look(oneshot::Receiver<Option<Activity>>);
+
+impl Look {
+    /// What the job is doing; none where it is not held yet. Nothing is lost when this is dropped before it is ready.
+    pub(super) async fn seen(&mut self) -> Option<Activity> {
+        (&mut self.0).await.ok().flatten()
+    }
+}
+
+impl How {
+    /// With all that holds for every checkpoint.
+    fn options(self, all: &checkpoint::Options) -> checkpoint::Options {
+        let mut options = all.clone();
+        options.full |= self.full;
+        options.leave_out = options.leave_out.with(&self.less.skip_memory, self.less.honour_dontdump);
+        options.external.extend(self.less.external);
+        options.tcp = self.less.tcp.unwrap_or(options.tcp);
+        options.ends = self.kill;
+        options.udp = self.less.udp.or(options.udp);
+        options
     }
 }
 
@@ -195,7 +249,7 @@ struct Held {
 }
 
 impl Held {
-    fn checkpoint(&mut self, writer: &StoreWriter, options: &checkpoint::Options) -> Result<Report> {
+    fn checkpoint(&mut self, writer: &StoreWriter, options: &checkpoint::Options) -> Result<Landed> {
         let job = match &mut self.job {
             Some(job) => job,
             none => {
@@ -206,7 +260,8 @@ impl Held {
                 job
             }
         };
-        job.checkpoint(writer, options)
+        let report = job.checkpoint(writer, options)?;
+        Ok(Landed { report, activity: job.activity() })
     }
 
     /// Ends the job, and waits until it is dead.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::protocol::Failure;
 use crate::describe::Checkpoint;
+use crate::policy::Reasons;
 
 /// Name of the journal in a store.
 pub const JOURNAL: &str = "log.jsonl";
@@ -24,10 +25,26 @@ pub(super) enum Trigger {
     Request,
 }
 
+/// What was planned when an attempt had ended.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Planned {
+    /// The interval in force, in milliseconds: from the start of this checkpoint to the start of the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) interval_ms: Option<u64>,
+    /// The numbers behind it, if it is ours to choose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) auto: Option<Reasons>,
+    /// Why this one was to be full where a delta was possible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) full_because: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     at: String,
     trigger: Trigger,
+    #[serde(flatten)]
+    planned: &'a Planned,
     #[serde(flatten)]
     outcome: Outcome<'a>,
 }
@@ -52,14 +69,14 @@ impl Journal {
     }
 
     /// Adds a line.
-    pub(super) fn note(&mut self, trigger: Trigger, outcome: Result<&Checkpoint, &Failure>) {
+    pub(super) fn note(&mut self, trigger: Trigger, planned: &Planned, outcome: Result<&Checkpoint, &Failure>) {
         let Some(file) = &mut self.0 else { return };
         let outcome = match outcome {
             Ok(checkpoint) => Outcome::Checkpoint(checkpoint),
             Err(failure) => Outcome::Error(failure),
         };
         let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let mut line = serde_json::to_vec(&Line { at, trigger, outcome }).expect("plain structures");
+        let mut line = serde_json::to_vec(&Line { at, trigger, planned, outcome }).expect("plain structures");
         line.push(b'\n');
         if let Err(e) = file.write_all(&line) {
             log::info!("cannot write {JOURNAL}: {e}");
@@ -69,19 +86,29 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::policy::Auto;
 
     #[test]
     fn an_attempt_is_a_line() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path());
         let failure = Failure { code: 124, message: "no\nroom".into() };
-        journal.note(Trigger::Interval, Err(&failure));
-        journal.note(Trigger::Request, Err(&failure));
+        let reasons = Auto::new(Duration::from_secs(60)).reasons();
+        let why = Some("why".to_owned());
+        let planned = Planned { interval_ms: Some(1000), auto: Some(reasons.clone()), full_because: why };
+        journal.note(Trigger::Interval, &planned, Err(&failure));
+        journal.note(Trigger::Request, &Planned::default(), Err(&failure));
         let text = std::fs::read_to_string(dir.path().join(JOURNAL)).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["trigger"], "interval");
+        assert_eq!(lines[0]["interval_ms"], 1000);
+        assert_eq!(lines[0]["full_because"], "why");
+        assert_eq!(serde_json::from_value::<Reasons>(lines[0]["auto"].clone()).unwrap(), reasons);
         assert_eq!(lines[1]["error"]["code"], 124);
+        assert_eq!(lines[1].as_object().unwrap().len(), 3, "{}", lines[1]);
     }
 }

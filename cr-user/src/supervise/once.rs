@@ -1,7 +1,7 @@
 //! One checkpoint without a resident controller, and what an interruption leaves of it.
 
-use super::engine::{Engine, Origin};
-use super::journal::{Journal, Trigger};
+use super::engine::{Engine, How, Origin};
+use super::journal::{Journal, Planned, Trigger};
 use super::signals::Signals;
 use super::{event_loop, protocol};
 use crate::checkpoint::{self, Report};
@@ -23,11 +23,11 @@ pub(super) fn checkpoint(
     match taken {
         Ok(report) => {
             let checkpoint = Checkpoint::from(&report);
-            journal.note(Trigger::Request, Ok(&checkpoint));
+            journal.note(Trigger::Request, &Planned::default(), Ok(&checkpoint));
             Ok(checkpoint)
         }
         Err(error) => {
-            journal.note(Trigger::Request, Err(&protocol::Failure::from(&error)));
+            journal.note(Trigger::Request, &Planned::default(), Err(&protocol::Failure::from(&error)));
             Err(error)
         }
     }
@@ -39,11 +39,11 @@ async fn take(mut engine: Engine, kill: bool, store: &Store) -> Result<Report> {
         begun = engine.begun() => drop(begun?),
         interruption = signals.interruption("before the job was stopped") => return Err(interruption?),
     }
-    let mut flight = engine.order(kill, protocol::Less::default());
+    let mut flight = engine.order(How { kill, ..How::default() });
     tokio::select! {
         taken = flight.landed() => {
             engine.end();
-            taken
+            taken.map(|landed| landed.report)
         }
         interruption = signals.interruption("in the middle of a checkpoint; the job runs on") => {
             // The engine is in the middle of it, and ends with this process; the job then goes on by itself. We still

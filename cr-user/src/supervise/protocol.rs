@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{MemoryRange, Options};
-use crate::describe::Checkpoint;
+use crate::checkpoint::{Activity, MemoryRange, Options};
+use crate::describe::{Checkpoint, Kind};
 use crate::error::Error;
 use crate::object::files::external::Key;
 use crate::object::files::inet::Policy;
 use crate::object::files::net::queue;
+use crate::policy::Reasons;
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u32 = 1;
@@ -105,11 +106,11 @@ pub enum Done {
     /// The checkpoint that was taken.
     Checkpoint(Checkpoint),
     /// The state of the controller.
-    Status(Status),
+    Status(Box<Status>),
 }
 
-/// The state of a controller.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of a controller. The names are those of the documented JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The job.
     pub pid: i32,
@@ -119,8 +120,42 @@ pub struct Status {
     pub taken: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Milliseconds between checkpoints; none without an interval.
+    /// Milliseconds between checkpoints, as it is now; none without an interval.
     pub interval_ms: Option<u64>,
+    /// Milliseconds until the next checkpoint is due.
+    #[serde(default)]
+    pub next_ms: Option<u64>,
+    /// The numbers behind the interval, if the controller chooses it.
+    #[serde(default)]
+    pub auto: Option<Reasons>,
+    /// The last checkpoints that this controller has taken, the newest last.
+    #[serde(default)]
+    pub last: Vec<Taken>,
+    /// What the job is doing; none before it was asked for the first time.
+    #[serde(default)]
+    pub activity: Option<Activity>,
+    /// How old that is, in milliseconds: more than 0 while a checkpoint is under way, when nobody asks.
+    #[serde(default)]
+    pub activity_age_ms: u64,
+}
+
+/// A checkpoint that a controller has taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its number in the store.
+    pub id: u64,
+    /// `full` or `delta`.
+    pub kind: Kind,
+    /// When the job was frozen (RFC 3339, UTC).
+    pub taken_at: String,
+    /// Bytes of its file.
+    pub stored_bytes: u64,
+    /// How long the job stood still, in milliseconds.
+    pub frozen_ms: f64,
+    /// How long it all took, in milliseconds.
+    pub total_ms: f64,
+    /// How long ago it was durable, in milliseconds.
+    pub age_ms: u64,
 }
 
 /// An error with its exit code.
@@ -215,10 +250,38 @@ mod tests {
 
     #[test]
     fn answers_survive_the_way() {
-        let status = Status { pid: 7, busy: false, taken: 3, failed: 0, interval_ms: Some(1000) };
-        for response in [Response::ok(Done::Status(status)), Response::error(121, "gone")] {
+        let status = Status {
+            pid: 7,
+            busy: false,
+            taken: 3,
+            failed: 0,
+            interval_ms: Some(1000),
+            next_ms: Some(10),
+            auto: Some(crate::policy::Auto::new(std::time::Duration::from_secs(60)).reasons()),
+            last: vec![Taken {
+                id: 1,
+                kind: Kind::Delta,
+                taken_at: "2023-11-14T22:13:20.123Z".into(),
+                stored_bytes: 4096,
+                frozen_ms: 1.5,
+                total_ms: 20.25,
+                age_ms: 3,
+            }],
+            activity: Some(Activity { write_faults: Some(9), ..Activity::default() }),
+            activity_age_ms: 0,
+        };
+        for response in [Response::ok(Done::Status(Box::new(status))), Response::error(121, "gone")] {
             let line = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");
         }
+    }
+
+    #[test]
+    fn the_status_of_an_older_controller_is_understood() {
+        let line = r#"{"v":1,"ok":{"pid":7,"busy":false,"taken":3,"failed":0,"interval_ms":null}}"#;
+        let Answer::Ok(Done::Status(status)) = serde_json::from_str::<Response>(line).unwrap().answer else {
+            panic!("not taken for a status")
+        };
+        assert_eq!((status.pid, status.activity, status.last), (7, None, Vec::new()));
     }
 }

@@ -7,15 +7,17 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, raise};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::board::Board;
 use super::control::{Asked, Server, Socket};
-use super::engine::{Engine, Flight, Origin};
-use super::journal::{Journal, Trigger};
+use super::engine::{Engine, Flight, How, Landed, Look, Origin};
+use super::journal::{Journal, Planned, Trigger};
+use super::plan::Plan;
 use super::protocol::{Command, Done, Failure, Less, Response, Status};
 use super::signals::{Meaning, Received, Signals};
 use super::{Config, Outcome, Started, exit};
-use crate::checkpoint::Report;
+use crate::checkpoint::Activity;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
@@ -53,22 +55,23 @@ pub(super) async fn watch(
     let pid = begun.started.pid;
     let ended = process::watch(begun.pidfd).map_err(|e| Error::system("watching the job", e))?;
     let mut server = Server::start(socket)?;
-    let mut ticks = config.interval.map(ticks_of);
     started(&begun.started);
 
-    let mut desk = Desk::new(config, store, engine, pid);
+    let plan = Plan::begin(config.cadence, store, origin);
+    let mut desk = Desk::new(config, store, engine, plan, pid);
     desk.lent = begun.lent;
     loop {
+        let due = desk.plan.due();
         tokio::select! {
             biased;
             signal = signals.next() => {
                 let signal = signal.map_err(|e| Error::system("reading a signal", e))?;
                 desk.signalled(signal, &ended)?;
             }
-            outcome = desk.landing(), if desk.flight.is_some() => desk.landed(&outcome),
+            news = desk.news(), if desk.expects_news() => desk.hear(news),
             _ = ended.readable() => break,
             Some(asked) = server.next() => desk.asked(asked),
-            () = tick(&mut ticks), if ticks.is_some() => desk.is_time(),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => desk.is_time(),
             () = sleep(Duration::from_millis(20)), if desk.stopping.is_some() => (),
             () = sleep(Duration::from_millis(100)), if desk.has_terminal() => (),
             () = sleep(Duration::from_secs(1)), if desk.is_ours => (),
@@ -84,9 +87,9 @@ pub(super) async fn watch(
     }
 
     let closing = server.close();
-    if desk.flight.is_some() {
-        let outcome = desk.landing().await;
-        desk.landed(&outcome);
+    while desk.flight.is_some() {
+        let news = desk.news().await;
+        desk.hear(news);
     }
     let outcome = if desk.leaving {
         Outcome::LetGo
@@ -105,24 +108,22 @@ pub(super) async fn watch(
     Ok(outcome)
 }
 
-fn ticks_of(every: Duration) -> Interval {
-    let mut ticks = interval_at(Instant::now() + every, every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-async fn tick(ticks: &mut Option<Interval>) {
-    if let Some(ticks) = ticks {
-        ticks.tick().await;
-    }
-}
-
 /// A checkpoint that is wanted.
 struct Wish {
     trigger: Trigger,
     kill: bool,
     less: Less,
+    /// It shall be a full one, and why.
+    full_because: Option<String>,
     reply: Option<oneshot::Sender<Response>>,
+}
+
+/// What the engine has to say.
+enum News {
+    /// What became of the checkpoint under way.
+    Landed(Result<Landed>),
+    /// What the job is doing.
+    Seen(Option<Activity>),
 }
 
 /// What the controller knows, has in hand, and has to do.
@@ -131,11 +132,15 @@ struct Desk<'c> {
     store: &'c Store,
     engine: Engine,
     journal: Journal,
+    plan: Plan,
     pid: i32,
     /// The job is our child.
     is_ours: bool,
     flight: Option<(Flight, Wish)>,
     wishes: VecDeque<Wish>,
+    /// The engine was asked what the job is doing.
+    look: Option<Look>,
+    board: Board,
     /// Answers that are given once the job is reaped and the store unlocked.
     last_words: Vec<(oneshot::Sender<Response>, Response)>,
     /// We were told to let the job go.
@@ -151,16 +156,19 @@ struct Desk<'c> {
 }
 
 impl<'c> Desk<'c> {
-    fn new(config: &'c Config, store: &'c Store, engine: Engine, pid: i32) -> Self {
+    fn new(config: &'c Config, store: &'c Store, engine: Engine, plan: Plan, pid: i32) -> Self {
         Self {
             config,
             store,
             is_ours: !matches!(engine.origin, Origin::Process(_)),
             engine,
             journal: Journal::open(store.dir()),
+            plan,
             pid,
             flight: None,
             wishes: VecDeque::new(),
+            look: None,
+            board: Board::default(),
             last_words: Vec::new(),
             leaving: false,
             stopping: None,
@@ -181,15 +189,21 @@ impl<'c> Desk<'c> {
 
     /// The interval is over. A checkpoint that takes longer than that is not followed at once by another.
     fn is_time(&mut self) {
+        self.plan.is_due();
         if self.is_idle() && self.wishes.is_empty() {
-            self.wishes.push_back(Wish { trigger: Trigger::Interval, kill: false, less: Less::default(), reply: None });
+            let full_because = self.plan.full_because();
+            let (trigger, less) = (Trigger::Interval, Less::default());
+            self.wishes.push_back(Wish { trigger, kill: false, less, full_because, reply: None });
         }
     }
 
     fn asked(&mut self, Asked { command, reply }: Asked) {
         match command {
+            // The engine has no time now.
+            Command::Status if !self.is_idle() => drop(reply.send(self.status())),
             Command::Status => {
-                let _ = reply.send(Response::ok(Done::Status(self.status())));
+                self.board.ask(reply);
+                self.look.get_or_insert_with(|| self.engine.look());
             }
             Command::Checkpoint { pid: Some(pid), .. } if pid != self.pid => {
                 let (dir, held) = (self.config.store.display(), self.pid);
@@ -197,19 +211,27 @@ impl<'c> Desk<'c> {
                 let _ = reply.send(Response::error(122, message));
             }
             Command::Checkpoint { kill, less, .. } => {
-                self.wishes.push_back(Wish { trigger: Trigger::Request, kill, less, reply: Some(reply) });
+                let (trigger, reply) = (Trigger::Request, Some(reply));
+                self.wishes.push_back(Wish { trigger, kill, less, full_because: None, reply });
             }
         }
     }
 
-    fn status(&self) -> Status {
-        Status {
+    fn status(&self) -> Response {
+        let milliseconds = |duration: Duration| duration.as_millis() as u64;
+        let (activity, activity_age_ms) = self.board.activity().unzip();
+        Response::ok(Done::Status(Box::new(Status {
             pid: self.pid,
             busy: !self.is_idle(),
             taken: self.taken,
             failed: self.failed,
-            interval_ms: self.config.interval.map(|every| every.as_millis() as u64),
-        }
+            interval_ms: self.plan.interval().map(milliseconds),
+            next_ms: self.plan.due().map(|due| milliseconds(due.saturating_duration_since(Instant::now()))),
+            auto: self.plan.reasons(),
+            last: self.board.last(),
+            activity,
+            activity_age_ms: activity_age_ms.unwrap_or_default(),
+        })))
     }
 
     /// Begins the next checkpoint that is wanted, if none is under way.
@@ -217,21 +239,51 @@ impl<'c> Desk<'c> {
         if self.is_idle()
             && let Some(mut wish) = self.wishes.pop_front()
         {
-            let less = std::mem::take(&mut wish.less);
-            self.flight = Some((self.engine.order(wish.kill, less), wish));
+            let (kill, full) = (wish.kill, wish.full_because.is_some());
+            let how = How { kill, full, less: std::mem::take(&mut wish.less) };
+            self.plan.begins();
+            self.flight = Some((self.engine.order(how), wish));
         }
     }
 
-    /// Ready once the checkpoint under way has become something.
-    async fn landing(&mut self) -> Result<Report> {
-        let (flight, _) = self.flight.as_mut().expect("asked only while there is one");
-        flight.landed().await
+    fn expects_news(&self) -> bool {
+        self.flight.is_some() || self.look.is_some()
     }
 
-    fn landed(&mut self, outcome: &Result<Report>) {
+    /// Ready once the engine has something to say. Nothing is lost when this is dropped before it is ready.
+    async fn news(&mut self) -> News {
+        let (flight, look) = (&mut self.flight, &mut self.look);
+        tokio::select! {
+            biased;
+            seen = async { look.as_mut().expect("a question").seen().await }, if look.is_some() => News::Seen(seen),
+            outcome = async { flight.as_mut().expect("a flight").0.landed().await }, if flight.is_some() => News::Landed(outcome),
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Landed(outcome) => self.landed(&outcome),
+            News::Seen(activity) => {
+                self.look = None;
+                if let Some(activity) = activity {
+                    self.board.saw(activity);
+                }
+                let status = self.status();
+                self.board.answer(&status);
+            }
+        }
+    }
+
+    fn landed(&mut self, outcome: &Result<Landed>) {
         let (_, wish) = self.flight.take().expect("something has landed");
+        if let Ok(landed) = outcome {
+            self.plan.learn(landed);
+            self.board.saw(landed.activity.clone());
+        }
+        let interval_ms = self.plan.interval().map(|interval| interval.as_millis() as u64);
+        let planned = Planned { interval_ms, auto: self.plan.reasons(), full_because: wish.full_because };
         let response = match outcome {
-            Ok(report) => {
+            Ok(Landed { report, .. }) => {
                 self.taken += 1;
                 self.refusal = None;
                 let checkpoint = Checkpoint::from(report);
@@ -241,13 +293,14 @@ impl<'c> Desk<'c> {
                     report.stored_pages,
                     checkpoint.frozen_ms
                 );
-                self.journal.note(wish.trigger, Ok(&checkpoint));
+                self.journal.note(wish.trigger, &planned, Ok(&checkpoint));
+                self.board.took(&checkpoint);
                 Response::ok(Done::Checkpoint(checkpoint))
             }
             Err(error) => {
                 self.failed += 1;
                 let failure = Failure::from(error);
-                self.journal.note(wish.trigger, Err(&failure));
+                self.journal.note(wish.trigger, &planned, Err(&failure));
                 if wish.reply.is_none() {
                     self.complain(error, &failure);
                 }

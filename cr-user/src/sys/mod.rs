@@ -9,6 +9,7 @@ pub mod clone;
 pub mod cpu;
 pub mod events;
 pub mod fd;
+pub mod first_write;
 pub mod ipc;
 pub mod mmap;
 pub mod mqueue;

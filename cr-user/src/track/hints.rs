@@ -22,6 +22,7 @@ pub use cr_common::Followed;
 use cr_common::{CPUS, Lost, PEEKS, RegionRecord, TaskEventKind, TouchedRange, WrittenKey, WrittenRegion};
 
 pub use self::error::HintsError;
+pub use self::totals::Totals;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
     load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
@@ -36,6 +37,7 @@ use crate::sys::bpf::{IterTarget, iter_open};
 
 mod error;
 mod load;
+mod totals;
 mod written;
 
 use written::Recorded;
