@@ -7,11 +7,11 @@ use aya_ebpf::{
     macros::map,
     maps::PerCpuArray,
 };
-use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, RIGHTS_LEN, SIGNALS, SignalAction, TaskRecord};
 
 use crate::{
-    follow,
-    kernel::{offset, read, seen_tgid, seen_tid},
+    description, follow,
+    kernel::{offset, read, seen_number, seen_tgid, seen_tid},
 };
 
 /// `struct bpf_iter_meta`, as far as it is read.
@@ -162,7 +162,52 @@ fn fill(record: &mut TaskRecord, task: u64) {
         record.limits = [0; LIMITS];
         record.auxv = [0; AUXV];
     }
+    record.files = read(task, &offset::TASK_FILES);
+    record.rights = rights(record.cred);
+    record.atomic_flags = read(task, &offset::TASK_ATOMIC_FLAGS);
+    record.cpu_features = read(task, &offset::TASK_CPU_FEATURES);
+    record.name = read(task, &offset::TASK_NAME);
+    record.seccomp = read(task, &offset::TASK_SECCOMP);
+    let fs: u64 = read(task, &offset::TASK_FS);
+    record.umask = read(fs, &offset::FS_UMASK);
+    if leader == task {
+        let exe = record.exe_file;
+        record.places = [
+            description::path(read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
+            description::path(read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
+            description::path(read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
+        ];
+        // Of the four kinds of `enum pid_type` in `linux/pid_types.h`.
+        let pids: [u64; 4] = read(signal, &offset::SIGNAL_PIDS);
+        (record.seen_group, record.seen_session) = (seen_number(pids[2]), seen_number(pids[3]));
+    } else {
+        record.places = [0; 3];
+        (record.seen_group, record.seen_session) = (0, 0);
+    }
     record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
+}
+
+/// Who the task is to the system, and what it may do, as one number; 0 if it is in too many groups.
+#[inline(always)]
+fn rights(cred: u64) -> u64 {
+    const GROUPS: usize = 32;
+    let words: [u64; RIGHTS_LEN / 8] = read(cred, &offset::CRED_UID);
+    let groups: u64 = read(cred, &offset::CRED_GROUPS);
+    let count: u32 = read(groups, &offset::GROUPS_COUNT);
+    if cred == 0 || count as usize > GROUPS {
+        return 0;
+    }
+    let all: [u32; GROUPS] = read(groups, &offset::GROUPS_ALL);
+    let mut hash = u64::from(count) + 1;
+    for word in words {
+        hash = description::mix(hash, word);
+    }
+    for (nth, group) in all.iter().enumerate() {
+        if nth < count as usize {
+            hash = description::mix(hash, u64::from(*group));
+        }
+    }
+    hash | 1
 }
 
 /// Copies a field that is too large for the stack; zeroes if the kernel has none.

@@ -17,6 +17,7 @@ mod parallel;
 mod part;
 mod precopy;
 mod preflight;
+mod shown;
 mod sink;
 mod survey;
 mod terminals;
@@ -43,6 +44,7 @@ use crate::ranges::RangeSet;
 use crate::remote::{Frozen, freeze};
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::PAGE;
+use crate::sys::aide::Aide;
 
 pub use crate::family::Only;
 use collect::State;
@@ -198,6 +200,7 @@ impl Job {
             self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit, ranges)?;
             self.learn_mappings();
         }
+        self.find_aide();
         steps.end("prepare");
 
         fault::point("freeze")?;
@@ -311,6 +314,13 @@ impl Job {
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })
+    }
+
+    /// Starts a thread for the frozen window, where there is a CPU for it. Without it everything is as right, and takes longer.
+    fn find_aide(&mut self) {
+        if self.aide.is_none() && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+            self.aide = Aide::start("cr-aide").inspect_err(|e| log::info!("no second thread: {e}")).ok();
+        }
     }
 
     /// Reads the mappings in words before the frozen window, where their number may cost time.

@@ -113,6 +113,7 @@ pub struct Hints {
     tty: Option<TtyLayout>,
     datagrams: Option<DatagramLayout>,
     evidence: bool,
+    outward: bool,
     descriptors: bool,
     descriptions: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
@@ -152,7 +153,7 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors, descriptions } =
+        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, outward, descriptors, descriptions } =
             load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
@@ -167,6 +168,7 @@ impl Hints {
             tty,
             datagrams,
             evidence,
+            outward,
             descriptors,
             descriptions,
             cpu_offsets: Vec::new(),
@@ -302,6 +304,13 @@ impl Hints {
     /// [`Evidence`]: super::iters::Evidence
     pub fn has_evidence(&self) -> bool {
         self.evidence
+    }
+
+    /// Whether the records of tasks hold everything on which depends what `/proc` shows of them, see [`Outward`].
+    ///
+    /// [`Outward`]: super::iters::Outward
+    pub fn shows_outward(&self) -> bool {
+        self.outward
     }
 
     /// The Linux AIO contexts of a process (`pid` as this process sees it), which must be stopped.
