@@ -37,6 +37,10 @@ static TASK_RECORD: PerCpuArray<TaskRecord> = PerCpuArray::with_max_entries(1, 0
 #[map]
 static ACTIONS: PerCpuArray<[SignalAction; SIGNALS]> = PerCpuArray::with_max_entries(1, 0);
 
+/// The last path of each kind: the pass that it was found in, entry, mount, and the path as a number. Processes of one job have few.
+#[map]
+static PATHS: PerCpuArray<[[u64; 4]; 3]> = PerCpuArray::with_max_entries(1, 0);
+
 /// The active bit of a high-resolution timer's state (`HRTIMER_STATE_ENQUEUED` in `linux/hrtimer.h`).
 const ENQUEUED: u8 = 1;
 
@@ -79,7 +83,8 @@ fn tell(meta: *const Meta, task: *const u8) -> i32 {
     let task = task as u64;
     // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
     let (record, actions) = unsafe { (&mut *record, &mut *actions) };
-    fill(record, task);
+    // SAFETY: the kernel's; the verifier checks the load.
+    fill(record, task, unsafe { (*meta).session });
     if record.has_actions != 0 && !read_actions(task, actions) {
         record.has_actions = 0;
     }
@@ -97,7 +102,7 @@ fn tell(meta: *const Meta, task: *const u8) -> i32 {
 
 /// Sets every field of `record`, which still holds the previous task's.
 #[inline(always)]
-fn fill(record: &mut TaskRecord, task: u64) {
+fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     let leader: u64 = read(task, &offset::TASK_GROUP_LEADER);
     record.tgid = read(task, &offset::TASK_TGID);
     record.tid = read(task, &offset::TASK_PID);
@@ -173,9 +178,9 @@ fn fill(record: &mut TaskRecord, task: u64) {
     if leader == task {
         let exe = record.exe_file;
         record.places = [
-            description::path(read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
-            description::path(read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
-            description::path(read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
+            path(0, session, read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
+            path(1, session, read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
+            path(2, session, read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
         ];
         // Of the four kinds of `enum pid_type` in `linux/pid_types.h`.
         let pids: [u64; 4] = read(signal, &offset::SIGNAL_PIDS);
@@ -185,6 +190,17 @@ fn fill(record: &mut TaskRecord, task: u64) {
         (record.seen_group, record.seen_session) = (0, 0);
     }
     record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
+}
+
+#[inline(always)]
+fn path(kind: usize, session: u64, dentry: u64, mount: u64) -> u64 {
+    let Some(paths) = PATHS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
+    let known = unsafe { &mut (*paths)[kind] };
+    if known[..3] != [session, dentry, mount] {
+        *known = [session, dentry, mount, description::path(dentry, mount)];
+    }
+    known[3]
 }
 
 /// Who the task is to the system, and what it may do, as one number; 0 if it is in too many groups.
