@@ -15,12 +15,12 @@ mod written;
 pub use event::{TaskEvent, TaskEventKind};
 pub use fields::{FIELDS, KernelField};
 pub use record::{
-    ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, NAME_LEN, PEEKS, RESTART_BLOCK_LEN, RIGHTS_LEN, SIGNALS, SignalAction, TaskRecord,
-    VmaRecord, covered,
+    ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, NAME_LEN, PEEKS, RESTART_BLOCK_LEN, RIGHTS_LEN, SIGNALS,
+    SignalAction, TaskRecord, VmaRecord, covered,
 };
 pub use written::{
-    PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, WrittenBits, WrittenKey, WrittenRegion, page_in_region,
-    region_of,
+    Followed, PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, RegionRecord, TouchedRange, WrittenBits,
+    WrittenKey, WrittenRegion, page_in_region, region_of, touched,
 };
 
 /// What the programs could not record, in the per-CPU array `LOST`: index 0 for written pages (the map of regions was

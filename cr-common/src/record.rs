@@ -207,6 +207,8 @@ pub mod covered {
 
 const _: () = assert!(size_of::<FileRecord>() == 48);
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () =
-    assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + 7 + LIMITS + AUXV) + NAME_LEN + RESTART_BLOCK_LEN + 14 * 4);
+const _: () = assert!(
+    size_of::<TaskRecord>()
+        == 4 * 4 + 8 * (13 + 11 + 8 + 3 + 7 + LIMITS + AUXV) + NAME_LEN + RESTART_BLOCK_LEN + 14 * 4
+);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

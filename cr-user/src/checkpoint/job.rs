@@ -64,6 +64,10 @@ pub struct Job {
     pub(super) arena: Arena,
     /// A thread for work in the frozen window beside our own, where there is a CPU for it.
     pub(super) aide: Option<Aide>,
+    /// Checkpoints since what was noted of written pages was compared with the page tables.
+    pub(super) unaudited: u32,
+    /// Written pages of which nothing had been noted: there should never be any.
+    pub(super) missed_notes: u64,
     /// What to say of the next checkpoint.
     pub(super) notes: Vec<String>,
 }
@@ -118,6 +122,8 @@ impl Job {
             notes: Vec::new(),
             arena: Arena::default(),
             aide: None,
+            unaudited: 0,
+            missed_notes: 0,
         })
     }
 

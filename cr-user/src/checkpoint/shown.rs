@@ -39,7 +39,8 @@ pub fn look(processes: &[Stopped], known: Vec<Option<Shown>>, look: &Look) -> Re
     };
     let mut all: Vec<Option<Shown>> =
         known.into_iter().zip(&evidence).map(|pair| if is_still(&pair) { pair.0 } else { None }).collect();
-    let unknown: Vec<&Stopped> = processes.iter().zip(&all).filter(|(_, shown)| shown.is_none()).map(|(p, _)| p).collect();
+    let unknown: Vec<&Stopped> =
+        processes.iter().zip(&all).filter(|(_, shown)| shown.is_none()).map(|(p, _)| p).collect();
     let mut read = on_all_cpus(unknown, Shown::read)?.into_iter();
     if crate::object::is_audited("state") {
         processes.iter().zip(&all).try_for_each(|(p, shown)| shown.as_ref().map_or(Ok(()), |s| s.audit(p)))?;
@@ -81,7 +82,8 @@ impl Shown {
         let differs = |(a, b): (&Status, &Status)| KEYS.into_iter().find(|key| a.get(key) != b.get(key));
         let status = self.threads.iter().zip(&now.threads).find_map(differs);
         let what = status.map(str::to_owned).or_else(|| self.process.difference(&now.process));
-        let Some(what) = what.or_else(|| (self.threads.len() != now.threads.len()).then(|| "threads".to_owned())) else {
+        let Some(what) = what.or_else(|| (self.threads.len() != now.threads.len()).then(|| "threads".to_owned()))
+        else {
             return Ok(());
         };
         let why = std::io::Error::other("it changed unnoticed (CR_AUDIT)");

@@ -232,8 +232,14 @@ impl Known {
         names: &HashMap<u32, u64>,
         inodes: &HashMap<u64, (u64, u64)>,
     ) -> Self {
-        let nothing =
-            Self { evidence: (0, 0), members: Vec::new(), record: None, others: Vec::new(), references: 0, is_kept: false };
+        let nothing = Self {
+            evidence: (0, 0),
+            members: Vec::new(),
+            record: None,
+            others: Vec::new(),
+            references: 0,
+            is_kept: false,
+        };
         let Some(listed) = group.listed.filter(|l| l.covered != covered::NOTHING) else { return nothing };
         let Some(record) = files.descriptions.get(description as usize) else { return nothing };
         let others = others(&listed, group.first(), record, names, inodes);
