@@ -11,10 +11,13 @@ use aya_ebpf::{
 };
 use cr_common::{FileRecord, KernelField, covered};
 
-use crate::kernel::{offset, read};
+use crate::{
+    kernel::{offset, read},
+    sockets,
+};
 
 /// Words of the largest structure that is taken whole (`tcp6_sock` has 2432 bytes in Linux 6.18).
-const WORDS: usize = 512;
+pub(crate) const WORDS: usize = 512;
 /// The same of a file, an inode and a directory entry, of which only the beginning is taken: nearly all that is asked for is there.
 const FILE: usize = 18;
 const INODE: usize = 16;
@@ -23,7 +26,7 @@ const DENTRY: usize = 12;
 /// What several descriptions have in common, and room for structures. A call to the kernel's helper costs more than to copy what
 /// a dozen of them would read one by one.
 #[repr(C)]
-struct Scratch {
+pub(crate) struct Scratch {
     /// The pass that the following is of.
     session: u64,
     /// A directory, the mount that it was reached by, its name as a number, and whether that is known.
@@ -32,8 +35,8 @@ struct Scratch {
     name: u64,
     is_known: u64,
     /// A network, and its defaults as a number.
-    net: u64,
-    defaults: u64,
+    pub(crate) net: u64,
+    pub(crate) defaults: u64,
     /// A super block, what kind of file system it is of, and its device.
     super_block: u64,
     magic: u64,
@@ -50,12 +53,12 @@ struct Scratch {
     file: [u64; FILE],
     inode: [u64; INODE],
     dentry: [u64; DENTRY],
-    words: [u64; WORDS],
+    pub(crate) words: [u64; WORDS],
 }
 
 impl Scratch {
     #[inline(always)]
-    fn of_file(&self, field: &Global<u32>) -> u64 {
+    pub(crate) fn of_file(&self, field: &Global<u32>) -> u64 {
         at(&self.file, self.names[0], field)
     }
 
@@ -137,7 +140,7 @@ fn evidence(scratch: &mut Scratch, locks: u64) -> (u32, u64) {
     let (user, group) = (scratch.of_inode(&offset::INODE_UID), scratch.of_inode(&offset::INODE_GID) as u32);
     hash = mix(hash, user << 32 | u64::from(group));
     match scratch.magic {
-        magic::SOCKETS => socket(scratch, hash),
+        magic::SOCKETS => sockets::evidence(scratch, hash),
         magic::ANONYMOUS => anonymous(scratch, hash),
         magic::PIPES => pipe(scratch, hash),
         magic::EXT | magic::XFS | magic::BTRFS | magic::TMPFS => named(scratch, hash),
@@ -279,70 +282,9 @@ fn up_to_root(dentry: u64, mount: u64) -> (u64, bool) {
     (0, false)
 }
 
-#[inline(always)]
-fn socket(scratch: &mut Scratch, mut hash: u64) -> (u32, u64) {
-    const NOTHING: (u32, u64) = (covered::NOTHING, 0);
-    const AF_UNIX: u16 = 1;
-    const AF_INET: u16 = 2;
-    const AF_INET6: u16 = 10;
-    const TCP: u16 = 6;
-    let socket = scratch.of_file(&offset::FILE_PRIVATE);
-    let sock: u64 = read(socket, &offset::SOCKET_SOCK);
-    let family: u16 = read(sock, &offset::SOCK_FAMILY);
-    let size = match family {
-        AF_UNIX => &offset::UNIX_SIZE,
-        AF_INET => &offset::TCP_SIZE,
-        AF_INET6 => &offset::TCP6_SIZE,
-        _ => return NOTHING,
-    };
-    // Of another protocol less of it is there, and more is read: it is not covered.
-    let size = size.load();
-    if !load(&mut scratch.words, sock, size as usize) {
-        return NOTHING;
-    }
-    let is_empty = at(&scratch.words, sock, &offset::SOCK_RECEIVED) as u32 == 0 && at(&scratch.words, sock, &offset::SOCK_ERRORS) as u32 == 0;
-    // Of a filter this is only the address, and of a device the name is what is asked for.
-    let is_simple = at(&scratch.words, sock, &offset::SOCK_FILTER) == 0 && at(&scratch.words, sock, &offset::SOCK_DEVICE) as u32 == 0;
-    if !is_empty || !is_simple {
-        return NOTHING;
-    }
-    hash = mix(hash, read(socket, &offset::SOCKET_FLAGS));
-    if family == AF_UNIX {
-        let is_named = at(&scratch.words, sock, &offset::UNIX_ADDRESS) != 0;
-        return if is_named { NOTHING } else { (covered::UNIX, mix(hash, all_words(scratch, size))) };
-    }
-    let pending = |to: &Global<u32>, from: &Global<u32>| at(&scratch.words, sock, to) as u32 != at(&scratch.words, sock, from) as u32;
-    if at(&scratch.words, sock, &offset::SOCK_PROTOCOL) as u16 != TCP
-        || pending(&offset::TCP_WRITTEN, &offset::TCP_ACKNOWLEDGED)
-        || pending(&offset::TCP_ARRIVED, &offset::TCP_READ)
-    {
-        return NOTHING;
-    }
-    let name: [u64; 2] = read(at(&scratch.words, sock, &offset::TCP_CONGESTION), &offset::CONGESTION_NAME);
-    hash = mix(mix(hash, name[0]), name[1]);
-    let net = at(&scratch.words, sock, &offset::SOCK_NET);
-    if scratch.net != net {
-        (scratch.net, scratch.defaults) = (net, defaults(net));
-    }
-    (covered::TCP, mix(mix(hash, scratch.defaults), all_words(scratch, size)))
-}
-
-/// What options show that were never set.
-#[inline(always)]
-fn defaults(net: u64) -> u64 {
-    let interfaces: u64 = read(net, &offset::NET_INTERFACES);
-    let hops: u32 = read(interfaces, &offset::INTERFACES_HOP_LIMIT);
-    let mut hash = u64::from(hops) << 32 | u64::from(read::<u8>(net, &offset::NET_TTL));
-    hash = mix(hash, u64::from(read::<u32>(net, &offset::NET_KEEPALIVE_TIME)));
-    hash = mix(hash, u64::from(read::<u8>(net, &offset::NET_KEEPALIVE_PROBES)));
-    hash = mix(hash, u64::from(read::<u32>(net, &offset::NET_KEEPALIVE_INTERVAL)));
-    hash = mix(hash, u64::from(read::<u8>(net, &offset::NET_SYN_RETRIES)));
-    mix(hash, u64::from(read::<u32>(net, &offset::NET_FIN_TIMEOUT)))
-}
-
 /// Reads a structure, or its beginning.
 #[inline(always)]
-fn load<const N: usize>(room: &mut [u64; N], from: u64, size: usize) -> bool {
+pub(crate) fn load<const N: usize>(room: &mut [u64; N], from: u64, size: usize) -> bool {
     // SAFETY: the helper checks the kernel's address, and the buffer has as many bytes.
     from != 0
         && size <= N * 8
@@ -351,7 +293,7 @@ fn load<const N: usize>(room: &mut [u64; N], from: u64, size: usize) -> bool {
 
 /// A field, and what stands behind it in its word, of a structure whose beginning was read; 0 if the kernel has no such field.
 #[inline(always)]
-fn at<const N: usize>(words: &[u64; N], structure: u64, field: &Global<u32>) -> u64 {
+pub(crate) fn at<const N: usize>(words: &[u64; N], structure: u64, field: &Global<u32>) -> u64 {
     let offset = field.load();
     match words.get(offset as usize / 8) {
         _ if offset == KernelField::ABSENT => 0,
@@ -363,29 +305,6 @@ fn at<const N: usize>(words: &[u64; N], structure: u64, field: &Global<u32>) -> 
 #[inline(always)]
 fn word<const N: usize>(words: &[u64; N], index: usize) -> u64 {
     words.get(index).copied().unwrap_or(0)
-}
-
-/// Every word of the structure that was read. Four numbers side by side, since each waits for its own product only.
-#[inline(always)]
-fn all_words(scratch: &Scratch, size: u32) -> u64 {
-    let mut lanes = [1u64, 2, 3, 4];
-    for four in 0..WORDS / 4 {
-        if (four as u32 + 1) * 32 > size {
-            break;
-        }
-        for lane in 0..4 {
-            lanes[lane] = mix(lanes[lane], scratch.words[four * 4 + lane]);
-        }
-    }
-    // What is left of four; all structures here have whole words.
-    let tail = (size as usize / 32 * 4) & (WORDS - 1);
-    for word in 0..3 {
-        let index = tail + word;
-        if index < WORDS && (index as u32 + 1) * 8 <= size {
-            lanes[word] = mix(lanes[word], scratch.words[index]);
-        }
-    }
-    mix(mix(mix(lanes[0], lanes[1]), lanes[2]), lanes[3])
 }
 
 #[inline(always)]

@@ -323,14 +323,12 @@ impl State {
 /// Does two things, on two threads where there is an aide; the second one on the calling thread, which is the one that may stop the
 /// job and look at it by ptrace.
 fn beside<A: Send, B>(aide: Option<&mut Aide>, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
-    match aide {
-        Some(aide) => aide.beside(one, other),
-        None => {
-            // What asks threads of the job comes first.
-            let other = other();
-            (one(), other)
-        }
+    if let Some(aide) = aide {
+        return aide.beside(one, other);
     }
+    // What asks threads of the job comes first.
+    let other = other();
+    (one(), other)
 }
 
 /// What processes have in common, and is not read again for each.

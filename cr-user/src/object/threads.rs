@@ -301,8 +301,7 @@ pub fn capture(
     };
     let rseq = ptrace::rseq(tid).unwrap_or_default();
     let xstate_len = xstate.len() as u32;
-    let used = xstate.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
-    xstate.truncate(used);
+    xstate.truncate(used(&xstate));
     let mut regs = *regs;
     leave_critical_section(pid, &mut regs, &rseq);
     Ok(Thread {
@@ -318,6 +317,14 @@ pub fn capture(
         wait,
         parent_death_signal: answers.int(asked.death_signal),
     })
+}
+
+/// Bytes without the zeroes at their end, most of which are passed over many at a time.
+fn used(bytes: &[u8]) -> usize {
+    const MANY: usize = 64;
+    let zeroes = bytes.rchunks_exact(MANY).take_while(|chunk| **chunk == [0; MANY]).count() * MANY;
+    let rest = &bytes[..bytes.len() - zeroes];
+    rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1)
 }
 
 fn name_of(pid: i32, tid: i32) -> std::io::Result<Vec<u8>> {
@@ -426,4 +433,18 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     refusals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_at_the_end_are_not_counted() {
+        for (len, last) in [(0, None), (64, None), (200, None), (200, Some(0)), (200, Some(71)), (2696, Some(2695))] {
+            let mut bytes = vec![0; len];
+            last.into_iter().for_each(|at: usize| bytes[at] = 1);
+            assert_eq!(used(&bytes), last.map_or(0, |at| at + 1), "{len} bytes, {last:?}");
+        }
+    }
 }

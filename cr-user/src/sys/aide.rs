@@ -100,7 +100,7 @@ mod tests {
         let mut aide = Aide::start("test").unwrap();
         let ended = std::sync::atomic::AtomicBool::new(false);
         let slow = || {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             ended.store(true, std::sync::atomic::Ordering::Relaxed);
         };
         let caught = |aide: &mut Aide, one: &(dyn Fn() + Sync), other: &dyn Fn()| {

@@ -117,8 +117,8 @@ impl Past {
             now.lists = lists.iter().map(|(pid, list)| (*pid, list.to_vec())).collect();
         }
         let mut groups: Vec<Group> = Vec::with_capacity(self.known.len());
-        let mut nth = 0;
-        for (pid, record) in lists.iter().flat_map(|(pid, list)| list.iter().map(move |record| (*pid, record))) {
+        let all = lists.iter().flat_map(|(pid, list)| list.iter().map(move |record| (*pid, record)));
+        for (nth, (pid, record)) in all.enumerate() {
             let fd = record.fd.cast_signed();
             let place = if is_same {
                 now.slots[nth] as usize
@@ -127,7 +127,6 @@ impl Past {
                 now.slots.push(place);
                 place as usize
             };
-            nth += 1;
             if let Some(group) = groups.get_mut(place) {
                 if is_same && group.known.is_some() {
                     // It has all of its descriptors already.
@@ -145,7 +144,9 @@ impl Past {
                 Some(old) => {
                     let mut members = std::mem::take(&mut self.known[old].members);
                     members.truncate(1);
-                    members.iter_mut().for_each(|seen| seen.is_at(pid, fd, record.cloexec != 0));
+                    if let Some(seen) = members.first_mut() {
+                        seen.is_at(pid, fd, record.cloexec != 0);
+                    }
                     members
                 }
                 None => vec![look(pid, fd)?],
