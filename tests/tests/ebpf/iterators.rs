@@ -146,9 +146,9 @@ fn descriptors_are_listed_as_proc_shows_them() {
         return note_skip("this kernel does not list descriptors with all that belongs to them");
     };
     let numbers: Vec<i32> = listed.iter().map(|r| r.fd.cast_signed()).collect();
-    assert_eq!(numbers, cr::procfs::descriptors(pid).expect("descriptors"));
+    assert_eq!(numbers, procfs::descriptors(pid).expect("descriptors"));
     for one in &listed {
-        let flags = cr::procfs::fdinfo(pid, one.fd.cast_signed()).expect("fdinfo").flags;
+        let flags = procfs::fdinfo(pid, one.fd.cast_signed()).expect("fdinfo").flags;
         assert_eq!(one.cloexec != 0, flags & libc::O_CLOEXEC != 0, "fd {}", one.fd);
         for other in &listed {
             let same = compare_descriptions(pid, one.fd.cast_signed(), pid, other.fd.cast_signed()).expect("kcmp");
