@@ -6,12 +6,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use cr_bench::machine::kib;
+use cr_bench::sample::timed;
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
-
-use crate::machine::kib;
-use crate::sample::timed;
 
 /// Touches most of the free memory once: a virtual machine may back its memory only then, at many times the cost.
 pub fn touch_free_memory() -> Result<()> {

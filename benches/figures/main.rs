@@ -5,11 +5,8 @@
 //! is done once untimed. Files are removed after each measurement, ours and the baseline's alike: both write to fresh pages.
 
 mod baseline;
-mod guest;
-mod machine;
 mod report;
 mod rows;
-mod sample;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,7 +34,7 @@ struct Args {
     pairs: usize,
 
     /// Seconds that one run of the solver shall take.
-    #[arg(long, default_value_t = 28.0)]
+    #[arg(long, default_value_t = 21.0)]
     solver_seconds: f64,
 
     /// MiB of job memory where the figure does not say another size.
@@ -96,7 +93,7 @@ fn main() -> Result<ExitCode> {
         eprintln!("measuring: {}", group.what());
         all.extend(group.measure(&setting).with_context(|| group.what())?);
     }
-    let machine = machine::describe();
+    let machine = cr_bench::machine::describe();
     if setting.args.json {
         println!("{}", serde_json::to_string_pretty(&report::json(&machine, &all))?);
     } else {

@@ -1,10 +1,9 @@
 //! What was measured, as a table and as JSON.
 
 use comfy_table::{Table, presets};
+use cr_bench::machine::Machine;
+use cr_bench::sample::Samples;
 use serde_json::{Value, json};
-
-use crate::machine::Machine;
-use crate::sample::Samples;
 
 /// One promise, and how it was kept.
 #[derive(Clone, Debug)]
@@ -39,8 +38,10 @@ pub fn table(rows: &[Row]) -> String {
     table.set_header(["figure", "measured (from … to)", "bound", "verdict", "medians behind it"]);
     for row in rows {
         let (from, to) = row.figures.spread();
-        let behind: Vec<String> =
-            row.behind.iter().map(|(name, samples)| format!("{name} {:.1}", samples.median())).collect();
+        // Ratios are told more exactly than milliseconds.
+        let digits = |name: &str| if name.ends_with('×') { 3 } else { 1 };
+        let told = |(name, samples): &(String, Samples)| format!("{name} {:.*}", digits(name), samples.median());
+        let behind: Vec<String> = row.behind.iter().map(told).collect();
         table.add_row([
             row.name.clone(),
             format!("{:.3} {} ({from:.3} … {to:.3})", row.figures.median(), row.unit),

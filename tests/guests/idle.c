@@ -5,15 +5,17 @@
  *   --epoll            a set that watches one end of each
  *   --files N          regular files, open for writing, each at an offset of its own
  *   --pipes N          empty pipes
+ *   --mappings N       mappings of two pages that cannot be joined: every other one is read-only; each has content
  *   --once-mib N       on SIGUSR1, so much memory is overwritten
  *
- * On `finish` every connection carries a byte in either direction, and every file is at its offset.
+ * On `finish` every connection carries a byte in either direction, and every file is at its offset, every mapping as it was.
  */
 #include "guest.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -68,6 +70,13 @@ int main(int argc, char **argv) {
         int both[2];
         MUST(pipe(both));
     }
+    size_t mappings = (size_t)guest_option(argc, argv, "mappings", 0);
+    char *mapped = mmap(NULL, (mappings + 1) * 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mapped != MAP_FAILED, "mmap: %s", strerror(errno));
+    for (size_t i = 0; i < mappings; i++) {
+        page_fill(mapped + i * 2 * PAGE, i + 1);
+        if (i % 2) MUST(mprotect(mapped + i * 2 * PAGE, 2 * PAGE, PROT_READ));
+    }
     size_t once = (size_t)guest_option(argc, argv, "once-mib", 0) << 20;
     char *memory = malloc(once + 1);
     CHECK(memory, "no memory");
@@ -89,5 +98,7 @@ int main(int argc, char **argv) {
     }
     for (long i = 0; i < files; i++)
         CHECK(lseek(opened[i], 0, SEEK_CUR) == i % 4096, "file %ld is at another offset", i);
+    for (size_t i = 0; i < mappings; i++)
+        CHECK(page_difference(mapped + i * 2 * PAGE, i + 1) < 0, "mapping %zu has other content", i);
     guest_ok();
 }

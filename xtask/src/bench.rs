@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Sets up, builds `cr` for release, and runs the promised figures with `args`; with `hot-paths` as the first argument the
-/// criterion benches of hot paths instead, and without any argument both.
+/// criterion benches of hot paths instead, with `overhead` what jobs lose under `cr`, and without any argument the first two.
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let cr = build::cr(&setup::run()?)?;
     match args.split_first() {
@@ -20,6 +20,11 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
             failed => Ok(failed),
         },
         Some((first, rest)) if first == "hot-paths" => bench("hot_paths", &cr, rest),
+        Some((first, rest)) if first == "overhead" => {
+            setup::bench_programs();
+            bench("overhead", &cr, rest)
+        }
+        Some((first, rest)) if first == "figures" => bench("figures", &cr, rest),
         Some(_) => bench("figures", &cr, args),
     }
 }

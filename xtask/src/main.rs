@@ -36,8 +36,11 @@ enum Task {
         args: Vec<String>,
     },
     /// Set up, build for release, and measure the promised figures (as root, with sudo where not root), then the hot paths.
+    ///
+    /// With `overhead`: what jobs lose by being tracked and checkpointed.
     Bench {
-        /// Arguments for the figures (`--help`, `--check`, `--json`, `full`, …), or `hot-paths` and arguments for criterion.
+        /// Arguments for the figures (`--help`, `--check`, `--json`, `full`, …); `overhead` and arguments for that (`--help`); or
+        /// `hot-paths` and arguments for criterion.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -30,6 +30,8 @@ const JOB_PROGRAMS: [(&str, &str, &str); 7] = [
     ("ip", "-V", "iproute2"),
     ("nft", "--version", "nftables"),
 ];
+/// Real programs that `cargo xtask bench overhead` runs as jobs; without them it says that they were skipped.
+const BENCH_PROGRAMS: [(&str, &str, &str); 2] = [("lmp", "-h", "lammps"), ("mpirun", "--version", "openmpi-bin")];
 /// Installs packages, but lets none of them start a service (invoke-rc.d(8)): they are wanted as programs only.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
@@ -52,7 +54,7 @@ pub(crate) fn run() -> Result<Tools> {
         println!("setup: installing gcc with apt");
         apt_install(&C_PACKAGES).context("the tests' guests are C programs: install gcc and try again")?;
     }
-    install_job_programs();
+    install_programs(&JOB_PROGRAMS, "tests");
     let toolchain = match Toolchain::find() {
         Some(toolchain) => toolchain,
         None => install_toolchain()?,
@@ -65,16 +67,22 @@ pub(crate) fn run() -> Result<Tools> {
     Ok(Tools { toolchain, bpf_linker })
 }
 
-fn install_job_programs() {
+/// Sets up what only the bench of overheads runs.
+pub(crate) fn bench_programs() {
+    install_programs(&BENCH_PROGRAMS, "benches");
+}
+
+/// Installs the packages of programs that are missing; `what` runs them as jobs.
+fn install_programs(programs: &[(&str, &str, &str)], what: &str) {
     let is_missing = |program: &str, version: &str| output(Command::new(program).arg(version)).is_none();
-    let missing = JOB_PROGRAMS.iter().filter(|(program, version, _)| is_missing(program, version));
+    let missing = programs.iter().filter(|(program, version, _)| is_missing(program, version));
     let packages: Vec<&str> = missing.map(|(_, _, package)| *package).collect();
     if packages.is_empty() {
         return;
     }
-    println!("setup: installing {} with apt, for tests with real jobs", packages.join(", "));
+    println!("setup: installing {} with apt, for {what} with real jobs", packages.join(", "));
     if let Err(error) = apt_install(&packages) {
-        println!("setup: {error:#}; going on without: the tests that need them will be skipped");
+        println!("setup: {error:#}; going on without: the {what} that need them will be skipped");
     }
 }
 

@@ -1,13 +1,14 @@
 //! Deltas of a job that has written some of its memory once, against one read of these pages.
 
 use anyhow::Result;
+use cr_bench::commands::{StoreDir, checkpoint, number};
+use cr_bench::guest::Guest;
+use cr_bench::sample::Samples;
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
 use crate::baseline;
-use crate::guest::{Guest, StoreDir, checkpoint, number};
 use crate::report::Row;
-use crate::sample::Samples;
 
 const WRITTEN_MIB: u64 = 64;
 
@@ -16,7 +17,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let store = StoreDir::new(setting.tmpfs.path());
     let options = strings(&[&"--mib", &mib, &"--rate", &0, &"--once-mib", &WRITTEN_MIB]);
     let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h"]);
-    let mut guest = Guest::writer(setting, &options, Some(&under))?;
+    let mut guest = Guest::start(setting.tmpfs.path(), "writer", &options, Some(&under))?;
     checkpoint(guest.pid, &store, &[])?;
 
     // The writer goes through its memory in order and round.

@@ -1,13 +1,14 @@
 //! First checkpoints of a job of random data, against `cat` of as many bytes to the same place.
 
 use anyhow::Result;
+use cr_bench::commands::{StoreDir, checkpoint, number};
+use cr_bench::guest::Guest;
+use cr_bench::sample::{Samples, timed};
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
 use crate::baseline;
-use crate::guest::{Guest, StoreDir, checkpoint, number};
 use crate::report::Row;
-use crate::sample::{Samples, timed};
 
 /// Whole time, of the command from its start to its end.
 const WHOLE: f64 = 1.5;
@@ -19,7 +20,12 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     baseline::random_file(&source, setting.args.mib << 20)?;
     let mut rows = Vec::new();
     for rate in [0, 20] {
-        let guest = Guest::writer(setting, &strings(&[&"--mib", &setting.args.mib, &"--rate", &rate]), None)?;
+        let guest = Guest::start(
+            setting.tmpfs.path(),
+            "writer",
+            &strings(&[&"--mib", &setting.args.mib, &"--rate", &rate]),
+            None,
+        )?;
         let (mut cat, mut whole, mut frozen) = (Samples::default(), Samples::default(), Samples::default());
         for repetition in 0..=setting.args.repetitions {
             // The job must not slow the baseline down.

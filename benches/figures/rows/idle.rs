@@ -2,12 +2,13 @@
 //! written in between, as in other deltas.
 
 use anyhow::Result;
+use cr_bench::commands::{StoreDir, checkpoint, number};
+use cr_bench::guest::Guest;
+use cr_bench::sample::Samples;
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
-use crate::guest::{Guest, StoreDir, checkpoint, number};
 use crate::report::Row;
-use crate::sample::Samples;
 
 const MANY: u64 = 1000;
 const FEW: u64 = 10;
@@ -34,6 +35,18 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Descriptors of several kinds and mappings that cannot be joined, of which nothing changes.
+pub fn things(setting: &Setting) -> Result<Vec<Row>> {
+    let options = |each: u64| {
+        // A pipe is two descriptors.
+        let (files, pipes) = (each * 9 / 10, each / 20);
+        strings(&[&"--files", &files, &"--pipes", &pipes, &"--mappings", &each])
+    };
+    let what = format!("{MANY} descriptors and {MANY} mappings over {FEW} of each");
+    let row = |mib| ratio(setting, &what, mib, [&options(MANY), &options(FEW)]);
+    Ok(vec![row(0)?, row(WRITTEN_MIB)?])
+}
+
 /// Frozen times of both jobs, which exist side by side, so that both are measured in the same minutes.
 fn ratio(setting: &Setting, what: &str, mib: u64, options: [&Vec<String>; 2]) -> Result<Row> {
     let mut jobs = Vec::new();
@@ -43,7 +56,7 @@ fn ratio(setting: &Setting, what: &str, mib: u64, options: [&Vec<String>; 2]) ->
         let store = StoreDir::new(&folder);
         let options = [options.clone(), strings(&[&"--once-mib", &mib])].concat();
         let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h"]);
-        let guest = Guest::start(setting, "idle", &options, Some(&under))?;
+        let guest = Guest::start(setting.tmpfs.path(), "idle", &options, Some(&under))?;
         checkpoint(guest.pid, &store, &[])?;
         jobs.push((guest, store, Samples::default()));
     }

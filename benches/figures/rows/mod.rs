@@ -1,11 +1,17 @@
 //! The figures, in groups that can be measured one by one.
 
+mod calls;
 mod delta;
+mod footprint;
 mod full;
 mod idle;
+mod precopy;
+mod quiet;
 mod resident;
 mod restore;
+mod size;
 mod solver;
+mod still;
 mod strangers;
 mod tree;
 
@@ -32,12 +38,40 @@ pub enum Group {
     Tree,
     /// Descriptors and connections that nobody uses.
     Idle,
+    /// Many descriptors and many mappings.
+    Things,
+    /// Frozen time by resident memory.
+    Size,
+    /// Frozen time where nothing was written.
+    Still,
+    /// Frozen time of a job that goes on writing.
+    Precopy,
+    /// System calls of a job that is tracked, or beside one.
+    Calls,
+    /// An idle job that is tracked.
+    Quiet,
+    /// Memory that tracking takes.
+    Footprint,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Full, Self::Delta, Self::Restore, Self::Tree, Self::Idle, Self::Resident, Self::Solver];
+    pub const ALL: [Self; 14] = [
+        Self::Full,
+        Self::Delta,
+        Self::Restore,
+        Self::Tree,
+        Self::Idle,
+        Self::Things,
+        Self::Size,
+        Self::Still,
+        Self::Precopy,
+        Self::Resident,
+        Self::Footprint,
+        Self::Calls,
+        Self::Quiet,
+        Self::Solver,
+    ];
 
     /// For progress and errors.
     pub fn what(self) -> &'static str {
@@ -49,6 +83,13 @@ impl Group {
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
             Self::Idle => "idle descriptors",
+            Self::Things => "many descriptors and mappings",
+            Self::Size => "deltas of large jobs",
+            Self::Still => "deltas of a large job that writes nothing",
+            Self::Precopy => "checkpoints of a large job that goes on writing",
+            Self::Calls => "system calls of a tracked job and beside one",
+            Self::Quiet => "an idle job, tracked",
+            Self::Footprint => "memory that tracking takes",
         }
     }
 
@@ -62,11 +103,13 @@ impl Group {
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),
             Self::Idle => Ok(idle::measure(setting)?.into_iter().chain(strangers::measure(setting)?).collect()),
+            Self::Things => idle::things(setting),
+            Self::Size => size::measure(setting),
+            Self::Still => still::measure(setting),
+            Self::Precopy => precopy::measure(setting),
+            Self::Calls => calls::measure(setting),
+            Self::Quiet => quiet::measure(setting),
+            Self::Footprint => footprint::measure(setting),
         }
     }
-}
-
-/// Arguments from anything that can be printed.
-fn strings(args: &[&dyn std::fmt::Display]) -> Vec<String> {
-    args.iter().map(ToString::to_string).collect()
 }

@@ -2,13 +2,14 @@
 //! copying while it runs can catch up with, so that the frozen window has as much to hold as it may.
 
 use anyhow::{Result, ensure};
+use cr_bench::commands::{StoreDir, checkpoint, restore};
+use cr_bench::guest::Guest;
+use cr_bench::machine::kib;
+use cr_bench::sample::Samples;
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
-use crate::guest::{Guest, StoreDir, checkpoint, restore};
-use crate::machine::kib;
 use crate::report::Row;
-use crate::sample::Samples;
 
 /// MiB beyond the limit that was set.
 const BEYOND: u64 = 64;
@@ -27,7 +28,7 @@ fn one(setting: &Setting, mib: u64, limit: u64) -> Result<Row> {
     let options = strings(&[&"--mib", &mib, &"--rate", &800, &"--once-mib", &(mib / 2)]);
     let limited = strings(&[&"--memory-limit", &format!("{limit}M")]);
     let under = [strings(&[&"--store", &store.arg(), &"--interval", &"1h"]), limited.clone()].concat();
-    let mut guest = Guest::writer(setting, &options, Some(&under))?;
+    let mut guest = Guest::start(setting.tmpfs.path(), "writer", &options, Some(&under))?;
     checkpoint(guest.pid, &store, &[])?;
     guest.write_once()?;
     checkpoint(guest.pid, &store, &[])?;

@@ -1,13 +1,14 @@
 //! Restores from images in the page cache, against getting as much memory and copying as much into it.
 
 use anyhow::Result;
+use cr_bench::commands::{StoreDir, checkpoint, restore};
+use cr_bench::guest::Guest;
+use cr_bench::sample::{Samples, timed};
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
 use crate::baseline;
-use crate::guest::{Guest, StoreDir, checkpoint, restore};
 use crate::report::Row;
-use crate::sample::{Samples, timed};
 
 const WHOLE: f64 = 1.5;
 
@@ -16,7 +17,8 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     baseline::random_file(&source, setting.args.mib << 20)?;
     let map = baseline::mapped(&source)?;
     let store = StoreDir::new(setting.tmpfs.path());
-    let mut guest = Guest::writer(setting, &strings(&[&"--mib", &setting.args.mib, &"--rate", &0]), None)?;
+    let mut guest =
+        Guest::start(setting.tmpfs.path(), "writer", &strings(&[&"--mib", &setting.args.mib, &"--rate", &0]), None)?;
     checkpoint(guest.pid, &store, &[])?;
     guest.kill()?;
 

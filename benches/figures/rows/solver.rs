@@ -5,16 +5,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use cr_bench::commands::StoreDir;
+use cr_bench::sample::{Samples, timed};
+use cr_bench::strings;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use super::strings;
 use crate::Setting;
-use crate::guest::StoreDir;
 use crate::report::Row;
-use crate::sample::{Samples, timed};
 
-const SLOWER: f64 = 1.05;
+const SLOWER: f64 = 1.02;
 const INTERVAL: &str = "5s";
 
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {

@@ -1,13 +1,14 @@
 //! Connections on which nothing happens: they cost a frozen job next to nothing.
 
 use anyhow::{Context as _, Result};
+use cr_bench::commands::{StoreDir, checkpoint, number};
+use cr_bench::guest::Guest;
+use cr_bench::sample::Samples;
+use cr_bench::strings;
 use cr_tests::Network;
 
-use super::strings;
 use crate::Setting;
-use crate::guest::{Guest, StoreDir, checkpoint, number};
 use crate::report::Row;
-use crate::sample::Samples;
 
 const CONNECTIONS: u64 = 1000;
 const FROZEN: f64 = 1.3;
@@ -15,7 +16,7 @@ const FROZEN: f64 = 1.3;
 /// Deltas of a job with that many connections, and of one with none, in turn, each under a resident controller of its own.
 pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let _network = Network::own().context("a network of one's own")?;
-    let mut server = Guest::start(setting, "strangers", &strings(&[&"--serve", &1]), None)?;
+    let mut server = Guest::start(setting.tmpfs.path(), "strangers", &strings(&[&"--serve", &1]), None)?;
     let port = server.says("port")?;
     let start = |connections: u64, folder: &str| -> Result<(Guest, StoreDir)> {
         let folder = setting.tmpfs.path().join(folder);
@@ -23,7 +24,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
         let store = StoreDir::new(&folder);
         let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h"]);
         let options = strings(&[&"--connect", &port, &"--connections", &connections]);
-        let guest = Guest::start(setting, "strangers", &options, Some(&under))?;
+        let guest = Guest::start(setting.tmpfs.path(), "strangers", &options, Some(&under))?;
         checkpoint(guest.pid, &store, &[])?;
         Ok((guest, store))
     };

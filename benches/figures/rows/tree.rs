@@ -1,12 +1,13 @@
 //! A tree of many processes, against one process, and against forking as many.
 
 use anyhow::{Context as _, Result};
+use cr_bench::commands::{StoreDir, checkpoint, number, restore};
+use cr_bench::guest::{Guest, fork_and_touch};
+use cr_bench::sample::{Samples, timed};
+use cr_bench::strings;
 
-use super::strings;
 use crate::Setting;
-use crate::guest::{Guest, StoreDir, checkpoint, fork_and_touch, number, restore};
 use crate::report::Row;
-use crate::sample::{Samples, timed};
 
 const PROCESSES: u64 = 100;
 const MIB: u64 = 10;
@@ -29,7 +30,7 @@ fn delta(setting: &Setting) -> Result<Row> {
         std::fs::create_dir(&folder)?;
         let store = StoreDir::new(&folder);
         let under = strings(&[&"--store", &store.arg(), &"--interval", &"1h"]);
-        let guest = Guest::start(setting, "grove", &options(processes), Some(&under))?;
+        let guest = Guest::start(setting.tmpfs.path(), "grove", &options(processes), Some(&under))?;
         checkpoint(guest.pid, &store, &[])?;
         Ok((guest, store))
     };
@@ -63,12 +64,12 @@ fn delta(setting: &Setting) -> Result<Row> {
 /// Restores of the tree from the page cache, and as many forks whose memory is touched, in turn.
 fn whole(setting: &Setting) -> Result<Row> {
     let store = StoreDir::new(setting.tmpfs.path());
-    let mut guest = Guest::start(setting, "grove", &options(PROCESSES), None)?;
+    let mut guest = Guest::start(setting.tmpfs.path(), "grove", &options(PROCESSES), None)?;
     checkpoint(guest.pid, &store, &[]).context("the tree's full checkpoint")?;
     guest.kill()?;
     let (mut forks, mut restores) = (Samples::default(), Samples::default());
     for repetition in 0..=setting.args.repetitions {
-        let forked = fork_and_touch(setting, &options(PROCESSES))?;
+        let forked = fork_and_touch(setting.tmpfs.path(), &options(PROCESSES))?;
         let (took, pid) = timed(|| restore(&store, &[]))?;
         guest.pid = pid;
         guest.kill()?;

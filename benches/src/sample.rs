@@ -27,6 +27,7 @@ impl Samples {
     }
 
     /// Each divided by its neighbour in `base`.
+    #[must_use]
     pub fn over(&self, base: &Self) -> Self {
         Self(self.0.iter().zip(&base.0).map(|(ours, base)| ours / base).collect())
     }
