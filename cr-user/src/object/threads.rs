@@ -441,9 +441,13 @@ mod tests {
 
     #[test]
     fn zeroes_at_the_end_are_not_counted() {
-        for (len, last) in [(0, None), (64, None), (200, None), (200, Some(0)), (200, Some(71)), (2696, Some(2695))] {
+        for (len, last) in
+            [(0, None::<usize>), (64, None), (200, None), (200, Some(0)), (200, Some(71)), (2696, Some(2695))]
+        {
             let mut bytes = vec![0; len];
-            last.into_iter().for_each(|at: usize| bytes[at] = 1);
+            if let Some(at) = last {
+                bytes[at] = 1;
+            }
             assert_eq!(used(&bytes), last.map_or(0, |at| at + 1), "{len} bytes, {last:?}");
         }
     }

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn it_borrows_and_answers_again_and_again() {
         let mut aide = Aide::start("test").unwrap();
-        let words = vec!["one".to_owned(), "other".to_owned()];
+        let words = ["one".to_owned(), "other".to_owned()];
         for _ in 0..1000 {
             assert_eq!(aide.beside(|| words[0].len(), || words[1].len()), (3, 5));
         }
