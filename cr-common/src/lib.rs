@@ -15,8 +15,8 @@ mod written;
 pub use event::{TaskEvent, TaskEventKind};
 pub use fields::{FIELDS, KernelField};
 pub use record::{
-    ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, PEEKS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord,
-    VmaRecord, covered,
+    ANON_NAME_LEN, AUXV, CPUS, FileRecord, LIMITS, NAME_LEN, PEEKS, RESTART_BLOCK_LEN, RIGHTS_LEN, SIGNALS,
+    SignalAction, TaskRecord, VmaRecord, covered,
 };
 pub use written::{
     Followed, PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, RegionRecord, TouchedRange, WrittenBits,

@@ -8,8 +8,13 @@ pub const RESTART_BLOCK_LEN: usize = 64;
 pub const LIMITS: usize = 32;
 /// Words of the auxiliary vector; Linux 6.18 has 54 on x86-64.
 pub const AUXV: usize = 64;
+/// `TASK_COMM_LEN` of `linux/sched.h`.
+pub const NAME_LEN: usize = 16;
 /// `ANON_VMA_NAME_MAX_LEN` of `mm/madvise.c`, the terminating zero included.
 pub const ANON_NAME_LEN: usize = 80;
+
+/// Bytes of a task's credentials from its first user to its last set of capabilities.
+pub const RIGHTS_LEN: usize = 80;
 
 /// Words of kernel memory that are read in one go, each at an address of its own.
 pub const PEEKS: usize = 64;
@@ -76,6 +81,18 @@ pub struct TaskRecord {
     pub exe_file: u64,
     /// The kernel's addresses of the set of namespaces and of the set of control groups.
     pub sets: [u64; 2],
+    /// The kernel's address of the table of descriptors.
+    pub files: u64,
+    /// A hash over users, groups, capabilities and bits of the credentials; 0 if there are too many groups.
+    pub rights: u64,
+    /// `PFA_*`: among them that privileges are never gained again, and what was said of speculation.
+    pub atomic_flags: u64,
+    /// What of the CPU was enabled or locked for the task (`ARCH_SHSTK_*`).
+    pub cpu_features: u64,
+    /// Hashes over the paths of executable, working directory and root; 0 for one that cannot be told. With the group leader only.
+    pub places: [u64; 3],
+    /// The task's name, ended by a zero.
+    pub name: [u8; NAME_LEN],
     /// Soft and hard limits, by resource number. With the group leader only.
     pub limits: [u64; LIMITS],
     /// The auxiliary vector, as far as there is room for it. With the group leader only.
@@ -102,6 +119,14 @@ pub struct TaskRecord {
     pub securebits: u32,
     /// The byte in which `PR_SET_CHILD_SUBREAPER` is a bit. Others belong to the kernel.
     pub subreaper: u32,
+    /// How system calls are confined; 0: not at all.
+    pub seccomp: u32,
+    /// The mask of files to be made.
+    pub umask: u32,
+    /// Process group and session, as the controller's pid namespace numbers them; 0 if not visible there. With the group leader only.
+    pub seen_group: u32,
+    /// See [`seen_group`](Self::seen_group).
+    pub seen_session: u32,
 }
 
 /// The kernel's `struct k_sigaction` on x86-64.
@@ -176,10 +201,14 @@ pub mod covered {
     pub const EVENTFD: u32 = 4;
     /// An epoll set, but for what it watches: that is told by the files watched, and the number of references.
     pub const EPOLL: u32 = 5;
+    /// An end of a pipe that is empty.
+    pub const PIPE: u32 = 6;
 }
 
 const _: () = assert!(size_of::<FileRecord>() == 48);
 const _: () = assert!(size_of::<SignalAction>() == 32);
-const _: () =
-    assert!(size_of::<TaskRecord>() == 4 * 4 + 8 * (13 + 11 + 8 + 3 + LIMITS + AUXV) + RESTART_BLOCK_LEN + 10 * 4);
+const _: () = assert!(
+    size_of::<TaskRecord>()
+        == 4 * 4 + 8 * (13 + 11 + 8 + 3 + 7 + LIMITS + AUXV) + NAME_LEN + RESTART_BLOCK_LEN + 14 * 4
+);
 const _: () = assert!(size_of::<VmaRecord>() == 5 * 8 + 2 * 4 + ANON_NAME_LEN);

@@ -9,16 +9,24 @@ use aya_ebpf::{
     macros::map,
     maps::PerCpuArray,
 };
-use cr_common::{KernelField, covered};
+use cr_common::{FileRecord, KernelField, covered};
 
-use crate::kernel::{offset, read};
+use crate::{
+    kernel::{offset, read},
+    sockets,
+};
 
 /// Words of the largest structure that is taken whole (`tcp6_sock` has 2432 bytes in Linux 6.18).
-const WORDS: usize = 512;
+pub(crate) const WORDS: usize = 512;
+/// The same of a file, an inode and a directory entry, of which only the beginning is taken: nearly all that is asked for is there.
+const FILE: usize = 18;
+const INODE: usize = 16;
+const DENTRY: usize = 12;
 
-/// What several descriptions have in common, and room for a structure.
+/// What several descriptions have in common, and room for structures. A call to the kernel's helper costs more than to copy what
+/// a dozen of them would read one by one.
 #[repr(C)]
-struct Scratch {
+pub(crate) struct Scratch {
     /// The pass that the following is of.
     session: u64,
     /// A directory, the mount that it was reached by, its name as a number, and whether that is known.
@@ -27,39 +35,115 @@ struct Scratch {
     name: u64,
     is_known: u64,
     /// A network, and its defaults as a number.
-    net: u64,
-    defaults: u64,
-    words: [u64; WORDS],
+    pub(crate) net: u64,
+    pub(crate) defaults: u64,
+    /// A super block, what kind of file system it is of, and its device.
+    super_block: u64,
+    magic: u64,
+    device: u64,
+    /// A mount, and its root.
+    rooted: u64,
+    root: u64,
+    /// A task, and which 64 of its descriptors these bits say of whether `exec` closes them.
+    task: u64,
+    sixty_four: u64,
+    cloexec: u64,
+    /// A file, its inode and its directory entry.
+    names: [u64; 3],
+    file: [u64; FILE],
+    inode: [u64; INODE],
+    dentry: [u64; DENTRY],
+    pub(crate) words: [u64; WORDS],
+}
+
+impl Scratch {
+    #[inline(always)]
+    pub(crate) fn of_file(&self, field: &Global<u32>) -> u64 {
+        at(&self.file, self.names[0], field)
+    }
+
+    #[inline(always)]
+    fn of_inode(&self, field: &Global<u32>) -> u64 {
+        at(&self.inode, self.names[1], field)
+    }
+
+    #[inline(always)]
+    fn of_entry(&self, field: &Global<u32>) -> u64 {
+        at(&self.dentry, self.names[2], field)
+    }
 }
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Says for which kind of description the second number is a hash of everything.
+/// Sets every field of the record of a descriptor, which still holds the previous one's. `session` names the pass.
 #[inline(always)]
-pub(crate) fn evidence(file: u64, locks: u64, session: u64) -> (u32, u64) {
-    const NOTHING: (u32, u64) = (covered::NOTHING, 0);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return NOTHING };
+pub(crate) fn describe(record: &mut FileRecord, task: u64, fd: u32, file: u64, session: u64) {
+    record.file = file;
+    record.fd = fd;
+    // Until it is known better: somebody has a lock, and it must be looked at.
+    (record.locks, record.covered, record.evidence) = (1, covered::NOTHING, 0);
+    (record.cloexec, record.watched, record.references) = (0, u64::MAX, 0);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
     let scratch = unsafe { &mut *scratch };
     if scratch.session != session {
-        (scratch.session, scratch.parent, scratch.net) = (session, 0, 0);
+        scratch.session = session;
+        (scratch.parent, scratch.net, scratch.super_block, scratch.rooted, scratch.task) = (0, 0, 0, 0, 0);
     }
-    if locks != 0 || has_owner(file) {
+    record.cloexec = is_closed_by_exec(scratch, task, fd);
+    scratch.names[0] = file;
+    if !load(&mut scratch.file, file, FILE * 8) {
+        return;
+    }
+    record.watched = watches(scratch.of_file(&offset::FILE_WATCHES));
+    let inode = scratch.of_file(&offset::FILE_INODE);
+    scratch.names[1] = inode;
+    if !load(&mut scratch.inode, inode, INODE * 8) {
+        return;
+    }
+    record.locks = scratch.of_inode(&offset::INODE_LOCKS);
+    (record.covered, record.evidence) = evidence(scratch, record.locks);
+    if record.covered == covered::EPOLL {
+        record.references = read(scratch.of_file(&offset::FILE_PRIVATE), &offset::EPOLL_REFERENCES);
+    }
+}
+
+#[inline(always)]
+fn is_closed_by_exec(scratch: &mut Scratch, task: u64, fd: u32) -> u32 {
+    let sixty_four = u64::from(fd / 64);
+    if scratch.task != task || scratch.sixty_four != sixty_four {
+        let table: u64 = read(read(task, &offset::TASK_FILES), &offset::FILES_TABLE);
+        let bits: u64 = read(table, &offset::TABLE_CLOEXEC);
+        (scratch.task, scratch.sixty_four) = (task, sixty_four);
+        scratch.cloexec = first_word(bits + sixty_four * 8);
+    }
+    (scratch.cloexec >> (fd % 64) & 1) as u32
+}
+
+/// Says for which kind of description the second number is a hash of everything.
+#[inline(always)]
+fn evidence(scratch: &mut Scratch, locks: u64) -> (u32, u64) {
+    const NOTHING: (u32, u64) = (covered::NOTHING, 0);
+    if locks != 0 || has_owner(scratch) {
         return NOTHING;
     }
-    let inode: u64 = read(file, &offset::FILE_INODE);
-    let super_block: u64 = read(inode, &offset::INODE_SB);
-    let magic: u64 = read(super_block, &offset::SUPER_BLOCK_MAGIC);
-    let mode: u16 = read(inode, &offset::INODE_MODE);
-    let mut hash = u64::from(read::<u32>(file, &offset::FILE_FLAGS)) << 32 | u64::from(mode);
-    hash = mix(hash, read(inode, &offset::INODE_INO));
-    hash = mix(hash, owner(inode));
-    let private: u64 = read(file, &offset::FILE_PRIVATE);
-    match magic {
-        magic::SOCKETS => socket(scratch, private, hash),
-        magic::ANONYMOUS => anonymous(file, private, hash),
-        magic::EXT | magic::XFS | magic::BTRFS | magic::TMPFS => named(scratch, file, inode, super_block, hash),
+    let super_block = scratch.of_inode(&offset::INODE_SB);
+    if scratch.super_block != super_block {
+        scratch.super_block = super_block;
+        scratch.magic = read(super_block, &offset::SUPER_BLOCK_MAGIC);
+        scratch.device = u64::from(read::<u32>(super_block, &offset::SUPER_BLOCK_DEV));
+    }
+    let mode = u64::from(scratch.of_inode(&offset::INODE_MODE) as u16);
+    let mut hash = scratch.of_file(&offset::FILE_FLAGS) << 32 | mode;
+    hash = mix(hash, scratch.of_inode(&offset::INODE_INO));
+    let (user, group) = (scratch.of_inode(&offset::INODE_UID), scratch.of_inode(&offset::INODE_GID) as u32);
+    hash = mix(hash, user << 32 | u64::from(group));
+    match scratch.magic {
+        magic::SOCKETS => sockets::evidence(scratch, hash),
+        magic::ANONYMOUS => anonymous(scratch, hash),
+        magic::PIPES => pipe(scratch, hash),
+        magic::EXT | magic::XFS | magic::BTRFS | magic::TMPFS => named(scratch, hash),
         _ => NOTHING,
     }
 }
@@ -72,66 +156,99 @@ mod magic {
     pub(super) const TMPFS: u64 = 0x0102_1994;
     pub(super) const SOCKETS: u64 = 0x534f_434b;
     pub(super) const ANONYMOUS: u64 = 0x0904_1934;
+    pub(super) const PIPES: u64 = 0x5049_5045;
 }
 
 /// Whether somebody is, or was, to be signalled. Kernels before 6.12 have that within the structure.
 #[inline(always)]
-fn has_owner(file: u64) -> bool {
+fn has_owner(scratch: &Scratch) -> bool {
     if offset::FILE_OWNER_PID.load() == KernelField::ABSENT {
-        return read::<u64>(file, &offset::FILE_OWNER) != 0;
+        return scratch.of_file(&offset::FILE_OWNER) != 0;
     }
-    read::<u64>(file, &offset::FILE_OWNER_PID) != 0 || read::<u32>(file, &offset::FILE_OWNER_SIGNAL) != 0
-}
-
-#[inline(always)]
-fn owner(inode: u64) -> u64 {
-    u64::from(read::<u32>(inode, &offset::INODE_UID)) << 32 | u64::from(read::<u32>(inode, &offset::INODE_GID))
+    scratch.of_file(&offset::FILE_OWNER_PID) != 0 || scratch.of_file(&offset::FILE_OWNER_SIGNAL) as u32 != 0
 }
 
 /// Another word: each is told from all others, whatever was before.
 #[inline(always)]
-fn mix(hash: u64, word: u64) -> u64 {
+pub(crate) fn mix(hash: u64, word: u64) -> u64 {
     let product = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 32
 }
 
 #[inline(always)]
-fn named(scratch: &mut Scratch, file: u64, inode: u64, super_block: u64, mut hash: u64) -> (u32, u64) {
-    hash = mix(hash, read(file, &offset::FILE_POSITION));
-    hash = mix(hash, read(inode, &offset::INODE_SIZE));
-    hash = mix(hash, read(inode, &offset::INODE_MTIME));
-    let nanoseconds: u32 = read(inode, &offset::INODE_MTIME_NSEC);
-    let generation: u32 = read(inode, &offset::INODE_GENERATION);
-    hash = mix(hash, u64::from(nanoseconds) << 32 | u64::from(generation));
-    let (links, device): (u32, u32) = (read(inode, &offset::INODE_NLINK), read(inode, &offset::INODE_RDEV));
-    hash = mix(hash, u64::from(links) << 32 | u64::from(device));
-    hash = mix(hash, u64::from(read::<u32>(super_block, &offset::SUPER_BLOCK_DEV)));
+fn named(scratch: &mut Scratch, mut hash: u64) -> (u32, u64) {
+    const NOTHING: (u32, u64) = (covered::NOTHING, 0);
+    hash = mix(hash, scratch.of_file(&offset::FILE_POSITION));
+    hash = mix(hash, scratch.of_inode(&offset::INODE_SIZE));
+    hash = mix(hash, scratch.of_inode(&offset::INODE_MTIME));
+    let pair = |high: u64, low: u64| high << 32 | u64::from(low as u32);
+    let (nanoseconds, generation) =
+        (scratch.of_inode(&offset::INODE_MTIME_NSEC), scratch.of_inode(&offset::INODE_GENERATION));
+    hash = mix(hash, pair(nanoseconds, generation));
+    let (links, device) = (scratch.of_inode(&offset::INODE_NLINK), scratch.of_inode(&offset::INODE_RDEV));
+    hash = mix(hash, pair(links, device));
+    hash = mix(hash, scratch.device);
 
-    let (dentry, mount): (u64, u64) = (read(file, &offset::FILE_DENTRY), read(file, &offset::FILE_MOUNT));
-    hash = mix(hash, entry(dentry));
-    if dentry == read(mount, &offset::MOUNT_ROOT) {
-        let (name, is_known) = up_to_root(dentry, mount);
-        return if is_known { (covered::NAMED, mix(hash, name)) } else { (covered::NOTHING, 0) };
+    let (dentry, mount) = (scratch.of_file(&offset::FILE_DENTRY), scratch.of_file(&offset::FILE_MOUNT));
+    scratch.names[2] = dentry;
+    if !load(&mut scratch.dentry, dentry, DENTRY * 8) {
+        return NOTHING;
     }
-    let parent: u64 = read(dentry, &offset::DENTRY_PARENT);
+    hash = mix(hash, loaded_entry(scratch, dentry));
+    if scratch.rooted != mount {
+        (scratch.rooted, scratch.root) = (mount, read(mount, &offset::MOUNT_ROOT));
+    }
+    if dentry == scratch.root {
+        let (name, is_known) = up_to_root(dentry, mount);
+        return if is_known { (covered::NAMED, mix(hash, name)) } else { NOTHING };
+    }
+    let parent = scratch.of_entry(&offset::DENTRY_PARENT);
     // Files tend to lie together.
     if scratch.parent != parent || scratch.mount != mount {
         let (name, is_known) = up_to_root(parent, mount);
         (scratch.parent, scratch.mount, scratch.name, scratch.is_known) = (parent, mount, name, u64::from(is_known));
     }
-    if scratch.is_known == 0 { (covered::NOTHING, 0) } else { (covered::NAMED, mix(hash, scratch.name)) }
+    if scratch.is_known == 0 { NOTHING } else { (covered::NAMED, mix(hash, scratch.name)) }
+}
+
+/// As [`entry`], of the one that was loaded. Short names stand within the structure.
+#[inline(always)]
+fn loaded_entry(scratch: &Scratch, dentry: u64) -> u64 {
+    let name = scratch.of_entry(&offset::DENTRY_NAME);
+    let within = name.wrapping_sub(dentry);
+    let index = (within / 8) as usize;
+    let start = if within % 8 == 0 && index < DENTRY - 1 {
+        [word(&scratch.dentry, index), word(&scratch.dentry, index + 1)]
+    } else {
+        two_words(name)
+    };
+    let is_removed = scratch.of_entry(&offset::DENTRY_HASHED) == 0;
+    let lengths = scratch.of_entry(&offset::DENTRY_HASH_LEN);
+    entry_of(dentry, scratch.of_entry(&offset::DENTRY_SEQ) as u32, is_removed, lengths, start)
 }
 
 /// A directory entry: itself, its name, and how often it was renamed or removed.
 #[inline(always)]
 fn entry(dentry: u64) -> u64 {
-    let is_removed = u32::from(read::<u64>(dentry, &offset::DENTRY_HASHED) == 0);
-    let mut hash = mix(dentry, u64::from(read::<u32>(dentry, &offset::DENTRY_SEQ)) << 32 | u64::from(is_removed));
-    hash = mix(hash, read(dentry, &offset::DENTRY_HASH_LEN));
-    let name: u64 = read(dentry, &offset::DENTRY_NAME);
-    // SAFETY: the helper checks the address and fails on a bad one.
-    let start = unsafe { bpf_probe_read_kernel(name as *const [u64; 2]) }.unwrap_or_default();
-    mix(mix(hash, start[0]), start[1])
+    let is_removed = read::<u64>(dentry, &offset::DENTRY_HASHED) == 0;
+    let start = two_words(read(dentry, &offset::DENTRY_NAME));
+    let lengths = read(dentry, &offset::DENTRY_HASH_LEN);
+    entry_of(dentry, read(dentry, &offset::DENTRY_SEQ), is_removed, lengths, start)
+}
+
+#[inline(always)]
+fn entry_of(dentry: u64, renamed: u32, is_removed: bool, lengths: u64, start: [u64; 2]) -> u64 {
+    let hash = mix(dentry, u64::from(renamed) << 32 | u64::from(is_removed));
+    mix(mix(mix(hash, lengths), start[0]), start[1])
+}
+
+/// The path of whatever it is, as one number; 0 if it cannot be told.
+#[inline(never)]
+pub(crate) fn path(dentry: u64, mount: u64) -> u64 {
+    match up_to_root(dentry, mount) {
+        (hash, true) => hash | 1,
+        _ => 0,
+    }
 }
 
 /// The path of a directory, and all mounts of its namespace.
@@ -165,109 +282,37 @@ fn up_to_root(dentry: u64, mount: u64) -> (u64, bool) {
     (0, false)
 }
 
+/// Reads a structure, or its beginning.
 #[inline(always)]
-fn socket(scratch: &mut Scratch, socket: u64, mut hash: u64) -> (u32, u64) {
-    const NOTHING: (u32, u64) = (covered::NOTHING, 0);
-    const AF_UNIX: u16 = 1;
-    const AF_INET: u16 = 2;
-    const AF_INET6: u16 = 10;
-    const TCP: u16 = 6;
-    let sock: u64 = read(socket, &offset::SOCKET_SOCK);
-    let family: u16 = read(sock, &offset::SOCK_FAMILY);
-    let size = match family {
-        AF_UNIX => offset::UNIX_SIZE.load(),
-        AF_INET => offset::TCP_SIZE.load(),
-        AF_INET6 => offset::TCP6_SIZE.load(),
-        _ => return NOTHING,
-    };
-    // Of another protocol less of it is there, and more is read: it is not covered.
-    if sock == 0 || !load(scratch, sock, size) {
-        return NOTHING;
-    }
-    let is_empty = word(scratch, &offset::SOCK_RECEIVED) as u32 == 0 && word(scratch, &offset::SOCK_ERRORS) as u32 == 0;
-    // Of a filter this is only the address, and of a device the name is what is asked for.
-    let is_simple = word(scratch, &offset::SOCK_FILTER) == 0 && word(scratch, &offset::SOCK_DEVICE) as u32 == 0;
-    if !is_empty || !is_simple {
-        return NOTHING;
-    }
-    hash = mix(hash, read(socket, &offset::SOCKET_FLAGS));
-    if family == AF_UNIX {
-        let is_named = word(scratch, &offset::UNIX_ADDRESS) != 0;
-        return if is_named { NOTHING } else { (covered::UNIX, mix(hash, all_words(scratch, size))) };
-    }
-    let pending = |to: &Global<u32>, from: &Global<u32>| word(scratch, to) as u32 != word(scratch, from) as u32;
-    if word(scratch, &offset::SOCK_PROTOCOL) as u16 != TCP
-        || pending(&offset::TCP_WRITTEN, &offset::TCP_ACKNOWLEDGED)
-        || pending(&offset::TCP_ARRIVED, &offset::TCP_READ)
-    {
-        return NOTHING;
-    }
-    let name: [u64; 2] = read(word(scratch, &offset::TCP_CONGESTION), &offset::CONGESTION_NAME);
-    hash = mix(mix(hash, name[0]), name[1]);
-    let net = word(scratch, &offset::SOCK_NET);
-    if scratch.net != net {
-        (scratch.net, scratch.defaults) = (net, defaults(net));
-    }
-    (covered::TCP, mix(mix(hash, scratch.defaults), all_words(scratch, size)))
-}
-
-/// What options show that were never set.
-#[inline(always)]
-fn defaults(net: u64) -> u64 {
-    let interfaces: u64 = read(net, &offset::NET_INTERFACES);
-    let hops: u32 = read(interfaces, &offset::INTERFACES_HOP_LIMIT);
-    let mut hash = u64::from(hops) << 32 | u64::from(read::<u8>(net, &offset::NET_TTL));
-    hash = mix(hash, u64::from(read::<u32>(net, &offset::NET_KEEPALIVE_TIME)));
-    hash = mix(hash, u64::from(read::<u8>(net, &offset::NET_KEEPALIVE_PROBES)));
-    hash = mix(hash, u64::from(read::<u32>(net, &offset::NET_KEEPALIVE_INTERVAL)));
-    hash = mix(hash, u64::from(read::<u8>(net, &offset::NET_SYN_RETRIES)));
-    mix(hash, u64::from(read::<u32>(net, &offset::NET_FIN_TIMEOUT)))
-}
-
-/// Reads a structure.
-#[inline(always)]
-fn load(scratch: &mut Scratch, at: u64, size: u32) -> bool {
+pub(crate) fn load<const N: usize>(room: &mut [u64; N], from: u64, size: usize) -> bool {
     // SAFETY: the helper checks the kernel's address, and the buffer has as many bytes.
-    size as usize <= WORDS * 8
-        && unsafe { probe_read(scratch.words.as_mut_ptr().cast(), size, at as *const core::ffi::c_void) } == 0
+    from != 0
+        && size <= N * 8
+        && unsafe { probe_read(room.as_mut_ptr().cast(), size as u32, from as *const core::ffi::c_void) } == 0
 }
 
-/// A field of the structure that was read, and what stands behind it in its word.
+/// A field, and what stands behind it in its word, of a structure whose beginning was read; 0 if the kernel has no such field.
 #[inline(always)]
-fn word(scratch: &Scratch, offset: &Global<u32>) -> u64 {
-    let at = offset.load() as usize;
-    scratch.words[at / 8 & (WORDS - 1)] >> (at % 8 * 8)
-}
-
-/// Every word of the structure that was read. Four numbers side by side, since each waits for its own product only.
-#[inline(always)]
-fn all_words(scratch: &Scratch, size: u32) -> u64 {
-    let mut lanes = [1u64, 2, 3, 4];
-    for four in 0..WORDS / 4 {
-        if (four as u32 + 1) * 32 > size {
-            break;
-        }
-        for lane in 0..4 {
-            lanes[lane] = mix(lanes[lane], scratch.words[four * 4 + lane]);
-        }
+pub(crate) fn at<const N: usize>(words: &[u64; N], structure: u64, field: &Global<u32>) -> u64 {
+    let offset = field.load();
+    match words.get(offset as usize / 8) {
+        _ if offset == KernelField::ABSENT => 0,
+        Some(word) => word >> (offset % 8 * 8),
+        None => first_word(structure.wrapping_add(u64::from(offset))),
     }
-    // What is left of four; all structures here have whole words.
-    let tail = (size as usize / 32 * 4) & (WORDS - 1);
-    for word in 0..3 {
-        let index = tail + word;
-        if index < WORDS && (index as u32 + 1) * 8 <= size {
-            lanes[word] = mix(lanes[word], scratch.words[index]);
-        }
-    }
-    mix(mix(mix(lanes[0], lanes[1]), lanes[2]), lanes[3])
 }
 
 #[inline(always)]
-fn anonymous(file: u64, private: u64, hash: u64) -> (u32, u64) {
+fn word<const N: usize>(words: &[u64; N], index: usize) -> u64 {
+    words.get(index).copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn anonymous(scratch: &Scratch, hash: u64) -> (u32, u64) {
     const EVENTFD: u64 = u64::from_le_bytes(*b"[eventfd");
     const EPOLL: u64 = u64::from_le_bytes(*b"[eventpo");
-    let dentry: u64 = read(file, &offset::FILE_DENTRY);
-    let name: u64 = read(dentry, &offset::DENTRY_NAME);
+    let private = scratch.of_file(&offset::FILE_PRIVATE);
+    let name: u64 = read(scratch.of_file(&offset::FILE_DENTRY), &offset::DENTRY_NAME);
     let mut start = [0u8; 8];
     // SAFETY: the helper checks the address and fails on a bad one.
     if unsafe { bpf_probe_read_kernel_buf(name as *const u8, &mut start) }.is_err() {
@@ -286,12 +331,24 @@ fn anonymous(file: u64, private: u64, hash: u64) -> (u32, u64) {
     }
 }
 
+/// A pipe that nothing is in: how much it can hold, and how many readers and writers it has.
+#[inline(always)]
+fn pipe(scratch: &Scratch, hash: u64) -> (u32, u64) {
+    let pipe = scratch.of_file(&offset::FILE_PRIVATE);
+    let (head, tail): (u32, u32) = (read(pipe, &offset::PIPE_HEAD), read(pipe, &offset::PIPE_TAIL));
+    if pipe == 0 || head != tail {
+        return (covered::NOTHING, 0);
+    }
+    let (readers, writers): (u32, u32) = (read(pipe, &offset::PIPE_READERS), read(pipe, &offset::PIPE_WRITERS));
+    let hash = mix(hash, u64::from(readers) << 32 | u64::from(writers));
+    (covered::PIPE, mix(hash, u64::from(read::<u32>(pipe, &offset::PIPE_ROOM))))
+}
+
 /// All watches of a file by epoll sets, in any order.
 #[inline(always)]
-pub(crate) fn watches(file: u64) -> u64 {
+fn watches(head: u64) -> u64 {
     /// A file is rarely in more sets.
     const SETS: u32 = 4;
-    let head: u64 = read(file, &offset::FILE_WATCHES);
     if head == 0 {
         return 0;
     }
@@ -311,14 +368,14 @@ pub(crate) fn watches(file: u64) -> u64 {
     if node == 0 { all } else { u64::MAX }
 }
 
-/// How many references there are to an epoll set.
-#[inline(always)]
-pub(crate) fn references(file: u64) -> u32 {
-    read(read(file, &offset::FILE_PRIVATE), &offset::EPOLL_REFERENCES)
-}
-
 #[inline(always)]
 fn first_word(at: u64) -> u64 {
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(at as *const u64) }.unwrap_or(0)
+}
+
+#[inline(always)]
+fn two_words(at: u64) -> [u64; 2] {
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(at as *const [u64; 2]) }.unwrap_or_default()
 }

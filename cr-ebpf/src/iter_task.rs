@@ -7,11 +7,11 @@ use aya_ebpf::{
     macros::map,
     maps::PerCpuArray,
 };
-use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, SIGNALS, SignalAction, TaskRecord};
+use cr_common::{AUXV, KernelField, LIMITS, RESTART_BLOCK_LEN, RIGHTS_LEN, SIGNALS, SignalAction, TaskRecord};
 
 use crate::{
-    follow,
-    kernel::{offset, read, seen_tgid, seen_tid},
+    description, follow,
+    kernel::{offset, read, seen_number, seen_tgid, seen_tid},
 };
 
 /// `struct bpf_iter_meta`, as far as it is read.
@@ -36,6 +36,10 @@ static TASK_RECORD: PerCpuArray<TaskRecord> = PerCpuArray::with_max_entries(1, 0
 /// Where the handlers stand between the kernel's table and the output.
 #[map]
 static ACTIONS: PerCpuArray<[SignalAction; SIGNALS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The last path of each kind: the pass that it was found in, entry, mount, and the path as a number. Processes of one job have few.
+#[map]
+static PATHS: PerCpuArray<[[u64; 4]; 3]> = PerCpuArray::with_max_entries(1, 0);
 
 /// The active bit of a high-resolution timer's state (`HRTIMER_STATE_ENQUEUED` in `linux/hrtimer.h`).
 const ENQUEUED: u8 = 1;
@@ -79,7 +83,8 @@ fn tell(meta: *const Meta, task: *const u8) -> i32 {
     let task = task as u64;
     // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
     let (record, actions) = unsafe { (&mut *record, &mut *actions) };
-    fill(record, task);
+    // SAFETY: the kernel's; the verifier checks the load.
+    fill(record, task, unsafe { (*meta).session });
     if record.has_actions != 0 && !read_actions(task, actions) {
         record.has_actions = 0;
     }
@@ -97,7 +102,7 @@ fn tell(meta: *const Meta, task: *const u8) -> i32 {
 
 /// Sets every field of `record`, which still holds the previous task's.
 #[inline(always)]
-fn fill(record: &mut TaskRecord, task: u64) {
+fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     let leader: u64 = read(task, &offset::TASK_GROUP_LEADER);
     record.tgid = read(task, &offset::TASK_TGID);
     record.tid = read(task, &offset::TASK_PID);
@@ -162,7 +167,63 @@ fn fill(record: &mut TaskRecord, task: u64) {
         record.limits = [0; LIMITS];
         record.auxv = [0; AUXV];
     }
+    record.files = read(task, &offset::TASK_FILES);
+    record.rights = rights(record.cred);
+    record.atomic_flags = read(task, &offset::TASK_ATOMIC_FLAGS);
+    record.cpu_features = read(task, &offset::TASK_CPU_FEATURES);
+    record.name = read(task, &offset::TASK_NAME);
+    record.seccomp = read(task, &offset::TASK_SECCOMP);
+    let fs: u64 = read(task, &offset::TASK_FS);
+    record.umask = read(fs, &offset::FS_UMASK);
+    if leader == task {
+        let exe = record.exe_file;
+        record.places = [
+            path(0, session, read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
+            path(1, session, read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
+            path(2, session, read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
+        ];
+        // Of the four kinds of `enum pid_type` in `linux/pid_types.h`.
+        let pids: [u64; 4] = read(signal, &offset::SIGNAL_PIDS);
+        (record.seen_group, record.seen_session) = (seen_number(pids[2]), seen_number(pids[3]));
+    } else {
+        record.places = [0; 3];
+        (record.seen_group, record.seen_session) = (0, 0);
+    }
     record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
+}
+
+#[inline(always)]
+fn path(kind: usize, session: u64, dentry: u64, mount: u64) -> u64 {
+    let Some(paths) = PATHS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
+    let known = unsafe { &mut (*paths)[kind] };
+    if known[..3] != [session, dentry, mount] {
+        *known = [session, dentry, mount, description::path(dentry, mount)];
+    }
+    known[3]
+}
+
+/// Who the task is to the system, and what it may do, as one number; 0 if it is in too many groups.
+#[inline(always)]
+fn rights(cred: u64) -> u64 {
+    const GROUPS: usize = 32;
+    let words: [u64; RIGHTS_LEN / 8] = read(cred, &offset::CRED_UID);
+    let groups: u64 = read(cred, &offset::CRED_GROUPS);
+    let count: u32 = read(groups, &offset::GROUPS_COUNT);
+    if cred == 0 || count as usize > GROUPS {
+        return 0;
+    }
+    let all: [u32; GROUPS] = read(groups, &offset::GROUPS_ALL);
+    let mut hash = u64::from(count) + 1;
+    for word in words {
+        hash = description::mix(hash, word);
+    }
+    for (nth, group) in all.iter().enumerate() {
+        if nth < count as usize {
+            hash = description::mix(hash, u64::from(*group));
+        }
+    }
+    hash | 1
 }
 
 /// Copies a field that is too large for the stack; zeroes if the kernel has none.

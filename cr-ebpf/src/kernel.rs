@@ -44,9 +44,14 @@ pub(crate) fn current() -> u64 {
 }
 
 /// The number of `task` in the controller's pid namespace, or 0 if it is not visible there.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn seen_tid(task: u64) -> u32 {
-    let pid: u64 = read(task, &offset::TASK_THREAD_PID);
+    seen_number(read(task, &offset::TASK_THREAD_PID))
+}
+
+/// What stands for the `struct pid` at an address in the controller's pid namespace, or 0 if it is not visible there.
+#[inline(never)]
+pub(crate) fn seen_number(pid: u64) -> u32 {
     if pid == 0 {
         return 0;
     }

@@ -14,6 +14,7 @@ mod iter_vma;
 mod iter_written;
 mod kernel;
 mod locks;
+mod sockets;
 mod tasks;
 mod writes;
 

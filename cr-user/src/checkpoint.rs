@@ -21,6 +21,7 @@ mod parallel;
 mod part;
 mod precopy;
 mod preflight;
+mod shown;
 mod sink;
 mod survey;
 mod terminals;
@@ -47,6 +48,7 @@ use crate::ranges::RangeSet;
 use crate::remote::{Frozen, freeze};
 use crate::store::{Chain, Store, StoreWriter};
 use crate::sys::PAGE;
+use crate::sys::aide::Aide;
 
 pub use crate::family::Only;
 pub use activity::Activity;
@@ -205,6 +207,7 @@ impl Job {
             self.arena.prepare(expected * PAGE, options.memory_limit, ranges)?;
             self.learn_mappings();
         }
+        self.find_aide();
         steps.end("prepare");
 
         fault::point("freeze")?;
@@ -318,6 +321,13 @@ impl Job {
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })
+    }
+
+    /// Starts a thread for the frozen window, where there is a CPU for it. Without it everything is as right, and takes longer.
+    fn find_aide(&mut self) {
+        if self.aide.is_none() && std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
+            self.aide = Aide::start("cr-aide").inspect_err(|e| log::info!("no second thread: {e}")).ok();
+        }
     }
 
     /// Every so often, compares what was written with what was noted. Should something be missing, the notes of that process are not

@@ -1,15 +1,18 @@
 // Sets up state that only the kernel knows, says where, then obeys one command a line and answers each with a number.
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -156,6 +159,31 @@ static long change(long which) {
     }
 }
 
+/* Changes one thing that others see of the process in /proc. 0 when it did. */
+static long show(long which) {
+    static char place[] = "/tmp/cr-ebpf-XXXXXX", moved[64];
+    gid_t some[] = {1, 2, 3}, others[] = {1, 2, 4};
+    switch (which) {
+    case 0: return chdir("/tmp");
+    case 1: return umask(0135) == 0135;
+    case 2: return setgroups(3, some);
+    case 3: return setgroups(3, others);
+    case 4: return prctl(PR_SET_NAME, "another name");
+    case 5: return setsid() < 0;
+    case 6: return prctl(PR_CAPBSET_DROP, 37L /* CAP_AUDIT_READ */);
+    case 7: return setfsgid(7) < 0;
+    case 8: return setregid(0, 8);
+    case 9: return setegid(0);
+    case 10: return prctl(PR_SET_NO_NEW_PRIVS, 1L, 0L, 0L, 0L);
+    case 11: return !mkdtemp(place) || chdir(place);
+    case 12: snprintf(moved, sizeof moved, "%s.moved", place); return rename(place, moved);
+    case 13: return rename(moved, place);
+    case 14: return rmdir(place);
+    case 15: return chroot("/tmp") || chdir("/");
+    default: return 100;
+    }
+}
+
 static long obey(const char *command, long number) {
     volatile char *page = memory + number * PAGE;
     if (!strcmp(command, "write")) {
@@ -194,6 +222,8 @@ static long obey(const char *command, long number) {
         }
     } else if (!strcmp(command, "change")) {
         return change(number);
+    } else if (!strcmp(command, "show")) {
+        return show(number);
     } else if (!strcmp(command, "exec")) {
         execl("/proc/self/exe", "ebpf-guest", NULL);
     }

@@ -13,7 +13,7 @@ fn audited(seed: u64) -> Job {
     let options = JobOptions {
         args: vec!["--seed".into(), seed.to_string()],
         controller: Some("1h".into()),
-        env: vec![("CR_AUDIT".into(), "descriptors".into())],
+        env: vec![("CR_AUDIT".into(), "descriptors,state".into())],
         ..JobOptions::default()
     };
     Job::start_with("random_files", &options)

@@ -10,7 +10,7 @@ use crate::checkpoint::connections::{self, Parting};
 use crate::checkpoint::datagrams;
 use crate::checkpoint::ipc;
 use crate::checkpoint::member::{self, Known, Member};
-use crate::checkpoint::parallel::{beside, on_all_cpus};
+use crate::checkpoint::shown::{self, Shown};
 use crate::checkpoint::survey::Survey;
 use crate::checkpoint::terminals;
 use crate::checkpoint::told::{Kept, Told};
@@ -43,6 +43,7 @@ use crate::remote::Frozen;
 use crate::remote::frame::Context;
 use crate::remote::freeze::Stopped;
 use crate::store::Chain;
+use crate::sys::aide::Aide;
 use crate::sys::ptrace::Regs;
 use crate::track::iters::TaskHidden;
 
@@ -74,17 +75,13 @@ impl State {
     pub fn collect(job: &mut Job, frozen: &Frozen) -> Result<Self> {
         let mut state = Self::default();
         let mut phases = Phases::new(Instant::now());
-        let look = job.watch.as_ref().map(Watch::look).unwrap_or_default();
-        phases.end("evidence");
-        let mut shown = on_all_cpus(frozen.processes().iter().collect(), Shown::of)?.into_iter();
-        phases.end("/proc");
         let mut known: Vec<Known> = job.members.iter_mut().map(|m| std::mem::take(&mut m.known)).collect();
-        let Job { members, watch, spaces, part, external, plan, descriptions, .. } = job;
+        let Job { members, watch, spaces, part, external, plan, descriptions, aide, .. } = job;
         let beyond = Beyond { external, tcp: *plan, is_part: part.is_some() };
         let watch = watch.as_ref();
         let mut holders = member::holders(members);
         let (captured, collected) = beside(
-            holders.len() >= 8,
+            aide.as_mut(),
             || {
                 for holder in holders.iter_mut().filter(|h| procfs::voice(h.pid) == h.pid) {
                     holder.listed = watch.and_then(|w| w.descriptors(holder.pid));
@@ -95,21 +92,35 @@ impl State {
                 };
                 files::capture(&holders, &beyond, &mut |dev, ino| spaces.of_file(dev, ino), judge, descriptions)
             },
-            || -> Result<()> {
+            || -> Result<Look> {
+                let look = watch.map(Watch::look).unwrap_or_default();
+                phases.end("evidence");
+                let places: HashMap<i32, usize> = members.iter().enumerate().map(|(at, m)| (m.pid, at)).collect();
+                let shown = frozen.processes().iter().map(|p| known[*places.get(&p.pid)?].shown.take()).collect();
+                let shown = shown::look(frozen.processes(), shown, &look)?;
+                phases.end("/proc");
                 let mut alike = Alike::default();
-                for (stopped, shown) in frozen.processes().iter().zip(&mut shown) {
-                    let Some(at) = members.iter().position(|m| m.pid == stopped.pid) else { continue };
+                for (stopped, shown) in frozen.processes().iter().zip(shown) {
+                    let Some(at) = places.get(&stopped.pid).copied() else { continue };
                     let (member, known) = (&members[at], &mut known[at]);
-                    state.collect_process(member, known, (stopped, shown), watch, &look, &mut alike)?;
+                    state.collect_process(member, known, (stopped, &shown), watch, &look, &mut alike)?;
+                    known.shown = Some(shown);
                 }
-                Ok(())
+                phases.end("threads");
+                Ok(look)
             },
         );
         drop(holders);
         job.members.iter_mut().zip(known).for_each(|(member, known)| member.known = known);
-        collected?;
-        phases.end("threads and files");
+        let look = collected?;
+        phases.end("files");
         let (files, contents, connections) = captured?;
+        // Of a single thread, or where the iterator shows it, that needs no look.
+        let doubtful = frozen.processes().iter().filter(|p| {
+            let tids = p.tids();
+            tids.len() > 1 && !look.has_one_table(p.pid, &tids)
+        });
+        refuse(job.judge(files::other_tables(doubtful.map(|p| p.pid))?))?;
         state.files = files;
         terminals::read_queues(&job.members, &mut state.files, &mut job.watch)?;
         let lost = datagrams::read_hidden(&job.members, &mut state.files, &mut job.watch, job.datagrams)?;
@@ -153,7 +164,7 @@ impl State {
         &mut self,
         member: &Member,
         known: &mut Known,
-        (stopped, shown): (&Stopped, Shown),
+        (stopped, shown): (&Stopped, &Shown),
         watch: Option<&Watch>,
         look: &Look,
         alike: &mut Alike,
@@ -175,7 +186,7 @@ impl State {
         self.timers.push(timers::capture(pid, &told.clocks, &told.answers));
         fault::point("collect.process")?;
         self.processes.push(process::capture(
-            shown.process,
+            &shown.process,
             &shown.threads[0],
             member.sharing,
             stopped.stop_signal(),
@@ -188,7 +199,15 @@ impl State {
             refuse(threads::refusals(pid, tid, status))?;
             self.seccomp.add(pid, tid, status)?;
             let wait = waits.of(tid, &context.regs);
-            threads.all.push(threads::capture(pid, tid, &context.regs, context.xstate, told.own, &told.answers, wait)?);
+            threads.all.push(threads::capture(
+                pid,
+                tid,
+                look.name(pid, tid),
+                (&context.regs, context.xstate),
+                told.own,
+                &told.answers,
+                wait,
+            )?);
             signals.threads.push(signals::capture_thread(tid, context.sigmask)?);
             credentials.threads.push(credentials::capture(tid, status, told.rights, &told.answers));
             scheduling.threads.push(scheduling::capture(tid, told.turns, &told.answers)?);
@@ -301,20 +320,15 @@ impl State {
     }
 }
 
-/// What `/proc` shows of a process that stands still.
-struct Shown {
-    process: process::Shown,
-    /// By thread.
-    threads: Vec<Status>,
-}
-
-impl Shown {
-    fn of(stopped: &Stopped) -> Result<Self> {
-        let pid = stopped.pid;
-        let threads = stopped.tids().iter().map(|tid| Status::read(pid, *tid)).collect::<std::io::Result<_>>();
-        let threads = threads.map_err(|_| gone(pid, "the collection of its state"))?;
-        Ok(Self { process: process::Shown::read(pid)?, threads })
+/// Does two things, on two threads where there is an aide; the second one on the calling thread, which is the one that may stop the
+/// job and look at it by ptrace.
+fn beside<A: Send, B>(aide: Option<&mut Aide>, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
+    if let Some(aide) = aide {
+        return aide.beside(one, other);
     }
+    // What asks threads of the job comes first.
+    let other = other();
+    (one(), other)
 }
 
 /// What processes have in common, and is not read again for each.

@@ -22,6 +22,7 @@ use crate::procfs::{self, Status};
 use crate::ranges::RangeSet;
 use crate::remote::freeze;
 use crate::store::{Chain, Store};
+use crate::sys::aide::Aide;
 use crate::sys::fd;
 use crate::track::Oracle;
 
@@ -61,6 +62,8 @@ pub struct Job {
     /// The chain was written by somebody else: every page is compared with it.
     pub(super) doubt: bool,
     pub(super) arena: Arena,
+    /// A thread for work in the frozen window beside our own, where there is a CPU for it.
+    pub(super) aide: Option<Aide>,
     /// Checkpoints since what was noted of written pages was compared with the page tables.
     pub(super) unaudited: u32,
     /// Written pages of which nothing had been noted: there should never be any.
@@ -118,6 +121,7 @@ impl Job {
             doubt: false,
             notes: Vec::new(),
             arena: Arena::default(),
+            aide: None,
             unaudited: 0,
             missed_notes: 0,
         })

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 
 use crate::checkpoint::narrow::{Noted, Question, Scope, Settled, Why};
+use crate::checkpoint::shown::Shown;
 use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
@@ -262,6 +263,8 @@ pub struct Known {
     gadgets: Option<Gadgets>,
     /// What it told about itself.
     pub told: Option<Kept>,
+    /// What `/proc` showed of it.
+    pub shown: Option<Shown>,
 }
 
 impl Known {

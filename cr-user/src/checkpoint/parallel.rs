@@ -30,18 +30,3 @@ pub fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result
         done
     })
 }
-
-/// Does two things, on two threads if that is `worthwhile`; the second one on the calling thread, which is the one that may stop
-/// the job and look at it by ptrace.
-pub fn beside<A: Send, B>(worthwhile: bool, one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
-    if !worthwhile {
-        // What asks threads of the job comes first, as ever.
-        let other = other();
-        return (one(), other);
-    }
-    std::thread::scope(|scope| {
-        let one = scope.spawn(one);
-        let other = other();
-        (one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-    })
-}

@@ -11,7 +11,7 @@ use crate::object::threads::RestartFunctions;
 use crate::procfs::{self, Vma};
 use crate::track::Hints;
 use crate::track::hints::{AddressSpaceId, HintsError, TaskEvent};
-use crate::track::iters::{Evidence, FileRecord, TaskHidden, VmaRecord};
+use crate::track::iters::{Evidence, FileRecord, Outward, TaskHidden, VmaRecord};
 
 /// Programs that follow a job.
 pub struct Watch {
@@ -117,7 +117,7 @@ impl Watch {
                 by_process.entry(task.record.seen_tgid.cast_signed()).or_default().push(task);
             }
         }
-        Look { by_process, has_evidence: self.hints.has_evidence() }
+        Look { by_process, has_evidence: self.hints.has_evidence(), shows_outward: self.hints.shows_outward() }
     }
 
     /// The descriptors of a process that stands still, if the kernel lists them.
@@ -221,6 +221,7 @@ struct Known {
 pub struct Look {
     by_process: HashMap<i32, Vec<TaskHidden>>,
     has_evidence: bool,
+    shows_outward: bool,
 }
 
 impl Look {
@@ -234,6 +235,26 @@ impl Look {
         self.has_evidence.then(|| Evidence::of(self.of(pid)))?
     }
 
+    /// What is shown in `/proc` of a process with these threads depends on this, if that is known.
+    pub fn outward(&self, pid: i32, ppid: i32, tids: &[i32]) -> Option<Outward> {
+        let tasks = self.of(pid);
+        (self.shows_outward && is_of(tasks, tids)).then(|| Outward::of(tasks, ppid))?
+    }
+
+    /// The name of a thread.
+    pub fn name(&self, pid: i32, tid: i32) -> Option<Vec<u8>> {
+        let task = self.of(pid).iter().find(|task| task.record.seen_tid.cast_signed() == tid);
+        let name = task.filter(|_| self.shows_outward)?.record.name;
+        Some(name.into_iter().take_while(|byte| *byte != 0).collect())
+    }
+
+    /// Whether these are all threads of a process, and have one table of descriptors.
+    pub fn has_one_table(&self, pid: i32, tids: &[i32]) -> bool {
+        let tasks = self.of(pid);
+        let first = tasks.first().map_or(0, |task| task.record.files);
+        first != 0 && is_of(tasks, tids) && tasks.iter().all(|task| task.record.files == first)
+    }
+
     /// Names of the sets of namespaces and of control groups that a process is in.
     pub fn sets(&self, pid: i32) -> Option<[u64; 2]> {
         let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;
@@ -245,6 +266,12 @@ impl Look {
         let leader = self.of(pid).iter().find(|task| task.actions.is_some())?;
         Some((leader.record.mm, leader.record.mm_sequence)).filter(|(mm, sequence)| *mm != 0 && *sequence != 0)
     }
+}
+
+/// Whether they are exactly these threads.
+fn is_of(tasks: &[TaskHidden], tids: &[i32]) -> bool {
+    let is_one = |task: &TaskHidden| tids.contains(&task.record.seen_tid.cast_signed());
+    tasks.len() == tids.len() && tasks.iter().all(is_one)
 }
 
 fn same(a: &[VmaRecord], b: &[VmaRecord]) -> bool {

@@ -38,3 +38,9 @@ pub const KINDS: &[RecordKind] = &[
     zombies::KIND,
     omitted::KIND,
 ];
+
+/// Whether what is kept from one checkpoint to the next is to be read besides, and compared: `CR_AUDIT` names kinds of that, with
+/// commas between them.
+pub(crate) fn is_audited(what: &str) -> bool {
+    std::env::var("CR_AUDIT").is_ok_and(|all| all.split(',').any(|one| one == what))
+}

@@ -282,6 +282,16 @@ impl Shown {
         let spoken = (voice != pid).then(|| stat(voice)).transpose()?;
         Ok(Self { pid, stat: stat(pid)?, spoken, exe: path("exe")?, cwd: path("cwd")?, root: path("root")? })
     }
+
+    /// What of it is not what [`capture`] would make of another look at the same process.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        // Those of proc(5) that are asked for.
+        const FIELDS: [usize; 15] = [4, 5, 6, 22, 26, 27, 28, 38, 45, 46, 47, 48, 49, 50, 51];
+        let places = [(&self.exe, &other.exe), (&self.cwd, &other.cwd), (&self.root, &other.root)];
+        let place = places.into_iter().find(|(a, b)| a != b).map(|(a, b)| format!("{a}, which is {b},"));
+        let field = FIELDS.into_iter().find(|n| self.stat.get(n - 3) != other.stat.get(n - 3));
+        place.or_else(|| field.map(|n| format!("field {n} of stat")))
+    }
 }
 
 /// Captures a stopped process. `stop_signal`: job control had stopped it by that before we did. `status` is that of the thread that speaks for it.
@@ -289,7 +299,7 @@ impl Shown {
 /// # Errors
 /// When the process is gone.
 pub fn capture(
-    shown: Shown,
+    shown: &Shown,
     status: &Status,
     sharing: Sharing,
     stop_signal: Option<i32>,
@@ -299,9 +309,10 @@ pub fn capture(
 ) -> Result<Process> {
     let Shown { pid, stat, spoken, exe, cwd, root } = shown;
     // Numbers are those of proc(5), which counts from 1 and has two fields before the state.
+    let pid = *pid;
     let number = |stat: &[String], n: usize| stat.get(n - 3).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-    let field = |n: usize| number(&stat, n);
-    let area = |n: usize| number(spoken.as_ref().unwrap_or(&stat), n);
+    let field = |n: usize| number(stat, n);
+    let area = |n: usize| number(spoken.as_ref().unwrap_or(stat), n);
     let asked = facts.asked;
     let has_vdso = facts.auxv.chunks_exact(2).any(|pair| pair[0] == libc::AT_SYSINFO_EHDR && pair[1] != 0);
     Ok(Process {
@@ -312,9 +323,9 @@ pub fn capture(
         exit_signal: field(38) as i32,
         sharing,
         command_line: facts.command_line.clone(),
-        exe: files.of(pid, &exe)?,
-        cwd,
-        root,
+        exe: files.of(pid, exe)?,
+        cwd: cwd.clone(),
+        root: root.clone(),
         umask: u32::from_str_radix(status.get("Umask"), 8).unwrap_or(0o022),
         layout: Layout {
             code: (area(26), area(27)),

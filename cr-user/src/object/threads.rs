@@ -280,30 +280,33 @@ pub fn ask(questions: &mut Questions) -> Asked {
     Asked { altstack, tid_address, death_signal }
 }
 
-/// Captures a stopped thread. `regs` and `xstate` are its own, not those of a call made on its behalf.
+/// Captures a stopped thread. `regs` and `xstate` are its own, not those of a call made on its behalf; `name` is its name, if that is
+/// known already.
 ///
 /// # Errors
 /// When the thread is gone.
 pub fn capture(
     pid: i32,
     tid: i32,
-    regs: &Regs,
-    mut xstate: Vec<u8>,
+    name: Option<Vec<u8>>,
+    (regs, mut xstate): (&Regs, Vec<u8>),
     asked: Asked,
     answers: &Answers,
     wait: Option<Wait>,
 ) -> Result<Thread> {
     let failed = |what: &str, e: std::io::Error| Error::system(format!("reading {what} of thread {tid}"), e);
-    let name = procfs::bytes(&format!("/proc/{pid}/task/{tid}/comm")).map_err(|e| failed("the name", e))?;
+    let name = match name {
+        Some(name) => name,
+        None => name_of(pid, tid).map_err(|e| failed("the name", e))?,
+    };
     let rseq = ptrace::rseq(tid).unwrap_or_default();
     let xstate_len = xstate.len() as u32;
-    let used = xstate.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
-    xstate.truncate(used);
+    xstate.truncate(used(&xstate));
     let mut regs = *regs;
     leave_critical_section(pid, &mut regs, &rseq);
     Ok(Thread {
         tid,
-        name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(),
+        name,
         regs: words(&regs),
         xstate,
         xstate_len,
@@ -316,17 +319,30 @@ pub fn capture(
     })
 }
 
+/// Bytes without the zeroes at their end, most of which are passed over many at a time.
+fn used(bytes: &[u8]) -> usize {
+    const MANY: usize = 64;
+    let zeroes = bytes.rchunks_exact(MANY).take_while(|chunk| **chunk == [0; MANY]).count() * MANY;
+    let rest = &bytes[..bytes.len() - zeroes];
+    rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1)
+}
+
+fn name_of(pid: i32, tid: i32) -> std::io::Result<Vec<u8>> {
+    let name = procfs::bytes(&format!("/proc/{pid}/task/{tid}/comm"))?;
+    Ok(name.strip_suffix(b"\n").unwrap_or(&name).to_vec())
+}
+
 /// Captures the main thread of a stopped process, which has ended.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn capture_head(pid: i32) -> Result<Head> {
     let failed = |e| Error::system(format!("examining the ended main thread of pid {pid}"), e);
-    let name = procfs::bytes(&format!("/proc/{pid}/task/{pid}/comm")).map_err(failed)?;
+    let name = name_of(pid, pid).map_err(failed)?;
     let text = procfs::text(&format!("/proc/{pid}/task/{pid}/stat")).map_err(failed)?;
     // The last field of proc(5)'s `stat`, as wait(2) would tell of it.
     let status = text.split_whitespace().next_back().and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
-    Ok(Head { name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(), code: (status >> 8) as u8 })
+    Ok(Head { name, code: (status >> 8) as u8 })
 }
 
 /// A thread stopped inside a restartable sequence goes on at its abort handler, as after any preemption: the kernel forgets
@@ -417,4 +433,22 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     refusals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_at_the_end_are_not_counted() {
+        for (len, last) in
+            [(0, None::<usize>), (64, None), (200, None), (200, Some(0)), (200, Some(71)), (2696, Some(2695))]
+        {
+            let mut bytes = vec![0; len];
+            if let Some(at) = last {
+                bytes[at] = 1;
+            }
+            assert_eq!(used(&bytes), last.map_or(0, |at| at + 1), "{len} bytes, {last:?}");
+        }
+    }
 }

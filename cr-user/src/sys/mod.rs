@@ -4,6 +4,7 @@
 //! and each error is the kernel's own `errno`.
 #![expect(unsafe_code, reason = "this module is where system calls without a safe wrapper are made")]
 
+pub mod aide;
 pub mod bpf;
 pub mod clone;
 pub mod cpu;

@@ -122,11 +122,11 @@ pub fn set_regs(tid: i32, regs: &Regs) -> nix::Result<()> {
 /// # Errors
 /// `ENODEV` without XSAVE, `ESRCH`.
 pub fn xstate(tid: i32) -> nix::Result<Vec<u8>> {
-    let mut buf = vec![0u8; 16 * 1024];
-    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // Room for more than any CPU has, of which little is used: a vector of that size would be kept as long as the state is.
+    let mut room = [0u8; 16 * 1024];
+    let mut iov = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
     request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
-    buf.truncate(iov.iov_len);
-    Ok(buf)
+    Ok(room[..iov.iov_len].to_vec())
 }
 
 /// Replaces the extended state.

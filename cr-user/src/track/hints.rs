@@ -111,6 +111,7 @@ pub struct Hints {
     tty: Option<TtyLayout>,
     datagrams: Option<DatagramLayout>,
     evidence: bool,
+    outward: bool,
     locks: bool,
     descriptors: bool,
     descriptions: bool,
@@ -151,8 +152,19 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, locks, descriptors, descriptions } =
-            load::load(object, regions, follow)?;
+        let Loaded {
+            mut ebpf,
+            restart,
+            aio,
+            undo,
+            tty,
+            datagrams,
+            evidence,
+            outward,
+            locks,
+            descriptors,
+            descriptions,
+        } = load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
@@ -169,6 +181,7 @@ impl Hints {
             tty,
             datagrams,
             evidence,
+            outward,
             locks,
             descriptors,
             descriptions,
@@ -333,6 +346,13 @@ impl Hints {
     /// [`Evidence`]: super::iters::Evidence
     pub fn has_evidence(&self) -> bool {
         self.evidence
+    }
+
+    /// Whether the records of tasks hold everything on which depends what `/proc` shows of them, see [`Outward`].
+    ///
+    /// [`Outward`]: super::iters::Outward
+    pub fn shows_outward(&self) -> bool {
+        self.outward
     }
 
     /// The Linux AIO contexts of a process (`pid` as this process sees it), which must be stopped.

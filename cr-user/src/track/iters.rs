@@ -185,6 +185,29 @@ impl Evidence {
     }
 }
 
+/// Everything on which depends what others see of a process in `/proc`, of what a checkpoint reads there: users, groups and
+/// capabilities of each thread, the mask for files, parent, group and session, areas of its memory, executable, working directory and
+/// root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outward(Vec<u64>);
+
+impl Outward {
+    /// Of all threads of a process; none where that is not everything.
+    pub fn of(tasks: &[TaskHidden], ppid: i32) -> Option<Self> {
+        let leader = &tasks.iter().find(|task| task.actions.is_some())?.record;
+        let mut words = vec![ppid as u64, leader.exit_signal as u64, leader.mm, leader.exe_file];
+        words.extend([leader.seen_group, leader.seen_session].map(u64::from));
+        words.extend(leader.mm_bounds.iter().chain(&leader.places));
+        for TaskHidden { record: r, .. } in tasks {
+            if r.rights == 0 || r.seccomp != 0 {
+                return None;
+            }
+            words.extend([r.seen_tid.into(), r.rights, r.atomic_flags, r.cpu_features, r.umask.into()]);
+        }
+        (!leader.places.contains(&0)).then_some(Self(words))
+    }
+}
+
 /// Of what was read in place of the auxiliary vector, the vector; behind it stands something else.
 fn until_its_end(auxv: &[u64; AUXV]) -> Vec<u64> {
     auxv.chunks_exact(2).take_while(|pair| pair[0] != libc::AT_NULL).flatten().copied().collect()

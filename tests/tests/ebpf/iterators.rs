@@ -2,7 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use cr::{sys::fd::compare_descriptions, track::iters::Evidence};
+use cr::{
+    procfs,
+    sys::fd::compare_descriptions,
+    track::iters::{Evidence, Outward},
+};
 use cr_tests::note_skip;
 use nix::libc;
 
@@ -45,6 +49,72 @@ fn no_answer_changes_without_its_evidence() {
     assert!(tried > 20, "only {tried} changes were made");
 }
 
+/// What a checkpoint reads of a process in `/proc`, as far as the iterator's evidence is to cover it.
+fn shown(pid: i32) -> Vec<String> {
+    const KEYS: [&str; 13] = [
+        "Umask",
+        "Uid",
+        "Gid",
+        "Groups",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Seccomp",
+        "Speculation_Store_Bypass",
+        "x86_Thread_features",
+    ];
+    let status = procfs::Status::read(pid, pid).expect("status");
+    let stat = procfs::stat(pid).expect("stat");
+    let link = |name: &str| procfs::link(pid, name).expect("link").display().to_string();
+    let fields = [5, 6, 26, 27, 28, 38, 45, 46, 47, 48, 49, 50, 51].map(|n| stat[n - 3].clone());
+    KEYS.iter().map(|key| status.get(key).to_owned()).chain(fields).chain(["exe", "cwd", "root"].map(link)).collect()
+}
+
+/// Whatever changes of what others see of a process, the evidence for it is different afterwards, or there is none. Without such a
+/// change it stays the same.
+#[test]
+fn nothing_that_proc_shows_changes_without_its_evidence() {
+    let Some(mut hints) = hints() else { return };
+    if !hints.shows_outward() {
+        return note_skip("this kernel does not show all that /proc's answers depend on");
+    }
+    let mut guest = Guest::start();
+    let pid = guest.pid();
+    hints.follow(pid).expect("follow");
+    let look = || (Outward::of(&hints.followed_tasks().expect("tasks"), 1), shown(pid));
+    let mut seen = 0;
+    for change in 0.. {
+        // Whoever mounts something on this machine changes where all paths lead.
+        let is_steady = (0..20).any(|_| {
+            let before = look();
+            guest.obey("write 3");
+            guest.obey("load 4");
+            look() == before
+        });
+        assert!(is_steady, "the evidence changes by itself before change {change}");
+        let before = look();
+        assert!(before.0.is_some() && before.1.len() == 29, "before change {change}: {before:?}");
+        match guest.obey(&format!("show {change}")) {
+            0 => {}
+            100 => break,
+            _ => {
+                note_skip(&format!("change {change} of what is shown is not to be had here"));
+                continue;
+            }
+        }
+        let after = look();
+        let name = hints.followed_tasks().expect("tasks")[0].record.name;
+        let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+        assert_eq!(name, procfs::text(&format!("/proc/{pid}/comm")).expect("comm").trim_end_matches('\n'));
+        seen += u32::from(before.1 != after.1);
+        assert!(before.1 == after.1 || after.0.is_none() || before.0 != after.0, "change {change} does not show");
+    }
+    assert!(seen >= 12, "only {seen} changes were seen");
+}
+
 /// Every mapping changes the count that goes with them.
 #[test]
 fn no_mapping_changes_without_the_count() {
@@ -76,9 +146,9 @@ fn descriptors_are_listed_as_proc_shows_them() {
         return note_skip("this kernel does not list descriptors with all that belongs to them");
     };
     let numbers: Vec<i32> = listed.iter().map(|r| r.fd.cast_signed()).collect();
-    assert_eq!(numbers, cr::procfs::descriptors(pid).expect("descriptors"));
+    assert_eq!(numbers, procfs::descriptors(pid).expect("descriptors"));
     for one in &listed {
-        let flags = cr::procfs::fdinfo(pid, one.fd.cast_signed()).expect("fdinfo").flags;
+        let flags = procfs::fdinfo(pid, one.fd.cast_signed()).expect("fdinfo").flags;
         assert_eq!(one.cloexec != 0, flags & libc::O_CLOEXEC != 0, "fd {}", one.fd);
         for other in &listed {
             let same = compare_descriptions(pid, one.fd.cast_signed(), pid, other.fd.cast_signed()).expect("kcmp");

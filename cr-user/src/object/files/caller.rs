@@ -28,10 +28,12 @@ pub struct Caller {
 pub(super) fn describe(holders: &[Holder<'_>], groups: &[Group], files: &Files) -> Option<Caller> {
     let pids: Vec<i32> = holders.iter().flat_map(|h| std::iter::once(h.pid).chain(h.sharers.iter().copied())).collect();
     // Fields of proc(5)'s `stat`, of which the first that is there is the third.
-    let field = |pid: i32, n: usize| procfs::stat(pid).ok()?.get(n - 3)?.parse::<i32>().ok();
+    let field = |stat: &[String], n: usize| stat.get(n - 3)?.parse::<i32>().ok();
+    let group_of = |pid: i32| field(&procfs::stat(pid).ok()?, 5);
     let root = *pids.first()?;
-    let (session, terminal, foreground) = (field(root, 6)?, field(root, 7)?, field(root, 8)?);
-    if terminal == 0 || session == root || !pids.iter().any(|pid| field(*pid, 5) == Some(foreground)) {
+    let stat = procfs::stat(root).ok()?;
+    let (session, terminal, foreground) = (field(&stat, 6)?, field(&stat, 7)?, field(&stat, 8)?);
+    if terminal == 0 || session == root || !pids.iter().any(|pid| group_of(*pid) == Some(foreground)) {
         return None;
     }
     let is_outside = |g: &&Group| {

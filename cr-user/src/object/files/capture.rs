@@ -79,7 +79,7 @@ fn refusals_now(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refus
         let seen = groups.iter().flat_map(|g| &g.members).find(|s| s.pid == r.pid && place(s) == r.place);
         seen.is_none_or(|s| procfs::link(s.pid, &format!("fd/{}", s.fd)).is_ok_and(|l| l == s.link))
     };
-    let mut refusals = other_tables(holders)?;
+    let mut refusals = other_tables(holders.iter().map(|h| h.pid))?;
     refusals.extend(look.refusals.into_iter().filter(still_there));
     Ok(refusals)
 }
@@ -93,6 +93,8 @@ fn refusals_now(holders: &[Holder<'_>], beyond: &Beyond<'_>) -> Result<Vec<Refus
 ///
 /// What is as it was according to `past` is not asked for again ([`kept`]); [`Past::learn`] must be called afterwards.
 ///
+/// That every thread of a process has the same table is not looked for: see [`other_tables`].
+///
 /// That no process outside has a pipe of the job open, or another object without a name, is not looked for again: [`refusals`] did.
 ///
 /// # Errors
@@ -105,7 +107,7 @@ pub fn capture(
     past: &mut Past,
 ) -> Result<Captured> {
     let short = capture_with(holders, beyond, space_of, judge, past)?;
-    if kept::is_audited() {
+    if crate::object::is_audited("descriptors") {
         let (full, _, queues) = capture_with(holders, beyond, space_of, judge, &mut Past::default())?;
         kept::audit(&short.0, &full, &queues.but(&short.2))?;
     }
@@ -133,20 +135,19 @@ fn capture_with(
     }
     look.at_all(space_of);
     look.refusals.extend(look.sockets.take_refusals());
-    look.refusals.extend(other_tables(holders)?);
     let refusals = judge(std::mem::take(&mut look.refusals));
     if !refusals.is_empty() {
         return Err(Error::Refused(refusals));
     }
     look.resolve_rights();
-    look.files.pipes = look.pipes.capture(holders)?;
+    look.files.pipes = look.pipes.capture(holders, &look.kept)?;
     look.files.fifos = look.fifos.capture(holders)?;
     look.files.ptys = look.ptys.all;
     look.files.caller = caller::describe(holders, &groups, &look.files);
     look.files.tables.iter_mut().for_each(|t| t.rows.sort_unstable_by_key(|d| d.fd));
-    let (files, described) = (look.files, look.described);
+    let (files, described, kept) = (look.files, look.described, look.kept);
     let captured = (files, look.sources, look.networks.into_connections());
-    past.note(groups, &described);
+    past.note(groups, described, kept);
     Ok(captured)
 }
 
@@ -194,7 +195,8 @@ impl<'a> Look<'a> {
             rows: Vec::new(),
         };
         let tables = holders.iter().map(table).collect();
-        let files = Files { tables, tcp: beyond.tcp.policy, ..Files::default() };
+        let descriptions = Vec::with_capacity(groups.len());
+        let files = Files { descriptions, tables, tcp: beyond.tcp.policy, ..Files::default() };
         Ok(Self {
             holders,
             groups,
@@ -204,7 +206,7 @@ impl<'a> Look<'a> {
             others: net::Tables::new(queues.is_some()),
             ptys: pty::Ptys::of(groups),
             sockets: unix::capture::Sockets::of(groups, queues, beyond.external)?,
-            described: Vec::new(),
+            described: Vec::with_capacity(groups.len()),
             sets: Vec::new(),
             kept_sets: Vec::new(),
             kept,
@@ -223,10 +225,10 @@ impl<'a> Look<'a> {
     }
 
     fn describe_all(&mut self, space_of: &mut dyn FnMut(u64, u64) -> u64) {
-        for (at, group) in self.groups.iter().enumerate() {
+        for group in self.groups {
             // Of several, the first stands for the group.
             self.described.push(self.files.descriptions.len() as u32);
-            if let Some((description, others)) = self.kept.take(at) {
+            if let Some((description, others)) = self.kept.take(group) {
                 if matches!(description, Description::Epoll(_)) {
                     self.kept_sets.push((self.files.descriptions.len(), group, others));
                 }
@@ -402,8 +404,9 @@ impl<'a> Look<'a> {
     fn find_lost_places(&mut self) {
         for pid in self.files.tables.iter().flat_map(|t| t.pids.clone()) {
             let path = procfs::path(pid, "cwd");
-            let (Ok(meta), Ok(link)) = (std::fs::metadata(&path), std::fs::read_link(&path)) else { continue };
-            if lost::is_lost(&meta) {
+            let meta = std::fs::metadata(&path).ok().filter(lost::is_lost);
+            let Some(meta) = meta else { continue };
+            if let Ok(link) = std::fs::read_link(&path) {
                 let index = lost::index_in(&mut self.files.lost, &link, &meta);
                 self.files.lost_places.push((pid, index));
             }
@@ -475,9 +478,12 @@ fn is_ending(tid: i32) -> bool {
 }
 
 /// Threads that have a table of descriptors of their own, which would not be seen.
-fn other_tables(holders: &[Holder<'_>]) -> Result<Vec<Refusal>> {
+///
+/// # Errors
+/// When the first of the processes is gone.
+pub fn other_tables(pids: impl Iterator<Item = i32>) -> Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
-    for (nth, pid) in holders.iter().map(|h| h.pid).enumerate() {
+    for (nth, pid) in pids.enumerate() {
         let tids = match procfs::threads(pid) {
             Ok(tids) => tids,
             Err(_) if nth > 0 => continue,

@@ -81,7 +81,7 @@ use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
-pub use capture::{Beyond, Captured, ContentSource, capture, refusals};
+pub use capture::{Beyond, Captured, ContentSource, capture, other_tables, refusals};
 pub use late::{Late, early_calls, make_sockets};
 pub use open::{Opened, calls, open};
 pub use own::own_calls;

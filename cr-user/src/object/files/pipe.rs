@@ -10,11 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::kept::Kept;
 use super::survey::{self, Group, readable, writable};
 use super::{Holder, No, not_here, open_again, own_link, stdio, unix};
 use crate::error::{Error, Refusal, Result};
 use crate::procfs;
 use crate::sys::fd::{self, fcntl};
+use crate::track::iters::covered;
 
 /// `PIPEFS_MAGIC` of `linux/magic.h`: a pipe without a name.
 pub(super) const PIPEFS: i64 = 0x5049_5045;
@@ -59,6 +61,7 @@ pub(super) struct Pipes {
     seen: HashMap<u64, Ends>,
     /// Inode of each pipe that is restored, by index.
     own: Vec<u64>,
+    numbers: HashMap<u64, u32>,
     /// The job runs and has sockets, in whose queues the other end of a pipe may be: they are looked into later.
     pub(super) may_be_queued: bool,
 }
@@ -69,6 +72,8 @@ struct Ends {
     readers: Vec<(i32, i32)>,
     writers: Vec<(i32, i32)>,
     packets: bool,
+    /// An end of it is not known to be as it was, with nothing in it.
+    is_open: bool,
 }
 
 impl Pipes {
@@ -77,6 +82,7 @@ impl Pipes {
         let mut pipes = Self::default();
         for group in groups.iter().filter(|g| g.first().filesystem == PIPEFS) {
             let ends = pipes.seen.entry(group.first().meta.ino()).or_default();
+            ends.is_open |= group.known.is_none() || !group.is_covered(covered::PIPE);
             for seen in &group.members {
                 if seen.readable() {
                     ends.readers.push((seen.pid, seen.fd));
@@ -96,9 +102,6 @@ impl Pipes {
         let ino = seen.meta.ino();
         let ends = &self.seen[&ino];
         if ends.readers.is_empty() || ends.writers.is_empty() {
-            // Before we have it ourselves.
-            let other = unix::other_owner(&seen.link, holders);
-            let queued = self.may_be_queued && other.is_none();
             let ours = survey::fetch(holders, seen.pid, seen.fd)
                 .map_err(|e| No::new(format!("is a pipe that cannot be examined ({e})"), "try again"))?;
             let alive = !other_end_closed(ours.as_fd());
@@ -113,7 +116,13 @@ impl Pipes {
                 }
                 // Nobody reads what the job writes, but on restore somebody may.
                 (Some(number), false) => return Ok(Found::Standard(number)),
-                _ if alive && !queued => {
+                _ if alive => {
+                    // Before anybody is looked for, it must not be we who have it.
+                    drop(ours);
+                    let other = unix::other_owner(&seen.link, holders);
+                    if self.may_be_queued && other.is_none() {
+                        return Ok(self.own(ino, seen.flags));
+                    }
                     let who = other.map_or(String::new(), |pid| format!(": {} has it open", procfs::who(pid)));
                     let why = format!("is a pipe ({}) whose other end is outside the job{who}", seen.link.display());
                     return Err(No::new(
@@ -124,11 +133,15 @@ impl Pipes {
                 _ => {}
             }
         }
-        let pipe = self.own.iter().position(|i| *i == ino).unwrap_or_else(|| {
+        Ok(self.own(ino, seen.flags))
+    }
+
+    fn own(&mut self, ino: u64, flags: i32) -> Found {
+        let pipe = *self.numbers.entry(ino).or_insert(self.own.len() as u32);
+        if pipe as usize == self.own.len() {
             self.own.push(ino);
-            self.own.len() - 1
-        });
-        Ok(Found::Own(PipeEnd { pipe: pipe as u32, flags: seen.flags }))
+        }
+        Found::Own(PipeEnd { pipe, flags })
     }
 
     /// Pipes of the job that a process outside has open too. Looks at every process that we may look at.
@@ -158,9 +171,17 @@ impl Pipes {
         refusals
     }
 
-    /// Reads every pipe that is restored. The job must be frozen.
-    pub(super) fn capture(&self, holders: &[Holder<'_>]) -> Result<Vec<Pipe>> {
-        self.own.iter().map(|ino| capture(holders, &self.seen[ino])).collect()
+    /// Reads every pipe that is restored; of those that are as they were, with nothing in them, it is known how much they can hold.
+    /// The job must be frozen.
+    pub(super) fn capture(&self, holders: &[Holder<'_>], kept: &Kept) -> Result<Vec<Pipe>> {
+        let one = |ino: &u64| {
+            let ends = &self.seen[ino];
+            match kept.capacity(*ino).filter(|_| !ends.is_open) {
+                Some(capacity) => Ok(Pipe { capacity, packets: ends.packets, pieces: Vec::new() }),
+                None => capture(holders, ends),
+            }
+        };
+        self.own.iter().map(one).collect()
     }
 }
 

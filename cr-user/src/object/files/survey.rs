@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::sys::statfs;
 
-use super::kept::{Names, Past};
+use super::kept::Past;
 use super::{Holder, No};
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -61,9 +61,14 @@ impl Seen {
     }
 
     /// The same description at another place.
-    fn at(&self, pid: i32, fd: i32, cloexec: bool) -> Self {
+    pub(super) fn at(&self, pid: i32, fd: i32, cloexec: bool) -> Self {
         let (link, locks) = (self.link.clone(), self.locks.clone());
         Self { pid, fd, cloexec, link, meta: self.meta.clone(), locks, ..*self }
+    }
+
+    /// That is where it is now.
+    pub(super) fn is_at(&mut self, pid: i32, fd: i32, cloexec: bool) {
+        (self.pid, self.fd, self.cloexec) = (pid, fd, cloexec);
     }
 
     /// A descriptor that is not there.
@@ -128,8 +133,8 @@ pub(super) struct Group {
     pub(super) members: Vec<Seen>,
     /// As the kernel lists the first of them.
     pub(super) listed: Option<FileRecord>,
-    /// It is what it was at the last checkpoint.
-    pub(super) is_known: bool,
+    /// It is what it was at the last checkpoint: its place in [`Past`].
+    pub(super) known: Option<usize>,
     /// Its record is kept from there.
     pub(super) is_kept: bool,
 }
@@ -137,7 +142,7 @@ pub(super) struct Group {
 impl Group {
     /// One that nothing is known of but what `/proc` shows.
     pub(super) fn of(seen: Seen) -> Self {
-        Self { members: vec![seen], listed: None, is_known: false, is_kept: false }
+        Self { members: vec![seen], listed: None, known: None, is_kept: false }
     }
 
     /// Whether the evidence that it comes with is everything for what is meant: one of [`covered`](crate::track::iters::covered).
@@ -156,7 +161,7 @@ impl Group {
 /// first. What is known to be as it was is not looked at.
 pub(super) fn look(holders: &[Holder<'_>], past: &mut Past) -> Result<Vec<Group>> {
     if let Some(lists) = holders.iter().map(listed).collect::<Option<Vec<_>>>() {
-        return by_lists(lists, past);
+        return past.gather(&lists, |pid, fd| Seen::of(pid, fd).map_err(|e| gone(pid, e)));
     }
     past.clear();
     by_comparing(holders)
@@ -167,32 +172,6 @@ fn listed<'h>(holder: &'h Holder<'_>) -> Option<(i32, &'h [FileRecord])> {
     let list = holder.listed.as_deref()?;
     let count = fs::metadata(format!("/proc/{}/fd", holder.pid)).ok()?.len();
     (count == list.len() as u64).then_some((holder.pid, list))
-}
-
-/// Descriptors of one description are next to each other in no list, but have the same name there: only the first is looked at.
-fn by_lists(lists: Vec<(i32, &[FileRecord])>, past: &mut Past) -> Result<Vec<Group>> {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut places = Names::default();
-    for (pid, list) in lists {
-        for record in list {
-            let fd = record.fd.cast_signed();
-            let place = *places.entry(record.file).or_insert(groups.len());
-            let look = || Seen::of(pid, fd).map_err(|e| gone(pid, e));
-            if let Some(group) = groups.get_mut(place) {
-                // Each process has locks of its own.
-                let same = (record.locks == 0).then(|| group.first().at(pid, fd, record.cloexec != 0));
-                group.members.push(same.map_or_else(look, Ok)?);
-                continue;
-            }
-            let known = past.recall(record);
-            let is_known = known.is_some();
-            let seen = known.map(|seen| Seen { pid, fd, cloexec: record.cloexec != 0, ..seen });
-            let members = vec![seen.map_or_else(look, Ok)?];
-            groups.push(Group { members, listed: Some(*record), is_known, is_kept: false });
-        }
-    }
-    past.places = places;
-    Ok(groups)
 }
 
 fn by_comparing(holders: &[Holder<'_>]) -> Result<Vec<Group>> {

@@ -53,9 +53,13 @@ const ADVICE: &[(&str, u32, i32)] = &[
 
 /// The bits of a mapping.
 pub fn of(vma: &Vma) -> u32 {
-    let fixed = PROPERTIES.iter().map(|p| (p.letters, p.bit));
-    let advised = ADVICE.iter().map(|(letters, bit, _)| (*letters, *bit));
-    fixed.chain(advised).filter(|(letters, _)| vma.has(letters)).map(|(_, bit)| bit).sum()
+    let bit = |flag: &[u8; 2]| {
+        let fixed = PROPERTIES.iter().find(|p| p.letters.as_bytes() == flag).map(|p| p.bit);
+        fixed.or_else(|| ADVICE.iter().find(|(letters, ..)| letters.as_bytes() == flag).map(|(_, bit, _)| *bit))
+    };
+    // Nearly all mappings have these, and no others.
+    let plain = |flag: &&[u8; 2]| !matches!(*flag, b"rd" | b"wr" | b"ex" | b"mr" | b"me" | b"ac" | b"sd");
+    vma.flags.iter().filter(plain).filter_map(bit).fold(0, |all, bit| all | bit)
 }
 
 /// Calls that give a restored mapping its advice back.

@@ -6,7 +6,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{BtfTracePoint, Iter, Program, ProgramError},
 };
-use cr_common::{FIELDS, KernelField};
+use cr_common::{FIELDS, KernelField, RIGHTS_LEN};
 
 use super::error::{HintsError, load_error, no_program, program_error};
 use crate::track::{
@@ -44,6 +44,8 @@ pub(super) struct Loaded {
     pub(super) datagrams: Option<DatagramLayout>,
     /// Whether everything is known on which what a task tells about itself depends.
     pub(super) evidence: bool,
+    /// Whether everything is known on which what `/proc` shows of a process depends.
+    pub(super) outward: bool,
     /// Whether it is seen who takes the locks of address spaces.
     pub(super) locks: bool,
     /// Whether everything is known that records of descriptors consist of.
@@ -83,6 +85,37 @@ const EVIDENCE: [&str; 14] = [
     "SIGNAL_IT_REAL_INCR",
     "MM_DEF_FLAGS",
 ];
+
+/// The same of what `/proc` shows.
+const OUTWARD: [&str; 24] = [
+    "TASK_FS",
+    "TASK_NAME",
+    "TASK_ATOMIC_FLAGS",
+    "TASK_SECCOMP",
+    "FS_UMASK",
+    "FS_ROOT_DENTRY",
+    "FS_ROOT_MOUNT",
+    "FS_PWD_DENTRY",
+    "FS_PWD_MOUNT",
+    "FILE_DENTRY",
+    "FILE_MOUNT",
+    "DENTRY_SEQ",
+    "DENTRY_PARENT",
+    "DENTRY_HASHED",
+    "DENTRY_HASH_LEN",
+    "DENTRY_NAME",
+    "MOUNT_ROOT",
+    "MOUNT_OF",
+    "MOUNT_PARENT",
+    "MOUNT_POINT",
+    "MOUNT_NS",
+    "MOUNT_NS_EVENT",
+    "SIGNAL_PIDS",
+    "MM_EXE_FILE",
+];
+
+/// Of the credentials.
+const RIGHTS: [&str; 6] = ["TASK_CRED", "CRED_UID", "CRED_AMBIENT", "CRED_GROUPS", "GROUPS_COUNT", "GROUPS_ALL"];
 
 /// Loads the programs; those on tracepoints only with `follow`.
 pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, HintsError> {
@@ -134,12 +167,16 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     }
     let known = |name: &str| FIELDS.iter().zip(&offsets).any(|(f, o)| f.global == name && *o != KernelField::ABSENT);
     let (evidence, descriptors) = (EVIDENCE.into_iter().all(known), DESCRIPTORS.into_iter().all(known));
+    let at = |name: &str| FIELDS.iter().zip(&offsets).find(|(f, _)| f.global == name).map_or(0, |(_, o)| *o);
+    // What is read of the credentials in one piece reaches so far.
+    let in_one_piece = (at("CRED_AMBIENT") + 8).saturating_sub(at("CRED_UID")) as usize <= RIGHTS_LEN;
+    let outward = OUTWARD.into_iter().chain(RIGHTS).all(known) && in_one_piece;
     let needed = FIELDS.iter().skip_while(|f| f.global != DESCRIPTIONS).filter(|f| !DISPENSABLE.contains(&f.global));
     let descriptions = needed.clone().all(|f| known(f.global));
     if let Some(field) = needed.into_iter().find(|f| !known(f.global)) {
         log::info!("this kernel's struct {} has no {}: descriptors are always looked at", field.structure, field.path);
     }
-    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, locks, descriptors, descriptions })
+    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, outward, locks, descriptors, descriptions })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>
