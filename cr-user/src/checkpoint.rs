@@ -230,7 +230,12 @@ impl Job {
         log::debug!("pid {} stood still for: {phases}", self.pid());
 
         state.teach(&mut self.descriptions);
-        self.arena.drain_into(&mut sink, prior.as_deref())?;
+        if options.ends {
+            // The job stands still until all is durable.
+            self.arena.drain_into(&mut sink, prior.as_deref())?;
+        } else {
+            self.arena.drain_behind(&mut sink, prior.as_deref())?;
+        }
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
         let mut omitted = self.part.as_mut().map(Part::take).unwrap_or_default();
