@@ -209,10 +209,9 @@ impl Member {
     }
 
     /// After a checkpoint is durable: what it holds is owed no longer.
-    pub fn settle(&mut self, dirty: &RangeSet) {
+    pub fn settle(&mut self) {
         self.debt = RangeSet::new();
         self.late = RangeSet::new();
-        self.heat.learn(dirty);
     }
 }
 
