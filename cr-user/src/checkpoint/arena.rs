@@ -193,7 +193,7 @@ impl Arena {
         if !self.filled.is_empty() {
             log::debug!(
                 "the machine is busy: {} MiB are written at full priority",
-                self.filled.len() as u64 * CHUNK >> 20
+                (self.filled.len() as u64 * CHUNK) >> 20
             );
         }
         self.drain_into(sink, prior)

@@ -24,7 +24,7 @@ pub fn guess(members: &mut [Member]) {
             looks.push((member, glimpse));
         }
     }
-    if looks.iter().map(|(_, glimpse)| glimpse.len()).sum::<usize>() < WORTHWHILE {
+    if looks.iter().map(|(_, glimpse)| glimpse.windows()).sum::<usize>() < WORTHWHILE {
         return;
     }
     sleep(BETWEEN);
@@ -34,7 +34,7 @@ pub fn guess(members: &mut [Member]) {
             "pid {}: {} of {} MiB seem to be written all the time",
             member.pid,
             windows.len() * 2,
-            glimpse.len() * 2
+            glimpse.windows() * 2
         );
         member.heat.suspect(windows);
     }

@@ -29,7 +29,7 @@ impl Glimpse {
     }
 
     /// How many windows were looked at.
-    pub fn len(&self) -> usize {
+    pub fn windows(&self) -> usize {
         self.windows.len()
     }
 
@@ -87,7 +87,7 @@ mod tests {
         let first = memory.as_ptr().addr() as u64 / PAGE;
         let pages = RangeSet::from(first..first + 5 * WINDOW);
         let glimpse = Glimpse::of(pid, &pages);
-        assert!(glimpse.len() >= 4);
+        assert!(glimpse.windows() >= 4);
         let windows: Vec<u64> = glimpse.windows.iter().map(|(n, _)| *n).collect();
         assert!(glimpse.changed().is_empty());
         let start = |n: u64| (n * WINDOW - first) as usize * PAGE as usize;
@@ -96,6 +96,6 @@ mod tests {
         memory[start(windows[3])..start(windows[3]) + bytes / 2].fill(2);
         assert_eq!(glimpse.changed(), [windows[1]]);
         let gone = Glimpse::of(pid, &RangeSet::from(0..4 * WINDOW));
-        assert_eq!(gone.len(), 0, "what is not mapped cannot be read");
+        assert_eq!(gone.windows(), 0, "what is not mapped cannot be read");
     }
 }
