@@ -26,6 +26,15 @@ macro_rules! for_each_kernel_field {
         $then! {
             TASK_MM, "task_struct", "mm", false;
             TASK_PID, "task_struct", "pid", false;
+            TASK_KIND, "task_struct", "flags", false;
+            TASK_COMM, "task_struct", "comm", false;
+            TASK_FAULTS_OFF, "task_struct", "pagefault_disabled", false;
+            REGS_CALL, "pt_regs", "orig_ax", false;
+            REGS_FIRST, "pt_regs", "di", false;
+            REGS_SECOND, "pt_regs", "si", false;
+            REGS_THIRD, "pt_regs", "dx", false;
+            REGS_FOURTH, "pt_regs", "r10", false;
+            REGS_FIFTH, "pt_regs", "r8", false;
             TASK_TGID, "task_struct", "tgid", false;
             TASK_THREAD_PID, "task_struct", "thread_pid", false;
             TASK_GROUP_LEADER, "task_struct", "group_leader", false;

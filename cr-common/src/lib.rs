@@ -19,8 +19,8 @@ pub use record::{
     VmaRecord, covered,
 };
 pub use written::{
-    PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, WrittenBits, WrittenKey, WrittenRegion, page_in_region,
-    region_of,
+    Followed, PAGE_SHIFT, PAGES_PER_REGION, REGION_SHIFT, REGION_WORDS, RegionRecord, TouchedRange, WrittenBits,
+    WrittenKey, WrittenRegion, page_in_region, region_of, touched,
 };
 
 /// What the programs could not record, in the per-CPU array `LOST`: index 0 for written pages (the map of regions was

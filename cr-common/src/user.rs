@@ -1,7 +1,10 @@
 //! Traits that only userspace needs.
 #![expect(unsafe_code, reason = "the traits are promises about the layout, which the types' own files assert")]
 
-use crate::{FileRecord, SignalAction, TaskEvent, TaskRecord, VmaRecord, WrittenKey, WrittenRegion};
+use crate::{
+    FileRecord, Followed, RegionRecord, SignalAction, TaskEvent, TaskRecord, TouchedRange, VmaRecord, WrittenKey,
+    WrittenRegion,
+};
 
 macro_rules! plain {
     ($($type:ty),*) => {$(
@@ -15,4 +18,15 @@ macro_rules! plain {
     )*};
 }
 
-plain!(WrittenKey, WrittenRegion, TaskEvent, TaskRecord, VmaRecord, SignalAction, FileRecord);
+plain!(
+    Followed,
+    RegionRecord,
+    TouchedRange,
+    WrittenKey,
+    WrittenRegion,
+    TaskEvent,
+    TaskRecord,
+    VmaRecord,
+    SignalAction,
+    FileRecord
+);

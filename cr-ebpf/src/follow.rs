@@ -6,13 +6,13 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, PerCpuArray},
 };
-use cr_common::Lost;
+use cr_common::{Followed, Lost};
 
 use crate::atomic;
 
-/// Followed address spaces: `mm_struct` address → how many followed processes share it.
+/// Followed address spaces, by `mm_struct` address.
 #[map]
-static FOLLOWED: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
+static FOLLOWED: HashMap<u64, Followed> = HashMap::with_max_entries(4096, 0);
 
 /// Followed processes: number in the first pid namespace → address space.
 #[map]
@@ -22,10 +22,38 @@ static PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(4096, 0);
 #[map]
 static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(Lost::COUNT, 0);
 
+/// The words of [`Followed`] that are counts of what happened.
+#[derive(Clone, Copy)]
+pub(crate) enum Count {
+    Local = 1,
+    Taken = 2,
+    Given = 3,
+    Faults = 4,
+}
+
 /// Whether writes to this address space are recorded.
 #[inline(always)]
 pub(crate) fn is_followed(mm: u64) -> bool {
     FOLLOWED.get_ptr(&mm).is_some()
+}
+
+/// Counts one more.
+#[inline(always)]
+pub(crate) fn count(mm: u64, what: Count) {
+    if let Some(followed) = FOLLOWED.get_ptr_mut(&mm) {
+        // SAFETY: a word of the map's value, aligned and valid until the program ends; shared with other CPUs, hence atomic.
+        unsafe { atomic::fetch_add(followed.cast::<u64>().add(what as usize), 1) };
+    }
+}
+
+/// Counts one more of a system call's.
+#[inline(always)]
+pub(crate) fn count_call(mm: u64, what: Count, call: i64) {
+    count(mm, what);
+    if let Some(followed) = FOLLOWED.get_ptr_mut(&mm) {
+        // SAFETY: a word of the map's value, aligned and valid until the program ends. Of several, whichever is last.
+        unsafe { followed.cast::<u64>().add(5).write_volatile(call as u64) };
+    }
 }
 
 /// The address space of a followed process; nothing if the process is not followed.
@@ -42,13 +70,14 @@ pub(crate) fn add(tgid: u32, mm: u64) -> bool {
     if PROCESSES.insert(&tgid, &mm, 0).is_err() {
         return false;
     }
-    if FOLLOWED.insert(&mm, &1, u64::from(BPF_NOEXIST)).is_ok() {
+    let first = Followed { users: 1, local: 0, taken: 0, given: 0, faults: 0, call: 0 };
+    if FOLLOWED.insert(&mm, &first, u64::from(BPF_NOEXIST)).is_ok() {
         return true;
     }
-    let Some(users) = FOLLOWED.get_ptr_mut(&mm) else {
+    let Some(users) = FOLLOWED.get_ptr_mut(&mm).map(|followed| followed.cast::<u64>()) else {
         return false;
     };
-    // SAFETY: the map's value, aligned and valid until the program ends; shared with other CPUs, hence atomic.
+    // SAFETY: the first word of the map's value, aligned and valid until the program ends; shared with other CPUs, hence atomic.
     unsafe { atomic::fetch_add(users, 1) };
     true
 }
@@ -58,7 +87,7 @@ pub(crate) fn add(tgid: u32, mm: u64) -> bool {
 pub(crate) fn remove(tgid: u32, mm: u64) {
     // An entry that is gone already is what was wanted.
     let _ = PROCESSES.remove(&tgid);
-    let Some(users) = FOLLOWED.get_ptr_mut(&mm) else {
+    let Some(users) = FOLLOWED.get_ptr_mut(&mm).map(|followed| followed.cast::<u64>()) else {
         return;
     };
     // SAFETY: as in `add`.

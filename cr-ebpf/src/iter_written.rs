@@ -3,7 +3,7 @@
 //! entries stay, so that the next write to the same region need not make one.
 
 use aya_ebpf::helpers::generated::bpf_seq_write;
-use cr_common::{REGION_WORDS, WrittenKey, WrittenRegion};
+use cr_common::{REGION_WORDS, RegionRecord, WrittenKey, WrittenRegion};
 
 use crate::{atomic, iter_task::Meta};
 
@@ -29,12 +29,14 @@ pub unsafe extern "C" fn iter_written(ctx: *const Context) -> i32 {
         return 0;
     }
     // SAFETY: the entry's key, which does not change; the verifier checks the size against the map's.
-    let mut region = WrittenRegion { key: unsafe { *key }, bits: [0; REGION_WORDS] };
+    let key = unsafe { *key };
+    let mut region = WrittenRegion { key, record: RegionRecord { written: [0; REGION_WORDS], touched: 0 } };
     let mut any = 0;
-    for (index, bits) in region.bits.iter_mut().enumerate() {
-        // SAFETY: word `index` of the entry's value, aligned; shared with the programs that record, hence atomic.
-        *bits = unsafe { atomic::take(value.add(index)) };
-        any |= *bits;
+    for (index, word) in words(&mut region.record).iter_mut().enumerate() {
+        // SAFETY: word `index` of the entry's value, aligned; shared with the programs that record, hence atomic. Most are empty,
+        // and looking is cheaper than taking.
+        *word = unsafe { if value.add(index).read_volatile() == 0 { 0 } else { atomic::take(value.add(index)) } };
+        any |= *word;
     }
     if any == 0 {
         return 0;
@@ -43,10 +45,17 @@ pub unsafe extern "C" fn iter_written(ctx: *const Context) -> i32 {
     let written = unsafe { bpf_seq_write((*meta).seq, (&raw const region).cast(), size_of::<WrittenRegion>() as u32) };
     if written != 0 {
         // The output is full. The kernel drops what was written for this entry and calls again for it.
-        for (index, bits) in region.bits.iter().enumerate() {
+        for (index, word) in words(&mut region.record).iter().enumerate() {
             // SAFETY: as above.
-            unsafe { atomic::or(value.add(index), *bits) };
+            unsafe { atomic::or(value.add(index), *word) };
         }
     }
     0
+}
+
+/// The record as the words that it consists of.
+#[inline(always)]
+fn words(record: &mut RegionRecord) -> &mut [u64; REGION_WORDS + 1] {
+    // SAFETY: the record is these words, as its size says.
+    unsafe { &mut *(&raw mut *record).cast() }
 }

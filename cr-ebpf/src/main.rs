@@ -13,6 +13,7 @@ mod iter_task;
 mod iter_vma;
 mod iter_written;
 mod kernel;
+mod locks;
 mod tasks;
 mod writes;
 

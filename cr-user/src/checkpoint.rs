@@ -6,6 +6,7 @@
 
 mod aio;
 mod arena;
+mod audit;
 mod collect;
 mod connections;
 mod datagrams;
@@ -13,7 +14,9 @@ mod guess;
 mod ipc;
 mod job;
 mod leave_out;
+mod look;
 mod member;
+mod narrow;
 mod parallel;
 mod part;
 mod precopy;
@@ -193,6 +196,7 @@ impl Job {
         let mut sink = Sink::new(writer.begin()?, prior.clone());
         fault::point("precopy")?;
         if pace == Pace::Thorough {
+            self.audit();
             self.relate(&mut sink);
             precopy(self, &options.leave_out, &mut sink, prior.as_deref())?;
         }
@@ -201,7 +205,8 @@ impl Job {
         if pace == Pace::Thorough {
             let debts = self.members.iter().map(|m| m.debt.runs()).sum::<usize>();
             let ranges = debts + self.content.values().map(RangeSet::runs).sum::<usize>();
-            self.arena.prepare(survey::estimate(self)? * PAGE, options.memory_limit, ranges)?;
+            let expected = self.estimate()?;
+            self.arena.prepare(expected * PAGE, options.memory_limit, ranges)?;
             self.learn_mappings();
         }
         steps.end("prepare");
@@ -323,6 +328,45 @@ impl Job {
         wanted.then(|| {
             std::thread::spawn(|| Watch::look_only().inspect_err(|e| log::info!("no eBPF programs: {e}")).ok())
         })
+    }
+
+    /// Every so often, compares what was written with what was noted. Should something be missing, the notes of that process are not
+    /// relied on any more.
+    fn audit(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        self.unaudited += 1;
+        if self.unaudited < audit::EVERY && !audit::is_strict() {
+            return;
+        }
+        self.unaudited = 0;
+        for member in self.members.iter_mut().filter(|m| m.has_own_memory()) {
+            // One that ends meanwhile is not there in the frozen window either.
+            let Ok(Some(missed)) = audit::missed(member, watch) else { continue };
+            if let Some(first) = missed.iter().next() {
+                let (pages, at) = (missed.count(), first.start * PAGE);
+                log::error!(
+                    "{pages} written pages of pid {} were not noted, the first at {at:#x}: page tables are asked about \
+                     everything from now on. This is a defect of cr, or of this kernel",
+                    member.pid
+                );
+                member.distrusts_notes = true;
+                self.missed_notes += pages;
+            }
+        }
+    }
+
+    /// About how many pages the frozen window will have to copy.
+    fn estimate(&mut self) -> Result<u64> {
+        let (mut count, root) = (0, self.pid());
+        for member in self.members.iter().filter(|m| m.has_own_memory()) {
+            let noted = self.watch.as_mut().and_then(|w| w.noted(member.pid));
+            match look::estimate(member, noted.as_ref()) {
+                // It is not there in the frozen window either.
+                Err(_) if member.has_ended() && member.pid != root => {}
+                other => count += other?,
+            }
+        }
+        Ok(count)
     }
 
     /// Reads the mappings in words before the frozen window, where their number may cost time.

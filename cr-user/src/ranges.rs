@@ -68,6 +68,31 @@ impl RangeSet {
         self.0.get(at).is_some_and(|r| r.start <= n)
     }
 
+    /// Whether it holds every number of `range`.
+    pub fn covers(&self, range: &Range<u64>) -> bool {
+        let at = self.0.partition_point(|r| r.end <= range.start);
+        range.is_empty() || self.0.get(at).is_some_and(|r| r.start <= range.start && range.end <= r.end)
+    }
+
+    /// Its parts within `range`, ascending.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let at = self.0.partition_point(|r| r.end <= range.start);
+        let inside = self.0[at..].iter().take_while(move |r| r.start < range.end);
+        inside.map(move |r| r.start.max(range.start)..r.end.min(range.end)).filter(|r| !r.is_empty())
+    }
+
+    /// The parts of `range` that it does not hold, ascending.
+    pub fn gaps(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut gaps, mut at) = (Vec::new(), range.start);
+        for held in self.within(range.clone()) {
+            gaps.push(at..held.start);
+            at = held.end;
+        }
+        gaps.push(at..range.end);
+        gaps.retain(|gap| !gap.is_empty());
+        gaps
+    }
+
     /// Numbers in either set.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -161,6 +186,11 @@ mod tests {
             assert_eq!(numbers(&a.intersection(b)), sa & sb);
             assert_eq!(numbers(&a.difference(b)), sa - sb);
             assert!((0..70).all(|n| a.contains(n) == sa.contains(&n)));
+            let range = random(40)..random(70);
+            let span = RangeSet::from(range.clone());
+            assert_eq!(a.within(range.clone()).collect::<RangeSet>(), a.intersection(&span));
+            assert_eq!(a.gaps(range.clone()).into_iter().collect::<RangeSet>(), span.difference(a));
+            assert_eq!(a.covers(&range), span.difference(a).is_empty());
         }
     }
 }

@@ -61,6 +61,10 @@ pub struct Job {
     /// The chain was written by somebody else: every page is compared with it.
     pub(super) doubt: bool,
     pub(super) arena: Arena,
+    /// Checkpoints since what was noted of written pages was compared with the page tables.
+    pub(super) unaudited: u32,
+    /// Written pages of which nothing had been noted: there should never be any.
+    pub(super) missed_notes: u64,
     /// What to say of the next checkpoint.
     pub(super) notes: Vec<String>,
 }
@@ -114,6 +118,8 @@ impl Job {
             doubt: false,
             notes: Vec::new(),
             arena: Arena::default(),
+            unaudited: 0,
+            missed_notes: 0,
         })
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 
+use crate::checkpoint::narrow::{Noted, Scope, Settled, Why};
 use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
@@ -43,6 +44,10 @@ pub struct Member {
     pub debt: RangeSet,
     /// Of the debt, pages that pre-copy took but did not copy.
     pub late: RangeSet,
+    /// What the last frozen window left of its page tables.
+    pub settled: Settled,
+    /// What was noted of written pages was wrong once: it is not relied on any more.
+    pub distrusts_notes: bool,
     /// Which pages are written all the time.
     pub heat: Heat,
     /// No oracle can be had: that was said.
@@ -74,6 +79,8 @@ impl Member {
             seen_program: Default::default(),
             debt: RangeSet::new(),
             late: RangeSet::new(),
+            settled: Settled::default(),
+            distrusts_notes: false,
             heat: Heat::default(),
             hopeless: false,
         };
@@ -172,6 +179,7 @@ impl Member {
         let lost = self.oracle.as_ref().is_some_and(|o| !o.is_alive());
         if lost {
             self.oracle = None;
+            self.settled = Settled::default();
             self.known = Known::default();
             self.hopeless = false;
         }
@@ -206,6 +214,19 @@ impl Member {
         }
         fault::point("attach.frozen")?;
         Ok(None)
+    }
+
+    /// What its page tables must be asked about, standing still.
+    pub fn scope(&self, noted: Option<&Noted>) -> Scope {
+        if self.distrusts_notes {
+            return Scope::Everything(Why::Wrong);
+        }
+        self.settled.scope(noted)
+    }
+
+    /// What its page tables are worth being asked about while it runs; none: everything.
+    pub fn hint(&self, noted: Option<&Noted>) -> Option<RangeSet> {
+        self.settled.hint(noted.filter(|_| !self.distrusts_notes))
     }
 
     /// After a checkpoint is durable: what it holds is owed no longer.

@@ -7,9 +7,10 @@ use memmap2::MmapMut;
 
 use crate::checkpoint::arena::{Arena, groups};
 use crate::checkpoint::leave_out::LeaveOut;
+use crate::checkpoint::look;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::sink::{Prior, Sink, Summed};
-use crate::checkpoint::survey;
+use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone};
 use crate::error::Result;
 use crate::image::page_checksums;
@@ -33,13 +34,13 @@ const SAMPLE: usize = 4;
 /// # Errors
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
 pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
-    let Job { members, arena, content, doubt, .. } = job;
+    let Job { members, arena, content, doubt, watch, .. } = job;
     for member in members.iter_mut().filter(|m| m.oracle.is_some() && m.has_own_memory()) {
         if !member.heat.precopy_pays() {
             continue;
         }
         let known = content.get(&member.space()).cloned().unwrap_or_default();
-        match precopy_one(member, arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
+        match precopy_one(member, watch.as_mut(), arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
             // It is not there in the frozen window either.
             Err(_) if member.has_ended() => {}
             other => other?,
@@ -50,6 +51,7 @@ pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Opti
 
 fn precopy_one(
     member: &mut Member,
+    mut watch: Option<&mut Watch>,
     arena: &mut Arena,
     known: &RangeSet,
     leave_out: &LeaveOut,
@@ -65,7 +67,8 @@ fn precopy_one(
             // What an operation writes that is under way now does not show in the page tables: it began before.
             return Ok(());
         }
-        let seen = survey::take_running(member, &vmas)?;
+        let noted = watch.as_mut().and_then(|w| w.noted(member.pid));
+        let seen = look::take_running(member, &vmas, noted.as_ref())?;
         let mut wanted = seen.taken.intersection(&seen.own);
         if round == 0 {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
@@ -80,7 +83,7 @@ fn precopy_one(
         }
         before = count;
         let chunks = arena.pair()?;
-        let rewritten = |pages: &RangeSet| survey::rewritten(member, pages);
+        let rewritten = |pages: &RangeSet| look::rewritten(member, pages);
         let (missed, chunks) = copy(&member.memory, member.space(), &wanted, chunks, sink, prior, rewritten);
         arena.give_back(chunks);
         member.late = member.late.difference(&wanted).union(&missed?);

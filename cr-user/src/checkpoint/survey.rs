@@ -10,13 +10,16 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::arena::Piece;
+use crate::checkpoint::audit;
 use crate::checkpoint::collect::State;
 use crate::checkpoint::leave_out::{LeaveOut, Plan};
+use crate::checkpoint::look::{self, Place};
 use crate::checkpoint::member::Member;
+use crate::checkpoint::narrow::{Noted, Scope, Settled, Why};
 use crate::checkpoint::parallel::on_all_cpus;
 use crate::checkpoint::sink::{Prior, Sink};
 use crate::checkpoint::watch::Watch;
-use crate::checkpoint::{Job, gone, refuse};
+use crate::checkpoint::{Job, refuse};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::Space;
@@ -25,113 +28,10 @@ use crate::object::memory::mapping::{self, Mapping, Mappings};
 use crate::object::memory::read::Memory;
 use crate::object::omitted;
 use crate::object::spaces::Spaces;
-use crate::procfs::{self, Vma};
+use crate::procfs::Vma;
 use crate::ranges::RangeSet;
 use crate::sys::{PAGE, vm};
-use crate::track::oracle::{self, Written};
-
-/// What was found in a running job.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// Pages taken: written since they were last protected, and protected again now.
-    pub taken: RangeSet,
-    /// Pages of the process's own.
-    pub own: RangeSet,
-}
-
-/// Takes what was written from every private mapping, putting those under tracking that are not yet.
-///
-/// # Errors
-/// When the job is gone.
-pub fn take_running(member: &mut Member, vmas: &[Vma]) -> Result<Seen> {
-    let pagemap = oracle::pagemap_of(member.pid)?;
-    let (mut taken, mut own) = (Vec::new(), Vec::new());
-    for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v")) {
-        let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
-        let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, anonymous) else { continue };
-        let worthwhile = anonymous || vma.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
-        if let Some(pages) = take(member, vma.start, vma.end, &backing.own, worthwhile)? {
-            taken.extend(pages);
-            own.extend(backing.own.iter());
-        }
-    }
-    let taken = RangeSet::from_unsorted(taken);
-    member.debt = member.debt.union(&taken);
-    Ok(Seen { taken, own: RangeSet::from_unsorted(own) })
-}
-
-/// About how many pages the frozen window will have to copy.
-///
-/// # Errors
-/// When the job is gone.
-pub fn estimate(job: &Job) -> Result<u64> {
-    let mut count = 0;
-    for member in job.members.iter().filter(|m| m.has_own_memory()) {
-        match estimate_one(member) {
-            // It is not there in the frozen window either.
-            Err(_) if member.has_ended() && member.pid != job.pid() => {}
-            other => count += other?,
-        }
-    }
-    Ok(count)
-}
-
-fn estimate_one(member: &Member) -> Result<u64> {
-    let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
-    let pagemap = oracle::pagemap_of(member.pid)?;
-    let mut count = member.late.count();
-    for vma in vmas.iter().filter(|v| !v.shared && !v.name.starts_with("[v") && v.prot & libc::PROT_WRITE != 0) {
-        let Ok(backing) = oracle::backing(&pagemap, vma.start, vma.end, vma.inode == 0) else { continue };
-        let Some(oracle) = &member.oracle else { continue };
-        for range in backing.own.iter() {
-            count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
-                Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
-                Written::Untracked => range.end - range.start,
-            };
-        }
-    }
-    Ok(count)
-}
-
-/// How many of these pages were written since they were taken.
-pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
-    let count = |range: Range<u64>| match member.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
-        Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
-        Ok(Written::Untracked) | Err(_) => None,
-    };
-    pages.iter().filter_map(count).sum()
-}
-
-/// Takes what was written in one mapping, around its own pages; hot pages are only looked at. `None`: it is not tracked and
-/// cannot be, or is not worth it.
-fn take(member: &Member, start: u64, end: u64, own: &RangeSet, worthwhile: bool) -> Result<Option<Vec<Range<u64>>>> {
-    let Some(oracle) = &member.oracle else { return Ok(None) };
-    let written = |part: &Range<u64>, hot: bool| oracle.written(part.start * PAGE, part.end * PAGE, !hot);
-    let mut pages = Vec::new();
-    // A question that protects would fill the page tables of everything it is asked about, untouched reservations too.
-    // Where there is no table yet, what comes to be is unprotected, and so counts as written; as it does in a mapping that is put
-    // under tracking only when there is something in it.
-    for window in windows(own, start / PAGE..end / PAGE).iter() {
-        for (part, hot) in member.heat.split(window) {
-            let mut found = written(&part, hot)?;
-            if found == Written::Untracked && worthwhile && oracle.register(start, end).is_ok() {
-                found = written(&part, hot)?;
-            }
-            match found {
-                Written::Pages(found) => pages.extend(found),
-                Written::Untracked => return Ok(None),
-            }
-        }
-    }
-    Ok(Some(pages))
-}
-
-/// Ranges widened to what one page table covers.
-fn windows(pages: &RangeSet, within: Range<u64>) -> RangeSet {
-    const TABLE: u64 = 512;
-    let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
-    wide.intersection(&RangeSet::from(within))
-}
+use crate::track::oracle;
 
 /// What a stopped job's memory is, and what of it must be copied.
 #[derive(Debug)]
@@ -167,6 +67,8 @@ struct Surveyed {
     untracked: (usize, u64),
     /// Pages that a program saw written and the page tables did not show.
     missed: u64,
+    /// Why the page tables were asked about everything, if that was not to be expected.
+    asked_all: Option<Why>,
 }
 
 impl Surveyed {
@@ -185,7 +87,9 @@ impl Survey {
         let mut described = Vec::new();
         let mut refusals = Vec::new();
         let mut files = Files::default();
+        let mut watched = HashMap::new();
         for (pid, vmas) in state.take_vmas() {
+            watched.insert(pid, vmas.iter().filter(|v| v.has("uw")).map(pages_of).collect::<RangeSet>());
             let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces, &mut files);
             described.push((pid, mappings));
             sources.extend(found);
@@ -199,13 +103,14 @@ impl Survey {
         let mut tasks = Vec::new();
         for member in members.iter_mut() {
             let Some(mappings) = described.remove(&member.pid) else { continue };
-            let seen = watch.as_mut().map(|w| w.written(member.pid)).unwrap_or_default();
-            tasks.push((member, mappings, seen));
+            let watched = watched.remove(&member.pid).unwrap_or_default();
+            let noted = watch.as_mut().and_then(|w| w.take_noted(member.pid));
+            tasks.push((member, mappings, watched, noted));
         }
         let none = RangeSet::new();
-        let processes = on_all_cpus(tasks, |(member, mappings, seen)| {
+        let processes = on_all_cpus(tasks, |(member, mappings, watched, noted)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, known, &plan.pages_of(member.space()), &seen, *doubt, sink)
+            Surveyed::take(member, mappings, &watched, known, &plan.pages_of(member.space()), noted, *doubt, sink)
         })?;
         // What several tries have found is said once.
         let mut said = HashSet::new();
@@ -229,6 +134,9 @@ impl Survey {
         if missed > 0 {
             self.widened.push(format!("{missed} pages that a program saw written were not marked in the page tables"));
         }
+        let asked_all: HashSet<Why> = self.processes.iter().filter_map(|p| p.asked_all).collect();
+        self.widened
+            .extend(asked_all.into_iter().map(|why| format!("the page tables were asked about everything: {why}")));
         let mappings: usize = self.processes.iter().map(|p| p.untracked.0).sum();
         if mappings > 0 {
             let pages: u64 = self.processes.iter().map(|p| p.untracked.1).sum();
@@ -329,40 +237,67 @@ impl Survey {
 }
 
 impl Surveyed {
-    /// `known`: pages that have content according to the chain. `unwanted`: pages that are left out; they lose their content in
-    /// the chain, and so are stored whole once they are wanted again. `seen`: pages that a program saw being written.
+    /// `watched`: mappings that are under tracking. `known`: pages that have content according to the chain. `unwanted`: pages that
+    /// are left out; they lose their content in the chain, and so are stored whole once they are wanted again. `noted`: what the
+    /// programs noted since the last frozen window.
+    #[expect(clippy::too_many_arguments, reason = "each is of another owner, and none belongs to another")]
     fn take(
         member: &mut Member,
         mut mappings: Vec<Mapping>,
+        watched: &RangeSet,
         known: &RangeSet,
         unwanted: &RangeSet,
-        seen: &RangeSet,
+        noted: Option<Noted>,
         doubt: bool,
         sink: &Sink,
     ) -> Result<Self> {
         let pagemap = oracle::pagemap_of(member.pid)?;
-        let (mut own, mut taken, mut untracked) = (Vec::new(), Vec::new(), Vec::new());
+        let scope = member.scope(noted.as_ref());
+        log::debug!("pid {}: page tables are asked about {scope}", member.pid);
+        // Should this fail halfway, the next one asks about everything.
+        let before = std::mem::take(&mut member.settled);
+        let (mut own, mut taken, mut untracked, mut settled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut untracked_mappings = 0;
         for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
-            let backing = oracle::backing(&pagemap, mapping.start, mapping.end, mapping.is_anonymous())
-                .map_err(|e| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e))?;
-            let worthwhile = mapping.is_anonymous() || mapping.prot & libc::PROT_WRITE != 0 || !backing.own.is_empty();
-            mapping.guards = backing.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
-            if !worthwhile {
-                // Nothing of the process's own is here, or will be.
-                continue;
-            }
-            match take(member, mapping.start, mapping.end, &backing.own, worthwhile)? {
-                Some(pages) => taken.extend(pages),
-                None if !backing.own.is_empty() => {
-                    untracked_mappings += 1;
-                    untracked.extend(backing.own.iter());
+            let place = Place::of(mapping);
+            let mut found = match &scope {
+                Scope::Only(asked) if before.covers(mapping, watched) => {
+                    let mut found = look::Found::default();
+                    for pages in asked.within(place.pages()) {
+                        found.add(look::take(member, &pagemap, &place, pages)?);
+                    }
+                    for unasked in asked.gaps(place.pages()) {
+                        own.extend(before.own.within(unasked.clone()));
+                        found.guards.extend(before.guards.within(unasked));
+                    }
+                    found
                 }
-                None => {}
+                Scope::Only(_) | Scope::Everything(_) => look::take(member, &pagemap, &place, place.pages())?,
+            };
+            found.guards.sort_unstable_by_key(|r| r.start);
+            mapping.guards = found.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            if found.untracked && !found.own.is_empty() {
+                untracked_mappings += 1;
+                untracked.extend(found.own.iter().cloned());
             }
-            own.extend(backing.own.iter());
+            if !found.untracked {
+                settled.push(place.pages());
+            }
+            taken.append(&mut found.taken);
+            own.append(&mut found.own);
         }
         let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
+        if matches!(scope, Scope::Only(_)) && audit::is_strict() {
+            audit::compare(member, &pagemap, &mappings, &own)?;
+        }
+        let seen = noted.as_ref().map(Noted::written).unwrap_or_default();
+        if let Some(noted) = noted {
+            member.settled = Settled::new(noted, &before, member.heat.hot());
+            member.settled.mappings = RangeSet::from_unsorted(settled);
+            let guards = mappings.iter().flat_map(|m| &m.guards);
+            member.settled.guards = guards.map(|(at, len)| at / PAGE..(at + len) / PAGE).collect();
+            member.settled.own = own.clone();
+        }
         let left_out = own.intersection(unwanted);
         let own = own.difference(&left_out);
         let untracked = RangeSet::from_unsorted(untracked).intersection(&own);
@@ -386,8 +321,16 @@ impl Surveyed {
             doubtful,
             untracked: (untracked_mappings, untracked.count()),
             missed: missed.count(),
+            asked_all: match scope {
+                Scope::Everything(why) if !why.is_usual() => Some(why),
+                Scope::Everything(_) | Scope::Only(_) => None,
+            },
         })
     }
+}
+
+fn pages_of(vma: &Vma) -> Range<u64> {
+    vma.start / PAGE..vma.end / PAGE
 }
 
 /// A page that could not be read in the frozen window.

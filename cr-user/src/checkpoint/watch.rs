@@ -6,10 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
+use crate::checkpoint::narrow::Noted;
 use crate::object::threads::RestartFunctions;
 use crate::procfs::{self, Vma};
-use crate::ranges::RangeSet;
-use crate::sys::PAGE;
 use crate::track::Hints;
 use crate::track::hints::{AddressSpaceId, HintsError, TaskEvent};
 use crate::track::iters::{Evidence, FileRecord, TaskHidden, VmaRecord};
@@ -126,23 +125,32 @@ impl Watch {
         self.hints.descriptors(pid).ok().flatten()
     }
 
-    /// Has what was noted of written pages ready for [`Self::written`].
+    /// Has what was noted of written pages ready for [`Self::take_noted`].
     pub fn gather_written(&mut self) {
         if self.spaces.is_some()
             && let Err(e) = self.hints.gather_written()
         {
-            log::info!("what the eBPF programs noted cannot be read: {e}");
+            unread(&e);
         }
     }
 
-    /// Pages that a program saw being written between the last two calls of [`Self::gather_written`]; none when the record is not
-    /// complete, which says nothing about what was not written.
-    pub fn written(&mut self, pid: i32) -> RangeSet {
-        let space = self.spaces.as_ref().and_then(|s| s.get(&pid)).copied();
-        match space.map(|space| self.hints.gathered(space)) {
-            Some(Ok(record)) => record.pages.iter().map(|r| r.start / PAGE..r.end / PAGE).collect(),
-            None | Some(Err(_)) => RangeSet::new(),
-        }
+    /// What was noted of the address space of a process since the last frozen window took it, between the calls of
+    /// [`Self::gather_written`] before and after; nothing if it is not followed.
+    pub fn take_noted(&mut self, pid: i32) -> Option<Noted> {
+        let space = self.spaces.as_ref()?.get(&pid).copied()?;
+        // Who comes later is seen by the next one.
+        let followed = self.hints.followed(space).ok()?;
+        let record = self.hints.gathered(space).inspect_err(unread).ok()?;
+        Some(Noted { space, followed, record })
+    }
+
+    /// The same up to now, which stays.
+    pub fn noted(&mut self, pid: i32) -> Option<Noted> {
+        let space = self.spaces.as_ref()?.get(&pid).copied()?;
+        let followed = self.hints.followed(space).ok()?;
+        self.gather_written();
+        let record = self.hints.noted(space).inspect_err(unread).ok()?;
+        Some(Noted { space, followed, record })
     }
 
     /// Reads mappings in words, and remembers them if nothing changed meanwhile.
@@ -185,6 +193,10 @@ pub fn living(watch: &mut Option<Watch>) -> impl FnMut() -> Vec<i32> {
             watch.living.iter().copied().collect()
         })
     }
+}
+
+fn unread(e: &HintsError) {
+    log::info!("what the eBPF programs noted cannot be read: {e}");
 }
 
 /// A time of `CLOCK_MONOTONIC`, since 1970.

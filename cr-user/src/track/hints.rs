@@ -6,10 +6,9 @@
 //! unloads them.
 
 use std::{
-    collections::{BTreeMap, HashMap as StdHashMap},
+    collections::HashMap as StdHashMap,
     fs::File,
     io::{self, Read as _},
-    ops::Range,
     os::fd::{AsFd as _, BorrowedFd},
     time::Duration,
 };
@@ -19,7 +18,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use aya_log::EbpfLogger;
-use cr_common::{CPUS, Lost, PAGE_SHIFT, PEEKS, REGION_SHIFT, TaskEventKind, WrittenBits, WrittenKey, WrittenRegion};
+pub use cr_common::Followed;
+use cr_common::{CPUS, Lost, PEEKS, RegionRecord, TaskEventKind, TouchedRange, WrittenKey, WrittenRegion};
 
 pub use self::error::HintsError;
 use self::{
@@ -36,6 +36,10 @@ use crate::sys::bpf::{IterTarget, iter_open};
 
 mod error;
 mod load;
+mod written;
+
+use written::Recorded;
+pub use written::WrittenRecord;
 
 /// The compiled programs; empty where the library was built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CR_EBPF_EMBEDDED"));
@@ -46,16 +50,6 @@ pub const REGIONS: u32 = 32768;
 /// Names an address space for as long as it lives. (It is the kernel's address of the `mm_struct`, and only a name here.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AddressSpaceId(pub u64);
-
-/// Which pages of an address space had a write fault since the last time this was asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WrittenRecord {
-    /// Addresses in bytes, in whole pages, ascending, neither touching nor overlapping.
-    pub pages: Vec<Range<u64>>,
-    /// How many faults could not be recorded. Not 0: the record is not complete, and the page tables must be asked about
-    /// everything.
-    pub lost: u64,
-}
 
 /// Something that became of a followed process. Pids are as this process's pid namespace numbers them (0: not visible).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +100,8 @@ pub enum TaskEvent {
 pub struct Hints {
     ebpf: Ebpf,
     events: RingBuf<MapData>,
+    /// Long ranges of which something became without a fault.
+    touched: RingBuf<MapData>,
     logs: Option<EbpfLogger<&'static dyn log::Log>>,
     restart: RestartLayout,
     aio: Option<AioLayout>,
@@ -113,12 +109,13 @@ pub struct Hints {
     tty: Option<TtyLayout>,
     datagrams: Option<DatagramLayout>,
     evidence: bool,
+    locks: bool,
     descriptors: bool,
     descriptions: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
-    pending: StdHashMap<AddressSpaceId, BTreeMap<u64, WrittenBits>>,
+    pending: StdHashMap<AddressSpaceId, Recorded>,
     /// Followed address spaces, with the count of lost pages that each already knows of.
     told: StdHashMap<AddressSpaceId, u64>,
     /// The count of lost events and tasks that was already told.
@@ -152,14 +149,17 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors, descriptions } =
+        let Loaded { mut ebpf, restart, aio, undo, tty, datagrams, evidence, locks, descriptors, descriptions } =
             load::load(object, regions, follow)?;
         let logs = EbpfLogger::init(&mut ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
-        Ok(Self {
+        let touched = ebpf.take_map("TOUCHED").ok_or_else(|| no_map("TOUCHED"))?;
+        let touched = RingBuf::try_from(touched).map_err(map_error("TOUCHED"))?;
+        let mut hints = Self {
             ebpf,
             events,
+            touched,
             logs,
             restart,
             aio,
@@ -167,6 +167,7 @@ impl Hints {
             tty,
             datagrams,
             evidence,
+            locks,
             descriptors,
             descriptions,
             cpu_offsets: Vec::new(),
@@ -175,7 +176,13 @@ impl Hints {
             told_events: 0,
             full_at: 0,
             removals: 0,
-        })
+        };
+        if locks {
+            // Our own looks at a job's memory are not somebody else's.
+            let own = hints.leader(std::process::id().cast_signed())?.tgid;
+            hints.set_controller(own)?;
+        }
+        Ok(hints)
     }
 
     /// Follows a process from now on: its written pages, its forks, execs and exit. `pid` is as this process sees it. Processes
@@ -204,7 +211,7 @@ impl Hints {
         for tgid in keys.collect::<Vec<_>>() {
             remove(&mut processes, &tgid, "PROCESSES")?;
         }
-        let mut followed: HashMap<_, u64, u64> = self.map_mut("FOLLOWED")?;
+        let mut followed: HashMap<_, u64, Followed> = self.map_mut("FOLLOWED")?;
         remove(&mut followed, &space.0, "FOLLOWED")?;
         self.remove_written(|key| key.mm == space.0)?;
         self.pending.remove(&space);
@@ -214,10 +221,10 @@ impl Hints {
 
     /// Takes the record of an address space: the pages that had a write fault since the last call.
     ///
-    /// Each page is handed out once; a fault while this runs is either in this answer or in the next one. Never in any
-    /// answer, because no fault in this address space says so: writes by `process_vm_writev`, ptrace or
-    /// `/proc/PID/mem`, `O_DIRECT` and `io_uring` transfers into pinned pages, stores through another mapping of a shared
-    /// page, and stores to pages that are writable already.
+    /// Each page is handed out once; a fault while this runs is either in this answer or in the next one. Never among its pages,
+    /// because no fault in this address space says so: writes by `process_vm_writev`, ptrace or `/proc/PID/mem`, `O_DIRECT` and
+    /// `io_uring` transfers into pinned pages (of all these [`Followed`] tells, or [`WrittenRecord::touched`]), stores through
+    /// another mapping of a shared page, and stores to pages that are writable already.
     pub fn drain_written(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
         self.gather_written()?;
         self.gathered(space)
@@ -225,23 +232,45 @@ impl Hints {
 
     /// Takes what was recorded of all address spaces out of the kernel, for [`gathered`](Self::gathered).
     pub fn gather_written(&mut self) -> Result<(), HintsError> {
-        for WrittenRegion { key, bits } in self.take_regions()? {
-            let pending = self.pending.entry(AddressSpaceId(key.mm)).or_default();
-            let known = pending.entry(key.region).or_default();
-            known.iter_mut().zip(bits).for_each(|(known, new)| *known |= new);
+        for WrittenRegion { key, record } in self.take_regions()? {
+            self.pending.entry(AddressSpaceId(key.mm)).or_default().add(key.region, &record);
+        }
+        while let Some(item) = self.touched.next() {
+            let range = bytemuck::try_pod_read_unaligned::<TouchedRange>(&item)
+                .map_err(|error| HintsError::Map { map: "TOUCHED", why: error.to_string() })?;
+            let space = AddressSpaceId(range.mm);
+            // Of others, that are followed no more, there may be some left.
+            if self.told.contains_key(&space) {
+                self.pending.entry(space).or_default().ranges.push(range);
+            }
         }
         Ok(())
     }
 
     /// What was gathered of one address space, as [`drain_written`](Self::drain_written) answers.
     pub fn gathered(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
-        let regions = self.pending.remove(&space).unwrap_or_default();
-
+        let recorded = self.pending.remove(&space).unwrap_or_default();
         let total = self.lost_pages()?;
         let told = self.told.insert(space, total).unwrap_or(0);
         self.empty_if_full()?;
         self.flush_logs();
-        Ok(WrittenRecord { pages: page_ranges(&regions), lost: total - told })
+        Ok(recorded.told(total - told))
+    }
+
+    /// The same, which stays to be asked for again.
+    pub fn noted(&self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        let lost = self.lost_pages()? - self.told.get(&space).copied().unwrap_or(0);
+        Ok(self.pending.get(&space).unwrap_or(&Recorded::default()).told(lost))
+    }
+
+    /// What is kept of a followed address space; none if it is not followed, or this kernel does not show who takes its lock.
+    pub fn followed(&self, space: AddressSpaceId) -> Result<Option<Followed>, HintsError> {
+        if !self.locks {
+            return Ok(None);
+        }
+        let map = self.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
+        let followed: HashMap<_, u64, Followed> = HashMap::try_from(map).map_err(map_error("FOLLOWED"))?;
+        Ok(followed.get(&space.0, 0).ok())
     }
 
     /// What became of the followed processes since the last call, oldest first.
@@ -432,9 +461,17 @@ impl Hints {
             return Ok(());
         }
         processes.insert(tgid, mm, 0).map_err(map_error("PROCESSES"))?;
-        let mut followed: HashMap<_, u64, u64> = self.map_mut("FOLLOWED")?;
-        let users = followed.get(&mm, 0).unwrap_or(0);
-        followed.insert(mm, users + 1, 0).map_err(map_error("FOLLOWED"))
+        let mut followed: HashMap<_, u64, Followed> = self.map_mut("FOLLOWED")?;
+        let known = followed.get(&mm, 0).unwrap_or_default();
+        // What is counted in between is written over: one more says that nothing is known.
+        let now = Followed { users: known.users + 1, local: known.local + 1, ..known };
+        followed.insert(mm, now, 0).map_err(map_error("FOLLOWED"))
+    }
+
+    fn set_controller(&mut self, tgid: u32) -> Result<(), HintsError> {
+        let map = self.ebpf.map_mut("CONTROLLER").ok_or_else(|| no_map("CONTROLLER"))?;
+        let mut controller: Array<_, u32> = Array::try_from(map).map_err(map_error("CONTROLLER"))?;
+        controller.set(0, tgid, 0).map_err(map_error("CONTROLLER"))
     }
 
     fn take_regions(&self) -> Result<Vec<WrittenRegion>, HintsError> {
@@ -447,7 +484,7 @@ impl Hints {
     }
 
     fn remove_written(&mut self, which: impl Fn(&WrittenKey) -> bool) -> Result<(), HintsError> {
-        let mut written: HashMap<_, WrittenKey, WrittenBits> = self.map_mut("WRITTEN")?;
+        let mut written: HashMap<_, WrittenKey, RegionRecord> = self.map_mut("WRITTEN")?;
         for key in written.keys().filter_map(Result::ok).filter(which).collect::<Vec<_>>() {
             remove(&mut written, &key, "WRITTEN")?;
         }
@@ -524,27 +561,6 @@ impl std::fmt::Debug for Hints {
     }
 }
 
-/// Joins the bits of regions to ranges of addresses.
-fn page_ranges(regions: &BTreeMap<u64, WrittenBits>) -> Vec<Range<u64>> {
-    const PAGE: u64 = 1 << PAGE_SHIFT;
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    for (region, bits) in regions {
-        for (index, word) in bits.iter().enumerate() {
-            let mut word = *word;
-            while word != 0 {
-                let page = index as u64 * 64 + u64::from(word.trailing_zeros());
-                word &= word - 1;
-                let start = (region << REGION_SHIFT) + page * PAGE;
-                match ranges.last_mut() {
-                    Some(last) if last.end == start => last.end = start + PAGE,
-                    _ => ranges.push(start..start + PAGE),
-                }
-            }
-        }
-    }
-    ranges
-}
-
 fn task_event(event: &cr_common::TaskEvent) -> Option<TaskEvent> {
     let (pid, tid) = (event.seen_tgid.cast_signed(), event.seen_tid.cast_signed());
     let (space, new) = (AddressSpaceId(event.mm), AddressSpaceId(event.new_mm));
@@ -581,16 +597,6 @@ fn remove<K: aya::Pod, V: aya::Pod>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bits_become_ranges_that_join_across_words_and_regions() {
-        let mut first = [0; 8];
-        (first[0], first[1], first[7]) = (0b110, 1, 1 << 63);
-        first[0] |= 1 << 63;
-        let regions = BTreeMap::from([(1, first), (2, [1, 0, 0, 0, 0, 0, 0, 0])]);
-        let page = |page: u64| (1 << 21) + page * 4096;
-        assert_eq!(page_ranges(&regions), [page(1)..page(3), page(63)..page(65), page(511)..page(513)]);
-    }
 
     #[test]
     fn no_object_is_a_typed_error() {

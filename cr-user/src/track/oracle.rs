@@ -24,6 +24,8 @@ pub const FEATURES: u64 = uffd::FEATURE_WP_ASYNC | uffd::FEATURE_WP_UNPOPULATED 
 
 /// Regions fetched by one scan.
 const REGIONS: usize = 4096;
+/// Bytes that one scan covers at most: for as long as it takes, the job can map and unmap nothing.
+const SLICE: u64 = 32 << 20;
 
 /// Tracking of one address space.
 #[derive(Debug)]
@@ -258,7 +260,7 @@ fn each_region(pagemap: &File, start: u64, end: u64, query: Query, mut take: imp
     ANSWERS.with_borrow_mut(|regions| {
         let mut at = start;
         while at < end {
-            let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end, query, regions)?;
+            let (n, walked) = pagemap::scan(pagemap.as_fd(), at, end.min((at / SLICE + 1) * SLICE), query, regions)?;
             regions[..n].iter().for_each(&mut take);
             // A walk that got nowhere would never end.
             if walked <= at {

@@ -22,6 +22,9 @@ use crate::track::{
 const TRACEPOINTS: [&str; 5] =
     ["page_fault_user", "page_fault_kernel", "sched_process_fork", "sched_process_exec", "sched_process_exit"];
 
+/// The same, of those that tell who takes the lock of an address space: kernels may be built without.
+const LOCK_TRACEPOINTS: [&str; 2] = ["mmap_lock_released", "mmap_lock_acquire_returned"];
+
 /// Iterator programs, and what they go over.
 pub(super) const ITER_TASK: (&str, &str) = ("iter_task", "task");
 pub(super) const ITER_JOB: (&str, &str) = ("iter_job", "task");
@@ -41,6 +44,8 @@ pub(super) struct Loaded {
     pub(super) datagrams: Option<DatagramLayout>,
     /// Whether everything is known on which what a task tells about itself depends.
     pub(super) evidence: bool,
+    /// Whether it is seen who takes the locks of address spaces.
+    pub(super) locks: bool,
     /// Whether everything is known that records of descriptors consist of.
     pub(super) descriptors: bool,
     /// Whether everything is known on which the records of descriptions depend.
@@ -105,10 +110,16 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     }
     let mut ebpf = loader.load(object).map_err(load_error)?;
 
-    for name in TRACEPOINTS.into_iter().filter(|_| follow) {
+    let mut attach = |name: &'static str| -> Result<(), HintsError> {
         let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
         program.load(name, &attach_types).map_err(|error| program_error(name, error))?;
-        program.attach().map_err(|error| program_error(name, error))?;
+        program.attach().map(drop).map_err(|error| program_error(name, error))
+    };
+    let mut locks = false;
+    if follow {
+        TRACEPOINTS.into_iter().try_for_each(&mut attach)?;
+        let watched = LOCK_TRACEPOINTS.into_iter().try_for_each(&mut attach);
+        locks = watched.inspect_err(|e| log::info!("page tables are always asked about everything: {e}")).is_ok();
     }
     for (name, over) in [ITER_TASK, ITER_JOB, ITER_FILE, ITER_VMA, ITER_WRITTEN] {
         let program: &mut Iter = program(&mut ebpf, name)?;
@@ -128,7 +139,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
     if let Some(field) = needed.into_iter().find(|f| !known(f.global)) {
         log::info!("this kernel's struct {} has no {}: descriptors are always looked at", field.structure, field.path);
     }
-    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, descriptors, descriptions })
+    Ok(Loaded { ebpf, restart, aio, undo, tty, datagrams, evidence, locks, descriptors, descriptions })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, HintsError>

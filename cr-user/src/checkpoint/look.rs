@@ -1,0 +1,224 @@
+//! Looking at the page tables of a mapping: which pages there are, and which were written. What was written is protected again
+//! in the same step.
+
+use std::fs::File;
+use std::ops::Range;
+
+use nix::errno::Errno;
+
+use crate::checkpoint::gone;
+use crate::checkpoint::member::Member;
+use crate::checkpoint::narrow::{Noted, TABLE};
+use crate::error::{Error, Result};
+use crate::object::memory::mapping::Mapping;
+use crate::procfs::{self, Vma};
+use crate::ranges::RangeSet;
+use crate::sys::PAGE;
+use crate::track::oracle::{self, Backing, Written};
+
+/// A mapping, as far as its page tables go.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    start: u64,
+    end: u64,
+    /// Untouched pages of it read as zero.
+    anonymous: bool,
+    writable: bool,
+}
+
+impl Place {
+    /// Of a mapping that is described.
+    pub fn of(mapping: &Mapping) -> Self {
+        let writable = mapping.prot & libc::PROT_WRITE != 0;
+        Self { start: mapping.start, end: mapping.end, anonymous: mapping.is_anonymous(), writable }
+    }
+
+    /// Of a mapping in which a process has content of its own; none for others.
+    pub fn of_vma(vma: &Vma) -> Option<Self> {
+        let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
+        let writable = vma.prot & libc::PROT_WRITE != 0;
+        let is_private = !vma.shared && !vma.name.starts_with("[v");
+        is_private.then_some(Self { start: vma.start, end: vma.end, anonymous, writable })
+    }
+
+    /// Its pages.
+    pub fn pages(&self) -> Range<u64> {
+        self.start / PAGE..self.end / PAGE
+    }
+}
+
+/// What page tables say.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Pages of the process's own.
+    pub own: Vec<Range<u64>>,
+    /// Guard pages.
+    pub guards: Vec<Range<u64>>,
+    /// Pages taken: written since they were last protected, and protected again now.
+    pub taken: Vec<Range<u64>>,
+    /// The mapping is not under tracking: anything may have been written.
+    pub untracked: bool,
+}
+
+impl Found {
+    /// What was found in another part of the same mapping.
+    pub fn add(&mut self, mut other: Self) {
+        self.own.append(&mut other.own);
+        self.guards.append(&mut other.guards);
+        self.taken.append(&mut other.taken);
+        self.untracked |= other.untracked;
+    }
+}
+
+/// Looks at pages of a mapping, and takes what was written; hot pages are only looked at. The mapping is put under tracking if it
+/// is not yet, and there is something in it, or will be.
+///
+/// # Errors
+/// When the process is gone.
+pub fn take(member: &mut Member, pagemap: &File, place: &Place, pages: Range<u64>) -> Result<Found> {
+    let backing = backing(member, pagemap, place, pages.clone())?;
+    let mut found = Found { guards: backing.guards.iter().collect(), ..Found::default() };
+    if place.anonymous || place.writable || !backing.own.is_empty() {
+        match written(member, place, &windows(&backing.own, pages))? {
+            Some(written) => found.taken = written,
+            None => found.untracked = true,
+        }
+        found.own = backing.own.iter().collect();
+    }
+    Ok(found)
+}
+
+/// What there is of these pages of a mapping.
+///
+/// # Errors
+/// When the process is gone.
+pub fn backing(member: &Member, pagemap: &File, place: &Place, pages: Range<u64>) -> Result<Backing> {
+    let failed = |e: Errno| Error::system(format!("PAGEMAP_SCAN of pid {}", member.pid), e);
+    oracle::backing(pagemap, pages.start * PAGE, pages.end * PAGE, place.anonymous).map_err(failed)
+}
+
+/// The process's own pages of a mapping that are marked as written now; none where it is not tracked. Nothing is protected.
+///
+/// # Errors
+/// When the process is gone.
+pub fn written_now(member: &Member, pagemap: &File, place: &Place) -> Result<Vec<Range<u64>>> {
+    let Some(oracle) = &member.oracle else { return Ok(Vec::new()) };
+    let own = backing(member, pagemap, place, place.pages())?.own;
+    let mut pages = Vec::new();
+    for part in windows(&own, place.pages()).iter() {
+        match oracle.written(part.start * PAGE, part.end * PAGE, false)? {
+            Written::Pages(found) => pages.extend(found.into_iter().flat_map(|r| own.within(r).collect::<Vec<_>>())),
+            Written::Untracked => return Ok(Vec::new()),
+        }
+    }
+    Ok(pages)
+}
+
+/// What was written in these pages of a mapping. `None`: it is not tracked and cannot be.
+fn written(member: &mut Member, place: &Place, windows: &RangeSet) -> Result<Option<Vec<Range<u64>>>> {
+    let Some(oracle) = &member.oracle else { return Ok(None) };
+    let hot = member.heat.hot().within(place.pages()).collect::<RangeSet>();
+    let (cold, hot) = (windows.difference(&hot), windows.intersection(&hot));
+    let (mut pages, mut registered) = (Vec::new(), false);
+    for (part, protect) in cold.iter().map(|part| (part, true)).chain(hot.iter().map(|part| (part, false))) {
+        let ask = || oracle.written(part.start * PAGE, part.end * PAGE, protect);
+        let mut answer = ask()?;
+        if answer == Written::Untracked && !registered && oracle.register(place.start, place.end).is_ok() {
+            registered = true;
+            answer = ask()?;
+        }
+        match answer {
+            Written::Pages(found) => pages.extend(found),
+            Written::Untracked => return Ok(None),
+        }
+    }
+    if registered {
+        member.settled.forget(place.pages());
+    }
+    Ok(Some(pages))
+}
+
+/// Ranges widened to what one page table covers. A question that protects would fill the page tables of everything it is asked
+/// about, untouched reservations too. Where there is no table yet, what comes to be is unprotected, and so counts as written; as it
+/// does in a mapping that is put under tracking only when there is something in it.
+fn windows(pages: &RangeSet, within: Range<u64>) -> RangeSet {
+    let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
+    wide.within(within).collect()
+}
+
+/// What was found in a running process.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Pages taken.
+    pub taken: RangeSet,
+    /// Pages of the process's own.
+    pub own: RangeSet,
+}
+
+/// Takes what was written from every private mapping of a process that runs, putting those under tracking that are not yet. With
+/// what was `noted`, looks only where something was: the frozen window finds the rest.
+///
+/// # Errors
+/// When the job is gone.
+pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<&Noted>) -> Result<Seen> {
+    let pagemap = oracle::pagemap_of(member.pid)?;
+    let hint = member.hint(noted);
+    let (mut taken, mut own) = (Vec::new(), Vec::new());
+    for place in vmas.iter().filter_map(Place::of_vma) {
+        let (parts, unasked) = parts(member, &place, hint.as_ref());
+        own.extend(unasked.into_iter().flat_map(|gap| member.settled.own.within(gap).collect::<Vec<_>>()));
+        for pages in parts {
+            // A mapping that is gone meanwhile is not there in the frozen window either.
+            let Ok(found) = take(member, &pagemap, &place, pages) else { continue };
+            if !found.untracked {
+                taken.extend(found.taken);
+                own.extend(found.own);
+            }
+        }
+    }
+    let taken = RangeSet::from_unsorted(taken);
+    member.debt = member.debt.union(&taken);
+    Ok(Seen { taken, own: RangeSet::from_unsorted(own) })
+}
+
+/// The parts of a mapping that are worth a look while the process runs, and those that are not.
+fn parts(member: &Member, place: &Place, hint: Option<&RangeSet>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+    match hint.filter(|_| member.settled.mappings.covers(&place.pages())) {
+        Some(asked) => (asked.within(place.pages()).collect(), asked.gaps(place.pages())),
+        None => (vec![place.pages()], Vec::new()),
+    }
+}
+
+/// About how many pages of a running process the frozen window will have to copy.
+///
+/// # Errors
+/// When the job is gone.
+pub fn estimate(member: &Member, noted: Option<&Noted>) -> Result<u64> {
+    let vmas = procfs::maps(member.pid).map_err(|_| gone(member.pid, "the pre-copy"))?;
+    let pagemap = oracle::pagemap_of(member.pid)?;
+    let hint = member.hint(noted);
+    let mut count = member.late.count();
+    let Some(oracle) = &member.oracle else { return Ok(count) };
+    for place in vmas.iter().filter_map(Place::of_vma).filter(|p| p.writable) {
+        for part in parts(member, &place, hint.as_ref()).0 {
+            let backing = oracle::backing(&pagemap, part.start * PAGE, part.end * PAGE, place.anonymous);
+            let Ok(backing) = backing else { continue };
+            for range in backing.own.iter() {
+                count += match oracle.written(range.start * PAGE, range.end * PAGE, false)? {
+                    Written::Pages(pages) => pages.iter().map(|r| r.end - r.start).sum(),
+                    Written::Untracked => range.end - range.start,
+                };
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// How many of these pages were written since they were taken.
+pub fn rewritten(member: &Member, pages: &RangeSet) -> u64 {
+    let count = |range: Range<u64>| match member.oracle.as_ref()?.written(range.start * PAGE, range.end * PAGE, false) {
+        Ok(Written::Pages(found)) => Some(found.iter().map(|r| r.end - r.start).sum::<u64>()),
+        Ok(Written::Untracked) | Err(_) => None,
+    };
+    pages.iter().filter_map(count).sum()
+}
