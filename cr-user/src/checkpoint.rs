@@ -419,7 +419,13 @@ impl Job {
             member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
         })?;
         let (frozen, since) = self.freeze()?;
+        let new: Vec<i32> = self.members.iter().filter(|m| Self::wants_oracle(m)).map(|m| m.pid).collect();
         self.open_oracles(&frozen)?;
+        if let Some(watch) = &mut self.watch {
+            // No fault is under way now: what was noted until here is not told apart from what there is, and forgotten.
+            watch.gather_written();
+            new.into_iter().for_each(|pid| drop(watch.take_noted(pid)));
+        }
         frozen.thaw()?;
         let stood_still = since.elapsed();
         fault::point("arm")?;

@@ -31,7 +31,7 @@ pub fn is_strict() -> bool {
 /// When the process is gone.
 pub fn missed(member: &Member, watch: &mut Watch) -> Result<Option<RangeSet>> {
     let narrow = |noted| match member.scope(Some(&noted)) {
-        Scope::Only(asked) => Some(asked),
+        Scope::Only(question) => Some(question.asked),
         Scope::Everything(_) => None,
     };
     if member.oracle.is_none() || watch.noted(member.pid).and_then(narrow).is_none() {

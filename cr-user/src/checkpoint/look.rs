@@ -8,7 +8,8 @@ use nix::errno::Errno;
 
 use crate::checkpoint::gone;
 use crate::checkpoint::member::Member;
-use crate::checkpoint::narrow::{Noted, TABLE};
+use crate::checkpoint::narrow::{Noted, Question, Settled, TABLE};
+use crate::checkpoint::parallel::on_all_cpus;
 use crate::error::{Error, Result};
 use crate::object::memory::mapping::Mapping;
 use crate::procfs::{self, Vma};
@@ -58,16 +59,45 @@ pub struct Found {
     pub taken: Vec<Range<u64>>,
     /// The mapping is not under tracking: anything may have been written.
     pub untracked: bool,
+    /// The mapping was put under tracking just now.
+    pub is_new: bool,
 }
 
-impl Found {
-    /// What was found in another part of the same mapping.
-    pub fn add(&mut self, mut other: Self) {
-        self.own.append(&mut other.own);
-        self.guards.append(&mut other.guards);
-        self.taken.append(&mut other.taken);
-        self.untracked |= other.untracked;
+/// A question about pages of a mapping.
+#[derive(Debug)]
+pub struct Ask {
+    /// Which mapping, for whoever asks.
+    pub index: usize,
+    /// The mapping.
+    pub place: Place,
+    /// The pages.
+    pub pages: Range<u64>,
+    /// Which of them are the process's own, if that is known.
+    pub own: Option<RangeSet>,
+}
+
+/// Most pages of one question: several threads share the work.
+const PIECE: u64 = 32768;
+
+impl Ask {
+    /// Asks about pages of which nothing is known.
+    pub fn anew(index: usize, place: Place, pages: Range<u64>) -> impl Iterator<Item = Self> {
+        let cuts = (pages.start / PIECE..pages.end.div_ceil(PIECE)).map(|n| n * PIECE..(n + 1) * PIECE);
+        let pieces = cuts.map(move |cut| cut.start.max(pages.start)..cut.end.min(pages.end));
+        pieces.map(move |pages| Self { index, place, pages, own: None })
     }
+}
+
+/// Asks, on all CPUs where it is much. By question.
+///
+/// # Errors
+/// When the process is gone.
+pub fn take_all(member: &Member, pagemap: &File, asks: Vec<Ask>) -> Result<Vec<(Ask, Found)>> {
+    /// A question about fewer pages takes less time than a thread takes to start.
+    const WORTHWHILE: u64 = 2 * PIECE;
+    let answer = |ask: Ask| take(member, pagemap, &ask).map(|found| (ask, found));
+    let much = asks.iter().map(|ask| ask.pages.end - ask.pages.start).sum::<u64>() > WORTHWHILE;
+    if much { on_all_cpus(asks, answer) } else { asks.into_iter().map(answer).collect() }
 }
 
 /// Looks at pages of a mapping, and takes what was written; hot pages are only looked at. The mapping is put under tracking if it
@@ -75,14 +105,15 @@ impl Found {
 ///
 /// # Errors
 /// When the process is gone.
-pub fn take(member: &mut Member, pagemap: &File, place: &Place, pages: Range<u64>) -> Result<Found> {
-    let backing = backing(member, pagemap, place, pages.clone())?;
+pub fn take(member: &Member, pagemap: &File, ask: &Ask) -> Result<Found> {
+    let place = &ask.place;
+    let backing = match &ask.own {
+        Some(own) => Backing { own: own.clone(), guards: RangeSet::new() },
+        None => backing(member, pagemap, place, ask.pages.clone())?,
+    };
     let mut found = Found { guards: backing.guards.iter().collect(), ..Found::default() };
     if place.anonymous || place.writable || !backing.own.is_empty() {
-        match written(member, place, &windows(&backing.own, pages))? {
-            Some(written) => found.taken = written,
-            None => found.untracked = true,
-        }
+        written(member, place, &windows(&backing.own, ask.pages.clone()), &mut found)?;
         found.own = backing.own.iter().collect();
     }
     Ok(found)
@@ -114,28 +145,30 @@ pub fn written_now(member: &Member, pagemap: &File, place: &Place) -> Result<Vec
     Ok(pages)
 }
 
-/// What was written in these pages of a mapping. `None`: it is not tracked and cannot be.
-fn written(member: &mut Member, place: &Place, windows: &RangeSet) -> Result<Option<Vec<Range<u64>>>> {
-    let Some(oracle) = &member.oracle else { return Ok(None) };
+/// Finds what was written in these pages of a mapping.
+fn written(member: &Member, place: &Place, windows: &RangeSet, found: &mut Found) -> Result<()> {
+    let Some(oracle) = &member.oracle else {
+        found.untracked = true;
+        return Ok(());
+    };
     let hot = member.heat.hot().within(place.pages()).collect::<RangeSet>();
     let (cold, hot) = (windows.difference(&hot), windows.intersection(&hot));
-    let (mut pages, mut registered) = (Vec::new(), false);
     for (part, protect) in cold.iter().map(|part| (part, true)).chain(hot.iter().map(|part| (part, false))) {
         let ask = || oracle.written(part.start * PAGE, part.end * PAGE, protect);
         let mut answer = ask()?;
-        if answer == Written::Untracked && !registered && oracle.register(place.start, place.end).is_ok() {
-            registered = true;
+        if answer == Written::Untracked && oracle.register(place.start, place.end).is_ok() {
+            found.is_new = true;
             answer = ask()?;
         }
         match answer {
-            Written::Pages(found) => pages.extend(found),
-            Written::Untracked => return Ok(None),
+            Written::Pages(pages) => found.taken.extend(pages),
+            Written::Untracked => {
+                found.untracked = true;
+                return Ok(());
+            }
         }
     }
-    if registered {
-        member.settled.forget(place.pages());
-    }
-    Ok(Some(pages))
+    Ok(())
 }
 
 /// Ranges widened to what one page table covers. A question that protects would fill the page tables of everything it is asked
@@ -160,31 +193,50 @@ pub struct Seen {
 ///
 /// # Errors
 /// When the job is gone.
-pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<&Noted>) -> Result<Seen> {
+pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<Noted>) -> Result<Seen> {
     let pagemap = oracle::pagemap_of(member.pid)?;
-    let hint = member.hint(noted);
-    let (mut taken, mut own) = (Vec::new(), Vec::new());
+    let hint = member.hint(noted.as_ref());
+    let (mut taken, mut own, mut guards, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for place in vmas.iter().filter_map(Place::of_vma) {
         let (parts, unasked) = parts(member, &place, hint.as_ref());
         own.extend(unasked.into_iter().flat_map(|gap| member.settled.own.within(gap).collect::<Vec<_>>()));
-        for pages in parts {
+        let (mut all, mut is_new) = (true, false);
+        for ask in parts.into_iter().flat_map(|pages| Ask::anew(0, place, pages)) {
             // A mapping that is gone meanwhile is not there in the frozen window either.
-            let Ok(found) = take(member, &pagemap, &place, pages) else { continue };
-            if !found.untracked {
-                taken.extend(found.taken);
-                own.extend(found.own);
+            match take(member, &pagemap, &ask) {
+                Ok(found) if !found.untracked => {
+                    taken.extend(found.taken);
+                    own.extend(found.own);
+                    guards.extend(found.guards);
+                    is_new |= found.is_new;
+                }
+                Ok(_) | Err(_) => all = false,
             }
+        }
+        if is_new {
+            member.settled.forget(place.pages());
+        }
+        if all {
+            whole.push(place.pages());
         }
     }
     let taken = RangeSet::from_unsorted(taken);
     member.debt = member.debt.union(&taken);
-    Ok(Seen { taken, own: RangeSet::from_unsorted(own) })
+    let own = RangeSet::from_unsorted(own);
+    if let (None, Some(noted)) = (hint, noted) {
+        // Everything is protected now, and what is written from here on is noted.
+        let mut settled = Settled::new(noted, &member.settled, member.heat.hot());
+        settled.mappings = RangeSet::from_unsorted(whole);
+        (settled.own, settled.guards) = (own.clone(), RangeSet::from_unsorted(guards));
+        member.settled = settled;
+    }
+    Ok(Seen { taken, own })
 }
 
 /// The parts of a mapping that are worth a look while the process runs, and those that are not.
-fn parts(member: &Member, place: &Place, hint: Option<&RangeSet>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+fn parts(member: &Member, place: &Place, hint: Option<&Question>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
     match hint.filter(|_| member.settled.mappings.covers(&place.pages())) {
-        Some(asked) => (asked.within(place.pages()).collect(), asked.gaps(place.pages())),
+        Some(Question { asked, .. }) => (asked.within(place.pages()).collect(), asked.gaps(place.pages())),
         None => (vec![place.pages()], Vec::new()),
     }
 }

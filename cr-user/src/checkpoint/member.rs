@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 
-use crate::checkpoint::narrow::{Noted, Scope, Settled, Why};
+use crate::checkpoint::narrow::{Noted, Question, Scope, Settled, Why};
 use crate::checkpoint::told::Kept;
 use crate::error::{Error, Result};
 use crate::family::{Relative, Sharing};
@@ -225,7 +225,7 @@ impl Member {
     }
 
     /// What its page tables are worth being asked about while it runs; none: everything.
-    pub fn hint(&self, noted: Option<&Noted>) -> Option<RangeSet> {
+    pub fn hint(&self, noted: Option<&Noted>) -> Option<Question> {
         self.settled.hint(noted.filter(|_| !self.distrusts_notes))
     }
 

@@ -36,15 +36,26 @@ impl Noted {
 pub enum Scope {
     /// Everything, and why.
     Everything(Why),
-    /// These pages, in whole page tables.
-    Only(RangeSet),
+    /// Some pages.
+    Only(Question),
+}
+
+/// Which page tables are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// Pages that may have been written, in whole page tables.
+    pub asked: RangeSet,
+    /// Those of them that may have come or gone, in whole page tables.
+    pub renewed: RangeSet,
 }
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Everything(why) => write!(f, "everything: {why}"),
-            Self::Only(pages) => write!(f, "{} pages in {} pieces", pages.count(), pages.runs()),
+            Self::Only(Question { asked, renewed }) => {
+                write!(f, "{} pages in {} pieces, {} may be new", asked.count(), asked.runs(), renewed.count())
+            }
         }
     }
 }
@@ -130,15 +141,18 @@ impl Settled {
     }
 
     /// What is worth asking about while the process runs: what else was written, the frozen window finds.
-    pub fn hint(&self, noted: Option<&Noted>) -> Option<RangeSet> {
+    pub fn hint(&self, noted: Option<&Noted>) -> Option<Question> {
         let noted = noted.filter(|n| self.space == Some(n.space) && n.record.lost == 0)?;
         Some(self.asked(&noted.record))
     }
 
-    fn asked(&self, record: &WrittenRecord) -> RangeSet {
-        let all = record.pages.iter().chain(&record.touched).map(|r| r.start / PAGE..r.end.div_ceil(PAGE));
-        let loose = self.unprotected.iter().chain(self.volatile.iter());
-        all.chain(loose).map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect()
+    /// A page comes by a write fault; it goes by what is noted besides, and otherwise only with its mapping. (A thread of the kernel
+    /// that joins unprotected pages to a huge one may fill gaps with zeroes, which is what they held.)
+    fn asked(&self, record: &WrittenRecord) -> Question {
+        let (written, touched) = (pages(&record.pages), pages(&record.touched).union(&self.volatile));
+        let new = written.difference(&self.own).union(&touched);
+        let asked = written.union(&touched).union(&self.unprotected);
+        Question { asked: tables(&asked), renewed: tables(&new) }
     }
 
     /// Whether a mapping is just as it was left. `watched`: mappings that are under tracking now.
@@ -164,6 +178,10 @@ impl Settled {
 
 /// Pages of one page table.
 pub const TABLE: u64 = 512;
+
+fn tables(pages: &RangeSet) -> RangeSet {
+    pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect()
+}
 
 fn pages(bytes: &[Range<u64>]) -> RangeSet {
     bytes.iter().map(|r| r.start / PAGE..r.end.div_ceil(PAGE)).collect()

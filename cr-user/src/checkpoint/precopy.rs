@@ -68,7 +68,7 @@ fn precopy_one(
             return Ok(());
         }
         let noted = watch.as_mut().and_then(|w| w.noted(member.pid));
-        let seen = look::take_running(member, &vmas, noted.as_ref())?;
+        let seen = look::take_running(member, &vmas, noted)?;
         let mut wanted = seen.taken.intersection(&seen.own);
         if round == 0 {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);

@@ -13,7 +13,7 @@ use crate::checkpoint::arena::Piece;
 use crate::checkpoint::audit;
 use crate::checkpoint::collect::State;
 use crate::checkpoint::leave_out::{LeaveOut, Plan};
-use crate::checkpoint::look::{self, Place};
+use crate::checkpoint::look::{self, Ask, Place};
 use crate::checkpoint::member::Member;
 use crate::checkpoint::narrow::{Noted, Scope, Settled, Why};
 use crate::checkpoint::parallel::on_all_cpus;
@@ -257,34 +257,52 @@ impl Surveyed {
         // Should this fail halfway, the next one asks about everything.
         let before = std::mem::take(&mut member.settled);
         let (mut own, mut taken, mut untracked, mut settled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut untracked_mappings = 0;
-        for mapping in mappings.iter_mut().filter(|m| m.has_own_content()) {
+        let (mut asks, mut guards) = (Vec::new(), vec![Vec::new(); mappings.len()]);
+        for (index, mapping) in mappings.iter().enumerate().filter(|(_, m)| m.has_own_content()) {
             let place = Place::of(mapping);
-            let mut found = match &scope {
-                Scope::Only(asked) if before.covers(mapping, watched) => {
-                    let mut found = look::Found::default();
-                    for pages in asked.within(place.pages()) {
-                        found.add(look::take(member, &pagemap, &place, pages)?);
-                    }
-                    for unasked in asked.gaps(place.pages()) {
-                        own.extend(before.own.within(unasked.clone()));
-                        found.guards.extend(before.guards.within(unasked));
-                    }
-                    found
-                }
-                Scope::Only(_) | Scope::Everything(_) => look::take(member, &pagemap, &place, place.pages())?,
+            let Scope::Only(question) = &scope else {
+                asks.extend(Ask::anew(index, place, place.pages()));
+                continue;
             };
-            found.guards.sort_unstable_by_key(|r| r.start);
-            mapping.guards = found.guards.iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
-            if found.untracked && !found.own.is_empty() {
-                untracked_mappings += 1;
-                untracked.extend(found.own.iter().cloned());
+            if !before.covers(mapping, watched) {
+                asks.extend(Ask::anew(index, place, place.pages()));
+                continue;
             }
-            if !found.untracked {
-                settled.push(place.pages());
+            let mut keep = |pages: Range<u64>| {
+                guards[index].extend(before.guards.within(pages.clone()));
+                before.own.within(pages).collect::<RangeSet>()
+            };
+            for part in question.asked.within(place.pages()) {
+                for pages in question.renewed.within(part.clone()) {
+                    asks.extend(Ask::anew(index, place, pages));
+                }
+                for pages in question.renewed.gaps(part) {
+                    let own = Some(keep(pages.clone()));
+                    asks.push(Ask { index, place, pages, own });
+                }
+            }
+            own.extend(
+                question.asked.gaps(place.pages()).into_iter().flat_map(|gap| keep(gap).iter().collect::<Vec<_>>()),
+            );
+        }
+        let mut strays: HashMap<usize, Vec<Range<u64>>> = HashMap::new();
+        for (ask, mut found) in look::take_all(member, &pagemap, asks)? {
+            guards[ask.index].append(&mut found.guards);
+            if found.untracked {
+                strays.entry(ask.index).or_default().extend(found.own.iter().cloned());
             }
             taken.append(&mut found.taken);
             own.append(&mut found.own);
+        }
+        let untracked_mappings = strays.values().filter(|pages| !pages.is_empty()).count();
+        for (index, (mapping, guards)) in mappings.iter_mut().zip(guards).enumerate() {
+            mapping.guards =
+                RangeSet::from_unsorted(guards).iter().map(|r| (r.start * PAGE, (r.end - r.start) * PAGE)).collect();
+            match strays.remove(&index) {
+                None if mapping.has_own_content() => settled.push(Place::of(mapping).pages()),
+                None => {}
+                Some(mut pages) => untracked.append(&mut pages),
+            }
         }
         let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
         if matches!(scope, Scope::Only(_)) && audit::is_strict() {
