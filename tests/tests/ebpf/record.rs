@@ -54,16 +54,36 @@ fn the_record_covers_what_the_kernel_writes_for_the_job() {
     assert!(covers(&hints.drain_written(space).expect("drain"), guest.page(7)));
 }
 
-/// The known blind spot: another process's write goes through `get_user_pages`, which raises no fault. The oracle sees it.
+/// Another process's write goes through `get_user_pages`, which raises no fault: it is seen taking the lock, and says where.
 #[test]
-fn the_record_is_blind_to_another_process_writing() {
+fn another_process_writing_raises_no_fault_and_is_noted() {
     let Some(mut hints) = hints() else { return };
     let guest = Guest::start();
     let space = hints.follow(guest.pid()).expect("follow");
     write_from_outside(&guest, 8, 1);
     let record = hints.drain_written(space).expect("drain");
-    assert!(!covers(&record, guest.page(8)), "this kernel shows such writes: the list of blind spots can shrink");
+    assert!(!covers(&record, guest.page(8)), "this kernel shows such writes as faults");
+    assert!(record.touched.iter().any(|range| range.contains(&guest.page(8))), "{record:?}");
     assert_eq!(record.lost, 0);
+    let followed = hints.followed(space).expect("the map").expect("its entry");
+    assert_eq!((followed.taken, followed.given), (0, 0), "{followed:?}");
+}
+
+/// What does not say where it writes is counted: here the debugger's way.
+#[test]
+fn a_write_that_does_not_say_where_is_counted() {
+    let Some(mut hints) = hints() else { return };
+    let guest = Guest::start();
+    let space = hints.follow(guest.pid()).expect("follow");
+    let before = hints.followed(space).expect("the map").expect("its entry");
+    // Not our own, whose writes are known.
+    let script =
+        format!("printf x | dd of=/proc/{}/mem bs=1 seek={} conv=notrunc status=none", guest.pid(), guest.page(8));
+    let status = std::process::Command::new("sh").args(["-c", &script]).status().expect("dd");
+    assert!(status.success(), "{status}");
+    let after = hints.followed(space).expect("the map").expect("its entry");
+    assert!(after.taken > before.taken, "{before:?} and {after:?}");
+    assert_eq!(after.taken, after.given, "{after:?}");
 }
 
 #[test]
