@@ -11,6 +11,7 @@ mod audit;
 mod collect;
 mod connections;
 mod datagrams;
+mod guess;
 mod ipc;
 mod job;
 mod leave_out;
@@ -53,6 +54,7 @@ use crate::sys::aide::Aide;
 pub use crate::family::Only;
 pub use activity::Activity;
 use collect::State;
+use guess::guess;
 pub use job::Job;
 pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
@@ -191,6 +193,10 @@ impl Job {
             frozen_time = self.arm()?;
         }
         steps.end("arm");
+        if pace == Pace::Thorough && self.watch_tried && !options.ends {
+            guess(&mut self.members);
+        }
+        steps.end("guess");
         let mut sink = Sink::new(writer.begin()?, prior.clone());
         fault::point("precopy")?;
         if pace == Pace::Thorough {
@@ -240,11 +246,17 @@ impl Job {
         log::debug!("pid {} stood still for: {phases}", self.pid());
 
         state.teach(&mut self.descriptions);
-        self.arena.drain_into(&mut sink, prior.as_deref())?;
+        if options.ends {
+            // The job stands still until all is durable.
+            self.arena.drain_into(&mut sink, prior.as_deref())?;
+        } else {
+            self.arena.drain_behind(&mut sink, prior.as_deref())?;
+        }
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
         let mut omitted = self.part.as_mut().map(Part::take).unwrap_or_default();
         omitted.memory = survey.take_omitted();
+        self.learn_heat(&survey, &sink);
         let image = sink.into_writer();
         let inherits = if self.parent.is_some() { std::mem::take(&mut self.published) } else { Digests::default() };
         let written = state.write(&mut survey, &omitted, &inherits, &image);
@@ -479,12 +491,21 @@ impl Job {
         None
     }
 
+    /// Learns which memory is written all the time.
+    fn learn_heat(&mut self, survey: &Survey, sink: &Sink) {
+        for member in &mut self.members {
+            if let Some(dirty) = survey.dirty_of(member.pid) {
+                member.heat.learn(dirty, &sink.unchanged(member.space()));
+            }
+        }
+    }
+
     /// After the checkpoint is durable: what it holds is owed no longer.
     fn settle(&mut self, survey: Survey) {
         self.doubt = self.members.iter().any(|m| m.oracle.is_none() && m.has_own_memory());
         for member in &mut self.members {
-            if let Some(dirty) = survey.dirty_of(member.pid) {
-                member.settle(dirty);
+            if survey.dirty_of(member.pid).is_some() {
+                member.settle();
             }
         }
         for (space, pages) in survey.into_content() {

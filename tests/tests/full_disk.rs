@@ -20,6 +20,25 @@ impl SmallDisk {
         Some(Self(at.to_owned()))
     }
 
+    /// The same on a disk, to which pages go past the page cache.
+    fn mount_ext4(at: &Path, mib: u32) -> Option<Self> {
+        fs::create_dir_all(at).expect("the mount point");
+        let image = at.with_extension("ext4");
+        let made = fs::File::create(&image).and_then(|file| file.set_len(u64::from(mib) << 20));
+        made.expect("a file for the file system");
+        let steps = [
+            run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)),
+            run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(at)),
+        ];
+        if let Some(failed) = steps.iter().find(|step| step.code != Some(0)) {
+            note_skip(&format!("no small ext4: {}", failed.stderr.trim()));
+            return None;
+        }
+        // A new store is an empty directory.
+        fs::remove_dir(at.join("lost+found")).expect("an empty file system");
+        Some(Self(at.to_owned()))
+    }
+
     /// Leaves `kib` free.
     fn fill(&self, kib: usize) {
         let filler = self.0.join("filler");
@@ -49,12 +68,12 @@ fn leftovers(store: &Path) -> usize {
 }
 
 /// With a resident controller the dirty set that could not be written is kept; without one the next checkpoint compares contents.
-fn disk_full(resident: bool) {
+fn disk_full(resident: bool, mount: fn(&Path, u32) -> Option<SmallDisk>) {
     // The store lies at JOB/../store: mount before the job makes it.
     let options =
         JobOptions { args: ["--mib", "16", "--rate", "50"].map(str::to_owned).to_vec(), ..JobOptions::default() };
     let mut job = Job::start_with("writer", &options);
-    let Some(disk) = SmallDisk::mount(&job.store(), 100) else { return job.finish() };
+    let Some(disk) = mount(&job.store(), 100) else { return job.finish() };
     if resident {
         job.attach(&[]);
         job.wait_for_controller();
@@ -83,12 +102,17 @@ fn disk_full(resident: bool) {
 
 #[test]
 fn without_a_controller() {
-    disk_full(false);
+    disk_full(false, SmallDisk::mount);
 }
 
 #[test]
 fn with_a_resident_controller() {
-    disk_full(true);
+    disk_full(true, SmallDisk::mount);
+}
+
+#[test]
+fn on_ext4() {
+    disk_full(true, SmallDisk::mount_ext4);
 }
 
 #[test]

@@ -2,12 +2,16 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
 
+use crate::checkpoint::parallel::{Crew, quietly};
 use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::error::{Error, Result};
 use crate::image::page_checksums;
+use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 
 /// Bytes of a chunk: one read fills at most one.
@@ -21,6 +25,12 @@ const BASE: u64 = 16 << 20;
 const PER_RANGE: u64 = 160;
 /// Warm chunks beyond what is expected: the expectation is a little old, and the last chunk of each kind is half full.
 const SPARE: usize = 3;
+/// A thread reads no less at a time, where it is one of several.
+const LEAST: u64 = 256 << 10;
+/// More threads than this copy no faster: they wait for the same memory.
+const MOST_HELPERS: usize = 15;
+/// Writing may take this long at low priority, or a quarter of the time between two checkpoints if that is less.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Chunks of memory, some filled.
 #[derive(Debug, Default)]
@@ -30,6 +40,11 @@ pub struct Arena {
     filled: VecDeque<(Piece, MmapMut)>,
     /// Most chunks there may be.
     limit: usize,
+    /// Who reads.
+    crew: Crew,
+    /// When this was last made ready, and how long after the time before.
+    began: Option<Instant>,
+    rhythm: Option<Duration>,
 }
 
 /// Pages in a chunk: their bytes follow each other from its beginning.
@@ -68,16 +83,37 @@ impl Piece {
     }
 
     /// Puts parts together so that each piece fills a chunk as far as it can.
-    pub fn pack(parts: impl IntoIterator<Item = Part>, compare: bool) -> Vec<Self> {
+    fn pack(parts: impl IntoIterator<Item = Part>, size: usize, compare: bool) -> Vec<Self> {
         let mut pieces: Vec<Self> = Vec::new();
         for part in parts {
             match pieces.last_mut() {
-                Some(last) if last.len() + part.len() <= CHUNK as usize => last.parts.push(part),
+                Some(last) if last.len() + part.len() <= size => last.parts.push(part),
                 _ => pieces.push(Self { parts: vec![part], compare }),
             }
         }
         pieces
     }
+
+    /// Cuts pages of content spaces into pieces, as many as there are CPUs at least if that is worthwhile. No part has more than
+    /// `max_ranges` ranges.
+    pub fn cut<'p>(
+        spaces: impl IntoIterator<Item = (u64, &'p RangeSet)>,
+        max_ranges: usize,
+        compare: bool,
+    ) -> Vec<Self> {
+        let spaces: Vec<_> = spaces.into_iter().collect();
+        let bytes = spaces.iter().map(|(_, pages)| pages.count()).sum::<u64>() * PAGE;
+        let share = bytes.div_ceil(cpus() as u64).next_multiple_of(PAGE);
+        let size = share.clamp(LEAST, CHUNK);
+        let parts = spaces.into_iter().flat_map(|(space, pages)| {
+            cut(pages.iter(), max_ranges, size / PAGE).into_iter().map(move |ranges| Part { space, ranges })
+        });
+        Self::pack(parts, size as usize, compare)
+    }
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 impl Arena {
@@ -92,6 +128,10 @@ impl Arena {
         self.limit = (limit.saturating_sub(bookkeeping) / CHUNK).max(2) as usize;
         let warm = (expected.div_ceil(CHUNK) as usize + SPARE).min(self.limit);
         self.free.truncate(warm);
+        let shares = (expected / LEAST) as usize;
+        self.crew.grow((cpus() - 1).min(MOST_HELPERS).min(shares));
+        let now = Instant::now();
+        self.rhythm = self.began.replace(now).map(|before| now - before);
         while self.free.len() < warm {
             self.free.push(new_chunk()?);
         }
@@ -108,13 +148,13 @@ impl Arena {
         pieces: Vec<Piece>,
         sink: &mut Sink,
         prior: Option<&Prior>,
-        read: impl Fn(&Part, &mut [u8]) -> Result<()> + Sync,
+        read: impl Fn(&Part, &mut [u8]) -> Result<()> + Send + Sync + 'static,
     ) -> Result<()> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let read = Arc::new(read);
         let mut pieces = VecDeque::from(pieces);
         while !pieces.is_empty() {
             // A few at a time: before the limit is reached all of them fit, and after it little is written between reads.
-            while self.filled.len() + cores.min(pieces.len()) > self.limit && !self.filled.is_empty() {
+            while self.filled.len() + cpus().min(pieces.len()) > self.limit && !self.filled.is_empty() {
                 self.drain_one(sink, prior)?;
             }
             let room = (self.limit - self.filled.len()).max(1).min(pieces.len());
@@ -122,20 +162,41 @@ impl Arena {
             for piece in pieces.drain(..room) {
                 batch.push((piece, self.free.pop().map_or_else(new_chunk, Ok)?));
             }
-            let share = batch.len().div_ceil(cores);
-            std::thread::scope(|scope| {
-                let workers: Vec<_> = batch
-                    .chunks_mut(share)
-                    .map(|part| {
-                        let read = &read;
-                        scope.spawn(move || part.iter_mut().try_for_each(|(p, chunk)| read_parts(p, chunk, read)))
-                    })
-                    .collect();
-                workers.into_iter().try_for_each(|w| w.join().expect("a reading thread does not panic"))
-            })?;
-            self.filled.extend(batch);
+            let read = Arc::clone(&read);
+            let filled = self.crew.each(batch, move |(piece, mut chunk): (Piece, MmapMut)| {
+                read_parts(&piece, &mut chunk, &*read).map(|()| (piece, chunk))
+            });
+            for one in filled {
+                self.filled.push_back(one?);
+            }
         }
         Ok(())
+    }
+
+    /// Writes out what the chunks hold while the job runs: quietly for some time, and should that not be enough because the machine is
+    /// busy, then as fast as it goes, so that it is done before the next checkpoint.
+    ///
+    /// # Errors
+    /// When the image cannot be written.
+    pub fn drain_behind(&mut self, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+        if self.filled.is_empty() {
+            return Ok(());
+        }
+        let patience = self.rhythm.map_or(PATIENCE, |rhythm| (rhythm / 4).min(PATIENCE));
+        let until = Instant::now() + patience;
+        quietly(|| {
+            while !self.filled.is_empty() && Instant::now() < until {
+                self.drain_one(sink, prior)?;
+            }
+            Ok::<_, Error>(())
+        })?;
+        if !self.filled.is_empty() {
+            log::debug!(
+                "the machine is busy: {} MiB are written at full priority",
+                (self.filled.len() as u64 * CHUNK) >> 20
+            );
+        }
+        self.drain_into(sink, prior)
     }
 
     /// Writes out what the chunks hold.
@@ -206,14 +267,18 @@ fn new_chunk() -> Result<MmapMut> {
 }
 
 /// Cuts ranges into groups that fit into a chunk and into one system call.
-pub fn groups(ranges: impl Iterator<Item = Range<u64>>, max_pieces: usize) -> Vec<Vec<Range<u64>>> {
+pub fn groups(ranges: impl Iterator<Item = Range<u64>>, max_ranges: usize) -> Vec<Vec<Range<u64>>> {
+    cut(ranges, max_ranges, CHUNK_PAGES)
+}
+
+fn cut(ranges: impl Iterator<Item = Range<u64>>, max_ranges: usize, max_pages: u64) -> Vec<Vec<Range<u64>>> {
     let mut groups: Vec<Vec<Range<u64>>> = Vec::new();
     let mut room = 0;
     for mut range in ranges {
         while !range.is_empty() {
-            if room == 0 || groups.last().is_none_or(|g| g.len() == max_pieces) {
+            if room == 0 || groups.last().is_none_or(|g| g.len() == max_ranges) {
                 groups.push(Vec::new());
-                room = CHUNK_PAGES;
+                room = max_pages;
             }
             let end = range.end.min(range.start + room);
             room -= end - range.start;
@@ -222,4 +287,29 @@ pub fn groups(ranges: impl Iterator<Item = Range<u64>>, max_pieces: usize) -> Ve
         }
     }
     groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_every_page_once_and_fit_into_chunks() {
+        let scattered: RangeSet = (0..5000).map(|n| n * 3..n * 3 + 1).collect();
+        let long = RangeSet::from(100_000..100_000 + 5 * CHUNK_PAGES + 7);
+        let few = RangeSet::from(5..9);
+        for spaces in [vec![(1, &few)], vec![(1, &scattered), (2, &few)], vec![(1, &few), (2, &long), (3, &scattered)]]
+        {
+            let pieces = Piece::cut(spaces.clone(), 1024, true);
+            for (space, pages) in &spaces {
+                let parts = pieces.iter().flat_map(|p| &p.parts).filter(|part| part.space == *space);
+                let ranges: Vec<_> = parts.flat_map(|part| part.ranges.clone()).collect();
+                assert_eq!(ranges.iter().map(|r| r.end - r.start).sum::<u64>(), pages.count(), "each once");
+                assert_eq!(&RangeSet::from_unsorted(ranges), *pages);
+            }
+            assert!(pieces.iter().all(|p| p.len() as u64 <= CHUNK && p.compare));
+            assert!(pieces.iter().flat_map(|p| &p.parts).all(|part| part.ranges.len() <= 1024));
+        }
+        assert_eq!(Piece::cut([(1, &few)], 1024, false).len(), 1, "what is little is not shared out");
+    }
 }

@@ -184,6 +184,7 @@ impl Member {
         if lost {
             self.oracle = None;
             self.settled = Settled::default();
+            self.heat = Heat::default();
             self.known = Known::default();
             self.hopeless = false;
         }
@@ -234,10 +235,9 @@ impl Member {
     }
 
     /// After a checkpoint is durable: what it holds is owed no longer.
-    pub fn settle(&mut self, dirty: &RangeSet) {
+    pub fn settle(&mut self) {
         self.debt = RangeSet::new();
         self.late = RangeSet::new();
-        self.heat.learn(dirty);
     }
 }
 

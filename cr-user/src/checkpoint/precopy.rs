@@ -73,7 +73,8 @@ fn precopy_one(
         if round == 0 {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
         }
-        wanted = wanted.difference(&leave_out.pages_of(member.pid, &vmas));
+        // What is written all the time would have to be copied again.
+        wanted = wanted.difference(&leave_out.pages_of(member.pid, &vmas)).difference(member.heat.hot());
         let count = wanted.count();
         if round > 0 && (count <= SMALL || count > before / 10 * 7) {
             // Taken, hence in debt: the frozen window copies it.

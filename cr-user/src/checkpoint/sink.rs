@@ -244,6 +244,12 @@ impl Sink {
         self.pages.get(&space).into_iter().flatten().map(|(first, run)| *first..first + run.pages).collect()
     }
 
+    /// Pages of the space that were taken in, compared, and found as they are in the older images.
+    pub fn unchanged(&self, space: u64) -> RangeSet {
+        let runs = self.pages.get(&space).into_iter().flatten();
+        runs.filter(|(_, run)| run.content == Held::Unchanged).map(|(first, run)| *first..first + run.pages).collect()
+    }
+
     /// What the image says of the space: of pages taken in only those in `content` (which exist now), and that those in
     /// `gone` are no more. Pages taken in that are as in the older images are not mentioned.
     pub fn space(&self, space: u64, content: &RangeSet, gone: &RangeSet) -> Space {

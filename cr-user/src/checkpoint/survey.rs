@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use crate::checkpoint::arena::{Part, Piece, groups};
+use crate::checkpoint::arena::Piece;
 use crate::checkpoint::audit;
 use crate::checkpoint::collect::State;
 use crate::checkpoint::leave_out::{LeaveOut, Plan};
@@ -24,6 +25,7 @@ use crate::fault;
 use crate::image::Space;
 use crate::object::memory::backing::{Files, Source};
 use crate::object::memory::mapping::{self, Mapping, Mappings};
+use crate::object::memory::read::Memory;
 use crate::object::omitted;
 use crate::object::spaces::Spaces;
 use crate::procfs::Vma;
@@ -37,7 +39,7 @@ pub struct Survey {
     /// By process that has an address space of its own, in the job's order.
     processes: Vec<Surveyed>,
     /// Stored objects: by space, the file and the pages that the image must hold.
-    objects: BTreeMap<u64, (File, RangeSet)>,
+    objects: BTreeMap<u64, (Arc<File>, RangeSet)>,
     object_pages: u64,
     /// What is left out.
     omitted: Vec<omitted::Memory>,
@@ -150,7 +152,7 @@ impl Survey {
         for source in sources {
             let data = data_pages(&source.file, source.range)
                 .map_err(|e| Error::system("reading a shared memory object", e))?;
-            let entry = self.objects.entry(source.space).or_insert((source.file, RangeSet::new()));
+            let entry = self.objects.entry(source.space).or_insert((Arc::new(source.file), RangeSet::new()));
             let skipped = data.intersection(&plan.pages_of(source.space));
             entry.1 = entry.1.union(&data.difference(&skipped));
             let of_space = left_out.entry(source.space).or_default();
@@ -173,32 +175,25 @@ impl Survey {
     pub fn copy(&self, job: &mut Job, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
         fault::point("collect.memory")?;
         let Job { members, arena, .. } = job;
-        let memories: HashMap<u64, &Member> = members.iter().map(|m| (m.space(), m)).collect();
-        let parts = |compare: bool| {
-            self.processes.iter().flat_map(move |process| {
-                let pages = if compare {
-                    process.copy.intersection(&process.doubtful)
-                } else {
-                    process.copy.difference(&process.doubtful)
-                };
-                let groups = groups(pages.iter(), vm::MAX_PIECES).into_iter();
-                groups.map(|ranges| Part { space: process.space(), ranges })
-            })
-        };
-        let mut pieces = Piece::pack(parts(false), false);
-        pieces.extend(Piece::pack(parts(true), true));
-        arena.fill(pieces, sink, prior, |part, buf| {
-            let member = memories[&part.space];
-            let unread = member.memory.read(&part.ranges, buf);
-            unread.iter().next().map_or(Ok(()), |r| Err(unreadable(member.pid, r.start)))
+        let memories: HashMap<u64, (i32, Memory)> =
+            members.iter().map(|m| (m.space(), (m.pid, m.memory.clone()))).collect();
+        let (mut plain, mut compared) = (Vec::new(), Vec::new());
+        for process in &self.processes {
+            plain.push((process.space(), process.copy.difference(&process.doubtful)));
+            compared.push((process.space(), process.copy.intersection(&process.doubtful)));
+        }
+        let mut pieces = Piece::cut(plain.iter().map(|(space, pages)| (*space, pages)), vm::MAX_PIECES, false);
+        pieces.extend(Piece::cut(compared.iter().map(|(space, pages)| (*space, pages)), vm::MAX_PIECES, true));
+        arena.fill(pieces, sink, prior, move |part, buf| {
+            let (pid, memory) = &memories[&part.space];
+            let unread = memory.read(&part.ranges, buf);
+            unread.iter().next().map_or(Ok(()), |r| Err(unreadable(*pid, r.start)))
         })?;
-        let parts = self.objects.iter().flat_map(|(space, (_, pages))| {
-            let groups = groups(pages.iter(), usize::MAX).into_iter();
-            groups.map(|ranges| Part { space: *space, ranges })
-        });
-        arena.fill(Piece::pack(parts, true), sink, prior, |part, buf| {
-            read_file(&self.objects[&part.space].0, &part.ranges, buf)
-        })
+        let objects = self.objects.iter().map(|(space, (_, pages))| (*space, pages));
+        let pieces = Piece::cut(objects, usize::MAX, true);
+        let files: HashMap<u64, Arc<File>> =
+            self.objects.iter().map(|(space, (file, _))| (*space, Arc::clone(file))).collect();
+        arena.fill(pieces, sink, prior, move |part, buf| read_file(&files[&part.space], &part.ranges, buf))
     }
 
     /// Pages that were, or may have been, written.

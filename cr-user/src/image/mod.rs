@@ -15,6 +15,7 @@ mod error;
 mod index;
 mod layout;
 mod page;
+mod pages;
 mod reader;
 mod validate;
 mod verify;

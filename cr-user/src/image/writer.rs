@@ -11,6 +11,7 @@ use rkyv::rancor;
 use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
 use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::page::{page_checksums, zero_page_checksum};
+use super::pages::Pages as Segments;
 use super::validate::{check_parent, check_spaces};
 use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 
@@ -29,6 +30,8 @@ pub struct HeaderInfo {
 #[derive(Debug)]
 pub struct ImageWriter {
     file: File,
+    /// The way of pages into the file.
+    segments: Segments,
     temporary: Temporary,
     header: Header,
     pages: Mutex<Pages>,
@@ -70,8 +73,10 @@ impl ImageWriter {
         let temporary = Temporary(Some(path.to_owned()));
         let header = Header { id: info.id, job: info.job };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
+        let segments = Segments::open(path);
         Ok(Self {
             file,
+            segments,
             temporary,
             header,
             pages: Mutex::new(Pages { checksums: Vec::new(), unwritten: zero_page_checksum().to_le() }),
@@ -95,7 +100,8 @@ impl ImageWriter {
         first as u64
     }
 
-    /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there.
+    /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there. Large runs that are aligned
+    /// to a page go to the disk as they lie, without a copy.
     ///
     /// Two writes to one slot must not overlap in time. Panics if `pages` is not whole pages, or a slot not allocated.
     pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
@@ -110,7 +116,7 @@ impl ImageWriter {
         for (slot, checksum) in self.pages().checksums[slots].iter_mut().zip(checksums) {
             *slot = checksum.to_le();
         }
-        let written = self.file.write_all_at(pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64);
+        let written = self.segments.write(&self.file, pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64);
         written.map_err(|source| self.fail(source))
     }
 
@@ -159,6 +165,7 @@ impl ImageWriter {
             frozen_ns: info.frozen_ns,
             total_ns: info.total_ns,
         };
+        self.segments.settle(&self.file).map_err(|source| self.fail(source))?;
         let (hash, file_bytes) = self.write_metadata(&checksums, info, statistics)?;
         self.file.sync_data().map_err(|source| self.fail(source))?;
         let temporary = Temporary(self.temporary.0.take());

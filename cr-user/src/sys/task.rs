@@ -87,6 +87,16 @@ pub fn set_affinity(tid: i32, mask: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
+/// Sets the nice value of the calling thread alone (`setpriority(2)`); where it has none of its own, the priority of what it reads and
+/// writes follows.
+///
+/// # Errors
+/// `EACCES` when it is lower than before, without privilege.
+pub fn set_own_nice(nice: i32) -> nix::Result<()> {
+    // SAFETY: no memory is passed. To the kernel, unlike to POSIX, 0 is the calling thread.
+    unsafe { check(libc::c_long::from(libc::setpriority(libc::PRIO_PROCESS, 0, nice))) }.map(drop)
+}
+
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
 /// `ioprio_get(2)` of one thread.

@@ -3,6 +3,7 @@
 pub mod aio;
 pub mod btf;
 pub mod datagrams;
+pub mod glimpse;
 pub mod heat;
 pub mod hints;
 pub mod iters;
@@ -10,6 +11,7 @@ pub mod oracle;
 pub mod tty;
 pub mod undo;
 
+pub use glimpse::Glimpse;
 pub use heat::Heat;
 pub use hints::Hints;
 pub use oracle::Oracle;

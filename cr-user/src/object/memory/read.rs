@@ -3,18 +3,19 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::ranges::RangeSet;
 use crate::sys::{PAGE, vm};
 
-/// Memory of one process.
-#[derive(Debug)]
+/// Memory of one process. A clone reads the same.
+#[derive(Clone, Debug)]
 pub struct Memory {
     pid: i32,
     /// `/proc/PID/mem`: slower, but it ignores protection.
-    mem: File,
+    mem: Arc<File>,
 }
 
 impl Memory {
@@ -25,7 +26,7 @@ impl Memory {
     pub fn open(pid: i32) -> Result<Self> {
         let path = procfs::path(pid, "mem");
         let mem = File::open(&path).map_err(|e| Error::system(format!("opening {path}"), e))?;
-        Ok(Self { pid, mem })
+        Ok(Self { pid, mem: Arc::new(mem) })
     }
 
     /// Reads the pages (numbers) of `ranges` one after the other into `buf`, and returns those that could not be read;
