@@ -436,7 +436,9 @@ impl Job {
         if let Some(watch) = &mut self.watch {
             // No fault is under way now: what was noted until here is not told apart from what there is, and forgotten.
             watch.gather_written();
-            new.into_iter().for_each(|pid| drop(watch.take_noted(pid)));
+            for pid in new {
+                drop(watch.take_noted(pid));
+            }
         }
         frozen.thaw()?;
         let stood_still = since.elapsed();

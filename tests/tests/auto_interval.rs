@@ -60,7 +60,7 @@ fn the_interval_is_what_the_journals_numbers_make_it() {
     for (n, line) in lines.iter().enumerate() {
         let auto = &line["auto"];
         let (interval, cost) = (number(&line["interval_ms"]), number(&auto["cost_ms"]));
-        assert_eq!(number(&auto["mtbf_ms"]), MTBF_MS);
+        assert!((number(&auto["mtbf_ms"]) - MTBF_MS).abs() < 0.5, "{auto}");
         // The first one counts only for as long as it is the only one.
         let counted = if n == 0 { &costs[..1] } else { &costs[1..=n] };
         let mean = counted.iter().sum::<f64>() / counted.len() as f64;

@@ -225,7 +225,7 @@ pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<Noted>) -> 
     let own = RangeSet::from_unsorted(own);
     if let (None, Some(noted)) = (hint, noted) {
         // Everything is protected now, and what is written from here on is noted.
-        let mut settled = Settled::new(noted, &member.settled, member.heat.hot());
+        let mut settled = Settled::new(&noted, &member.settled, member.heat.hot());
         settled.mappings = RangeSet::from_unsorted(whole);
         (settled.own, settled.guards) = (own.clone(), RangeSet::from_unsorted(guards));
         member.settled = settled;

@@ -124,7 +124,7 @@ pub struct Settled {
 
 impl Settled {
     /// What the last frozen window leaves. `mappings`, `own`, `guards`: what was found. `unprotected`: what is written all the time.
-    pub fn new(noted: Noted, before: &Self, unprotected: &RangeSet) -> Self {
+    pub fn new(noted: &Noted, before: &Self, unprotected: &RangeSet) -> Self {
         let Some(followed) = noted.followed else { return Self::default() };
         let volatile = before.volatile.union(&pages(&noted.record.volatile));
         Self { space: Some(noted.space), followed, unprotected: unprotected.clone(), volatile, ..Self::default() }

@@ -311,7 +311,7 @@ impl Surveyed {
         }
         let seen = noted.as_ref().map(Noted::written).unwrap_or_default();
         if let Some(noted) = noted {
-            member.settled = Settled::new(noted, &before, member.heat.hot());
+            member.settled = Settled::new(&noted, &before, member.heat.hot());
             member.settled.mappings = RangeSet::from_unsorted(settled);
             let guards = mappings.iter().flat_map(|m| &m.guards);
             member.settled.guards = guards.map(|(at, len)| at / PAGE..(at + len) / PAGE).collect();

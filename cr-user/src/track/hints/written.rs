@@ -86,11 +86,13 @@ mod tests {
         let second = RegionRecord { written: [1, 0, 0, 0, 0, 0, 0, 0], touched: touched::ASK };
         let third = RegionRecord { written: [0; 8], touched: touched::ASK | touched::VOLATILE };
         let mut recorded = Recorded::default();
-        [(1, first), (2, second), (3, third)].iter().for_each(|(region, record)| recorded.add(*region, record));
+        for (region, record) in [(1, first), (2, second), (3, third)] {
+            recorded.add(region, &record);
+        }
         let record = recorded.told(0);
         let page = |page: u64| (1 << 21) + page * 4096;
         assert_eq!(record.pages, [page(1)..page(3), page(63)..page(65), page(511)..page(513)]);
-        assert_eq!(record.touched, [page(512)..page(3 * 512)]);
-        assert_eq!(record.volatile, [page(2 * 512)..page(3 * 512)]);
+        assert_eq!(record.touched, vec![page(512)..page(3 * 512)]);
+        assert_eq!(record.volatile, vec![page(2 * 512)..page(3 * 512)]);
     }
 }
