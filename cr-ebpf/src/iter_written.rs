@@ -5,7 +5,7 @@
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use cr_common::{REGION_WORDS, RegionRecord, WrittenKey, WrittenRegion};
 
-use crate::{atomic, iter_task::Meta};
+use crate::{atomic, iter_task::Meta, writes};
 
 /// `struct bpf_iter__bpf_map_elem`.
 #[repr(C)]
@@ -22,6 +22,23 @@ pub struct Context {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
 pub unsafe extern "C" fn iter_written(ctx: *const Context) -> i32 {
+    tell(ctx, false)
+}
+
+/// The same while the followed processes stand still. Nobody makes an entry or writes to one then: those in which there was nothing
+/// are removed, so that the record is no longer than what was written lately.
+///
+/// # Safety
+///
+/// The kernel calls it with its own context.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub unsafe extern "C" fn iter_written_at_rest(ctx: *const Context) -> i32 {
+    tell(ctx, true)
+}
+
+#[inline(always)]
+fn tell(ctx: *const Context, at_rest: bool) -> i32 {
     // SAFETY: the kernel's context; the verifier checks the loads.
     let (meta, key, value) = unsafe { ((*ctx).meta, (*ctx).key, (*ctx).value) };
     // The last call, after all entries, has none.
@@ -39,6 +56,9 @@ pub unsafe extern "C" fn iter_written(ctx: *const Context) -> i32 {
         any |= *word;
     }
     if any == 0 {
+        if at_rest {
+            writes::forget(&region.key);
+        }
         return 0;
     }
     // SAFETY: `meta` is the kernel's; the buffer has the size given.

@@ -123,8 +123,9 @@ fn whose(mm: u64) -> Who {
         2 | 257 | 89 | 267 | 262 | 217 | 332 => Who::Harmless,
         // ioctl: our own questions about written pages. Another's could fill pages.
         16 if is_ours => Who::Harmless,
-        // process_vm_writev; pwrite64: what we write to `/proc/PID/mem`.
-        311 => Who::Writer,
+        // process_vm_writev; pwrite64: what we write to `/proc/PID/mem`. Others than the job's own may do so while the job stands still, when
+        // what they note could be lost.
+        311 if is_ours || follow::process(tgid).is_some() => Who::Writer,
         18 if is_ours => Who::Writer,
         _ => Who::Other,
     }

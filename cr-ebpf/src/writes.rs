@@ -96,6 +96,13 @@ pub(crate) fn touch(mm: u64, start: u64, len: u64, what: u64) -> bool {
     all
 }
 
+/// Removes the entry of a region.
+#[inline(always)]
+pub(crate) fn forget(key: &WrittenKey) {
+    // One that is gone already is what was wanted.
+    let _ = WRITTEN.remove(key);
+}
+
 /// Sets bits in a word of a region's record.
 #[inline(always)]
 fn set(mm: u64, region: u64, word: usize, mask: u64) -> bool {

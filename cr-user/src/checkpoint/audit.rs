@@ -11,6 +11,7 @@ use crate::checkpoint::member::Member;
 use crate::checkpoint::narrow::Scope;
 use crate::checkpoint::watch::Watch;
 use crate::error::{Error, Result};
+use crate::object::is_audited;
 use crate::object::memory::mapping::Mapping;
 use crate::procfs;
 use crate::ranges::RangeSet;
@@ -21,7 +22,7 @@ pub const EVERY: u32 = 16;
 
 /// Whether each frozen window is audited.
 pub fn is_strict() -> bool {
-    std::env::var("CR_AUDIT").is_ok_and(|what| what.split(',').any(|part| part == "pages"))
+    is_audited("pages")
 }
 
 /// Pages of a running process that were written, and of which nothing was noted: there must be none. Nothing is said where the

@@ -125,10 +125,10 @@ impl Watch {
         self.hints.descriptors(pid).ok().flatten()
     }
 
-    /// Has what was noted of written pages ready for [`Self::take_noted`].
+    /// Has what was noted of written pages ready for [`Self::take_noted`]. The job stands still.
     pub fn gather_written(&mut self) {
         if self.spaces.is_some()
-            && let Err(e) = self.hints.gather_written()
+            && let Err(e) = self.hints.gather_written_at_rest()
         {
             unread(&e);
         }
@@ -148,7 +148,7 @@ impl Watch {
     pub fn noted(&mut self, pid: i32) -> Option<Noted> {
         let space = self.spaces.as_ref()?.get(&pid).copied()?;
         let followed = self.hints.followed(space).ok()?;
-        self.gather_written();
+        self.hints.gather_written().inspect_err(unread).ok()?;
         let record = self.hints.noted(space).inspect_err(unread).ok()?;
         Some(Noted { space, followed, record })
     }

@@ -5,7 +5,6 @@
 //! written. So a window that is no longer written turns cold by itself, without a trial that would make all hot pages fault again.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use crate::ranges::RangeSet;
 
@@ -44,16 +43,6 @@ impl Heat {
     /// Pages that are left unprotected, and of which nobody knows whether they were written: exactly those, whole windows.
     pub fn hot(&self) -> &RangeSet {
         &self.hot
-    }
-
-    /// Cuts a range where pages turn hot or cold: parts in order, with whether they are hot.
-    pub fn split(&self, range: Range<u64>) -> Vec<(Range<u64>, bool)> {
-        let whole = RangeSet::from(range);
-        let cold = whole.difference(&self.hot);
-        let hot = whole.intersection(&self.hot);
-        let mut parts: Vec<_> = cold.iter().map(|r| (r, false)).chain(hot.iter().map(|r| (r, true))).collect();
-        parts.sort_unstable_by_key(|(r, _)| r.start);
-        parts
     }
 
     /// Whether anything was learned yet.
@@ -115,6 +104,8 @@ impl Heat {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     const NONE: RangeSet = RangeSet::new();
@@ -137,7 +128,6 @@ mod tests {
         let pages = RangeSet::from_unsorted(vec![256..1024, 1024..1024 + BUSY + 1, 5000..5001]);
         let heat = heated(&pages);
         assert_eq!(heat.hot(), &windows(1..3));
-        assert_eq!(heat.split(500..2000), vec![(500..512, false), (512..1536, true), (1536..2000, false)]);
     }
 
     #[test]

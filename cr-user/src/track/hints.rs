@@ -25,7 +25,7 @@ pub use self::error::HintsError;
 pub use self::totals::Totals;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
-    load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
+    load::{ITER_AT_REST, ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
 use super::datagrams::{self, DatagramLayout, Hidden, QueuedDatagram};
@@ -247,7 +247,16 @@ impl Hints {
 
     /// Takes what was recorded of all address spaces out of the kernel, for [`gathered`](Self::gathered).
     pub fn gather_written(&mut self) -> Result<(), HintsError> {
-        for WrittenRegion { key, record } in self.take_regions()? {
+        self.gather(ITER_WRITTEN.0)
+    }
+
+    /// The same while every followed process stands still: entries of regions that were not written lately are removed.
+    pub fn gather_written_at_rest(&mut self) -> Result<(), HintsError> {
+        self.gather(ITER_AT_REST.0)
+    }
+
+    fn gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
+        for WrittenRegion { key, record } in self.take_regions(iter)? {
             self.pending.entry(AddressSpaceId(key.mm)).or_default().add(key.region, &record);
         }
         while let Some(item) = self.touched.next() {
@@ -496,12 +505,12 @@ impl Hints {
         controller.set(0, tgid, 0).map_err(map_error("CONTROLLER"))
     }
 
-    fn take_regions(&self) -> Result<Vec<WrittenRegion>, HintsError> {
+    fn take_regions(&self, iter: &'static str) -> Result<Vec<WrittenRegion>, HintsError> {
         let map = match self.ebpf.map("WRITTEN") {
             Some(Map::HashMap(map)) => map.fd().as_fd(),
             _ => return Err(no_map("WRITTEN")),
         };
-        let bytes = self.read_iter(ITER_WRITTEN.0, IterTarget::Map(map), || "the record of written pages".into())?;
+        let bytes = self.read_iter(iter, IterTarget::Map(map), || "the record of written pages".into())?;
         iters::records(&bytes).ok_or_else(|| HintsError::Map { map: "WRITTEN", why: "half a record was read".into() })
     }
 

@@ -33,6 +33,7 @@ pub(super) const ITER_PEEK: (&str, &str) = ("iter_peek", "task");
 pub(super) const ITER_CPUS: (&str, &str) = ("iter_cpus", "task");
 pub(super) const ITER_VMA: (&str, &str) = ("iter_vma", "task_vma");
 pub(super) const ITER_WRITTEN: (&str, &str) = ("iter_written", "bpf_map_elem");
+pub(super) const ITER_AT_REST: (&str, &str) = ("iter_written_at_rest", "bpf_map_elem");
 
 /// The programs in the kernel, and what else the kernel's type information told.
 pub(super) struct Loaded {
@@ -154,7 +155,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
         let watched = LOCK_TRACEPOINTS.into_iter().try_for_each(&mut attach);
         locks = watched.inspect_err(|e| log::info!("page tables are always asked about everything: {e}")).is_ok();
     }
-    for (name, over) in [ITER_TASK, ITER_JOB, ITER_FILE, ITER_VMA, ITER_WRITTEN] {
+    for (name, over) in [ITER_TASK, ITER_JOB, ITER_FILE, ITER_VMA, ITER_WRITTEN, ITER_AT_REST] {
         let program: &mut Iter = program(&mut ebpf, name)?;
         program.load(over, &attach_types).map_err(|error| program_error(name, error))?;
     }
