@@ -199,13 +199,13 @@ fn named(scratch: &mut Scratch, mut hash: u64) -> (u32, u64) {
         (scratch.rooted, scratch.root) = (mount, read(mount, &offset::MOUNT_ROOT));
     }
     if dentry == scratch.root {
-        let (name, is_known) = up_to_root(dentry, mount);
+        let (name, is_known) = up_to_root::<32>(dentry, mount);
         return if is_known { (covered::NAMED, mix(hash, name)) } else { NOTHING };
     }
     let parent = scratch.of_entry(&offset::DENTRY_PARENT);
     // Files tend to lie together.
     if scratch.parent != parent || scratch.mount != mount {
-        let (name, is_known) = up_to_root(parent, mount);
+        let (name, is_known) = up_to_root::<32>(parent, mount);
         (scratch.parent, scratch.mount, scratch.name, scratch.is_known) = (parent, mount, name, u64::from(is_known));
     }
     if scratch.is_known == 0 { NOTHING } else { (covered::NAMED, mix(hash, scratch.name)) }
@@ -242,10 +242,10 @@ fn entry_of(dentry: u64, renamed: u32, is_removed: bool, lengths: u64, start: [u
     mix(mix(mix(hash, lengths), start[0]), start[1])
 }
 
-/// The path of whatever it is, as one number; 0 if it cannot be told.
+/// The path of whatever it is, as one number; 0 if it cannot be told: longer ones than of `DEEPEST` parts and mounts are looked at.
 #[inline(never)]
-pub(crate) fn path(dentry: u64, mount: u64) -> u64 {
-    match up_to_root(dentry, mount) {
+pub(crate) fn path<const DEEPEST: u32>(dentry: u64, mount: u64) -> u64 {
+    match up_to_root::<DEEPEST>(dentry, mount) {
         (hash, true) => hash | 1,
         _ => 0,
     }
@@ -253,9 +253,7 @@ pub(crate) fn path(dentry: u64, mount: u64) -> u64 {
 
 /// The path of a directory, and all mounts of its namespace.
 #[inline(never)]
-fn up_to_root(dentry: u64, mount: u64) -> (u64, bool) {
-    /// Longer paths are looked at.
-    const DEEPEST: u32 = 32;
+fn up_to_root<const DEEPEST: u32>(dentry: u64, mount: u64) -> (u64, bool) {
     let around = u64::from(offset::MOUNT_OF.load());
     let namespace: u64 = read(mount.wrapping_sub(around), &offset::MOUNT_NS);
     let (mut hash, mut dentry, mut mount) = (read(namespace, &offset::MOUNT_NS_EVENT), dentry, mount);

@@ -39,7 +39,7 @@ static ACTIONS: PerCpuArray<[SignalAction; SIGNALS]> = PerCpuArray::with_max_ent
 
 /// The last path of each kind: the pass that it was found in, entry, mount, and the path as a number. Processes of one job have few.
 #[map]
-static PATHS: PerCpuArray<[[u64; 4]; 3]> = PerCpuArray::with_max_entries(1, 0);
+static PATHS: PerCpuArray<[[u64; 2]; 3]> = PerCpuArray::with_max_entries(1, 0);
 
 /// The active bit of a high-resolution timer's state (`HRTIMER_STATE_ENQUEUED` in `linux/hrtimer.h`).
 const ENQUEUED: u8 = 1;
@@ -104,6 +104,25 @@ fn tell(meta: *const Meta, task: *const u8) -> i32 {
 #[inline(always)]
 fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     let leader: u64 = read(task, &offset::TASK_GROUP_LEADER);
+    let signal: u64 = read(task, &offset::TASK_SIGNAL);
+    record.exe_file = read(read(task, &offset::TASK_MM), &offset::MM_EXE_FILE);
+    // First, because whatever branches before it would have the verifier follow each path again.
+    let fs: u64 = read(task, &offset::TASK_FS);
+    record.umask = read(fs, &offset::FS_UMASK);
+    if leader == task {
+        let exe = record.exe_file;
+        record.places = [
+            path(0, session, read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
+            path(1, session, read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
+            path(2, session, read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
+        ];
+        // Of the four kinds of `enum pid_type` in `linux/pid_types.h`.
+        let pids: [u64; 4] = read(signal, &offset::SIGNAL_PIDS);
+        (record.seen_group, record.seen_session) = (seen_number(pids[2]), seen_number(pids[3]));
+    } else {
+        record.places = [0; 3];
+        (record.seen_group, record.seen_session) = (0, 0);
+    }
     record.tgid = read(task, &offset::TASK_TGID);
     record.tid = read(task, &offset::TASK_PID);
     record.seen_tgid = seen_tgid(task);
@@ -144,7 +163,6 @@ fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     }
 
     record.undo_list = read(task, &offset::TASK_UNDO_LIST);
-    let signal: u64 = read(task, &offset::TASK_SIGNAL);
     record.oom_score_adj = i32::from(read::<i16>(signal, &offset::SIGNAL_OOM_SCORE_ADJ));
     record.real_timer_armed = u32::from(read::<u8>(signal, &offset::SIGNAL_REAL_TIMER_STATE) & ENQUEUED);
     record.real_timer_expires_ns = read(signal, &offset::SIGNAL_REAL_TIMER_EXPIRES);
@@ -158,7 +176,6 @@ fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     record.subreaper = u32::from(read::<u8>(signal, &offset::SIGNAL_SUBREAPER));
     record.cpu_timers = read(signal, &offset::SIGNAL_CPU_TIMERS);
     record.posix_timers = read(signal, &offset::SIGNAL_POSIX_TIMERS);
-    record.exe_file = read(mm, &offset::MM_EXE_FILE);
     record.sets = [read(task, &offset::TASK_NSPROXY), read(task, &offset::TASK_CGROUPS)];
     if leader == task {
         copy(signal, &offset::SIGNAL_LIMITS, &mut record.limits);
@@ -173,22 +190,6 @@ fn fill(record: &mut TaskRecord, task: u64, session: u64) {
     record.cpu_features = read(task, &offset::TASK_CPU_FEATURES);
     record.name = read(task, &offset::TASK_NAME);
     record.seccomp = read(task, &offset::TASK_SECCOMP);
-    let fs: u64 = read(task, &offset::TASK_FS);
-    record.umask = read(fs, &offset::FS_UMASK);
-    if leader == task {
-        let exe = record.exe_file;
-        record.places = [
-            path(0, session, read(exe, &offset::FILE_DENTRY), read(exe, &offset::FILE_MOUNT)),
-            path(1, session, read(fs, &offset::FS_PWD_DENTRY), read(fs, &offset::FS_PWD_MOUNT)),
-            path(2, session, read(fs, &offset::FS_ROOT_DENTRY), read(fs, &offset::FS_ROOT_MOUNT)),
-        ];
-        // Of the four kinds of `enum pid_type` in `linux/pid_types.h`.
-        let pids: [u64; 4] = read(signal, &offset::SIGNAL_PIDS);
-        (record.seen_group, record.seen_session) = (seen_number(pids[2]), seen_number(pids[3]));
-    } else {
-        record.places = [0; 3];
-        (record.seen_group, record.seen_session) = (0, 0);
-    }
     record.xstate_permission = if leader == task { read(task, &offset::TASK_XSTATE_PERMISSION) } else { 0 };
 }
 
@@ -197,10 +198,15 @@ fn path(kind: usize, session: u64, dentry: u64, mount: u64) -> u64 {
     let Some(paths) = PATHS.get_ptr_mut(0) else { return 0 };
     // SAFETY: the map's value for this CPU, which no other program touches: programs of one kind do not nest.
     let known = unsafe { &mut (*paths)[kind] };
-    if known[..3] != [session, dentry, mount] {
-        *known = [session, dentry, mount, description::path(dentry, mount)];
+    // One question, not three: the verifier follows each by itself, and the path behind it.
+    let key = description::mix(description::mix(session, dentry), mount);
+    if known[0] != key {
+        let told = [key, description::path::<12>(dentry, mount)];
+        // SAFETY: as above. Volatile, so that what follows is the same to the verifier, whichever way it came.
+        unsafe { core::ptr::from_mut(known).write_volatile(told) };
     }
-    known[3]
+    // SAFETY: as above.
+    unsafe { (&raw const known[1]).read_volatile() }
 }
 
 /// Who the task is to the system, and what it may do, as one number; 0 if it is in too many groups.
@@ -219,9 +225,9 @@ fn rights(cred: u64) -> u64 {
         hash = description::mix(hash, word);
     }
     for (nth, group) in all.iter().enumerate() {
-        if nth < count as usize {
-            hash = description::mix(hash, u64::from(*group));
-        }
+        // What stands behind the last one counts as nothing. Without a branch, each of which the verifier would follow to the end.
+        let is_one = ((nth as i64 - i64::from(count)) >> 63).cast_unsigned();
+        hash = description::mix(hash, u64::from(*group) & is_one);
     }
     hash | 1
 }

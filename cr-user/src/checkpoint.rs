@@ -84,13 +84,15 @@ pub struct Options {
     pub ends: bool,
     /// What becomes of datagrams that the job has not read; none: they are kept where that is possible.
     pub udp: Option<queue::Policy>,
+    /// Nobody waits for it: it may take longer, where that costs the job less.
+    pub quiet: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (leave_out, external) = (LeaveOut::default(), Vec::new());
-        let (full, only, tcp, ends) = (false, None, inet::Policy::default(), false);
-        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends, udp: None }
+        let (full, only, tcp, ends, quiet) = (false, None, inet::Policy::default(), false, false);
+        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends, udp: None, quiet }
     }
 }
 
@@ -246,11 +248,10 @@ impl Job {
         log::debug!("pid {} stood still for: {phases}", self.pid());
 
         state.teach(&mut self.descriptions);
-        if options.ends {
-            // The job stands still until all is durable.
-            self.arena.drain_into(&mut sink, prior.as_deref())?;
-        } else {
+        if options.quiet {
             self.arena.drain_behind(&mut sink, prior.as_deref())?;
+        } else {
+            self.arena.drain_into(&mut sink, prior.as_deref())?;
         }
         fault::point("write.segments")?;
         let spaces = survey.spaces(self, &sink);
@@ -430,6 +431,9 @@ impl Job {
             // One that ends in the middle is not there in the frozen window either.
             member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
         })?;
+        if let Some(watch) = &mut self.watch {
+            watch.gather_ahead();
+        }
         let (frozen, since) = self.freeze()?;
         let new: Vec<i32> = self.members.iter().filter(|m| Self::wants_oracle(m)).map(|m| m.pid).collect();
         self.open_oracles(&frozen)?;

@@ -168,14 +168,16 @@ impl Settled {
     /// Whether a mapping is just as it was left. `watched`: mappings that are under tracking now.
     pub fn covers(&self, mapping: &Mapping, watched: &RangeSet) -> bool {
         let pages = mapping.start / PAGE..mapping.end / PAGE;
-        // A page-table entry of hugetlb covers more than is asked about. Where nothing was, what comes is noted, whichever
-        // mapping it comes in.
-        mapping.page_size <= PAGE
-            && self.mappings.covers(&pages)
-            && (watched.covers(&pages)
-                || mapping.prot & libc::PROT_WRITE == 0
-                    && !mapping.is_anonymous()
-                    && self.own.within(pages).next().is_none())
+        // A page-table entry of hugetlb covers more than is asked about.
+        if mapping.page_size > PAGE || !self.mappings.covers(&pages) {
+            return false;
+        }
+        if mapping.is_anonymous() {
+            return watched.covers(&pages);
+        }
+        // Whoever cuts a file short takes even private copies of its pages, and no lock. Where there are none and none can be
+        // made, what comes all the same is noted, whichever mapping it comes in.
+        mapping.prot & libc::PROT_WRITE == 0 && self.own.within(pages).next().is_none()
     }
 
     /// The mapping of these pages was put under tracking: it is not the one that was looked at.

@@ -95,7 +95,7 @@ impl Job {
         all.extend(cgroups::refusals(pid)?);
         all.extend(seccomp::refusals(pid)?);
         let vmas = self.mappings_now(pid, look)?;
-        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &mut self.spaces.clone(), mapped);
+        let (_, _, refused) = memory::mapping::describe(pid, &vmas, &[], &mut self.spaces.clone(), mapped);
         if !refused.is_empty() {
             // What was unmapped since is no hindrance.
             let now = procfs::maps(pid).map_err(|_| gone(pid, "the preflight"))?;

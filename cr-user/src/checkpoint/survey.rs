@@ -89,28 +89,30 @@ impl Survey {
         let mut files = Files::default();
         let mut watched = HashMap::new();
         for (pid, vmas) in state.take_vmas() {
-            watched.insert(pid, vmas.iter().filter(|v| v.has("uw")).map(pages_of).collect::<RangeSet>());
-            let (mappings, found, refused) = mapping::describe(pid, &vmas, &mut job.spaces, &mut files);
+            let seen = Seen::of(pid, &vmas, job.seen.remove(&pid));
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &seen.plain, &mut job.spaces, &mut files);
+            watched.insert(pid, seen);
             described.push((pid, mappings));
             sources.extend(found);
             refusals.extend(refused);
         }
         refuse(refusals)?;
         let plan = Plan::of(leave_out, &described);
-        let Job { members, content, watch, doubt, notes, .. } = job;
+        // Those of processes that have ended go.
+        job.seen = watched;
+        let Job { members, content, watch, doubt, notes, seen, .. } = job;
         watch.iter_mut().for_each(Watch::gather_written);
         let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
-        let mut tasks = Vec::new();
+        let (none, mut tasks) = (RangeSet::new(), Vec::new());
         for member in members.iter_mut() {
             let Some(mappings) = described.remove(&member.pid) else { continue };
-            let watched = watched.remove(&member.pid).unwrap_or_default();
+            let watched = seen.get(&member.pid).map_or(&none, |seen| &seen.watched);
             let noted = watch.as_mut().and_then(|w| w.take_noted(member.pid));
             tasks.push((member, mappings, watched, noted));
         }
-        let none = RangeSet::new();
         let processes = on_all_cpus(tasks, |(member, mappings, watched, noted)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, &watched, known, &plan.pages_of(member.space()), noted, *doubt, sink)
+            Surveyed::take(member, mappings, watched, known, &plan.pages_of(member.space()), noted, *doubt, sink)
         })?;
         // What several tries have found is said once.
         let mut said = HashSet::new();
@@ -269,6 +271,11 @@ impl Surveyed {
                 asks.extend(Ask::anew(index, place, place.pages()));
                 continue;
             }
+            if question.asked.within(place.pages()).next().is_none() {
+                own.extend(before.own.within(place.pages()));
+                guards[index].extend(before.guards.within(place.pages()));
+                continue;
+            }
             let mut keep = |pages: Range<u64>| {
                 guards[index].extend(before.guards.within(pages.clone()));
                 before.own.within(pages).collect::<RangeSet>()
@@ -348,8 +355,26 @@ impl Surveyed {
     }
 }
 
-fn pages_of(vma: &Vma) -> Range<u64> {
-    vma.start / PAGE..vma.end / PAGE
+/// What the mappings of a process say of themselves, from one frozen window to the next.
+#[derive(Debug)]
+pub struct Seen {
+    /// Of these mappings.
+    vmas: Arc<Vec<Vma>>,
+    /// The records of those that nothing stands behind.
+    plain: Vec<Option<Mapping>>,
+    /// Pages of those that are under tracking.
+    watched: RangeSet,
+}
+
+impl Seen {
+    /// Looks at them, if they are not the `last` ones.
+    fn of(pid: i32, vmas: &Arc<Vec<Vma>>, last: Option<Self>) -> Self {
+        if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.vmas, vmas)) {
+            return last;
+        }
+        let watched = vmas.iter().filter(|v| v.has("uw")).map(|v| v.start / PAGE..v.end / PAGE).collect();
+        Self { vmas: Arc::clone(vmas), plain: vmas.iter().map(|vma| mapping::plain(pid, vma)).collect(), watched }
+    }
 }
 
 /// A page that could not be read in the frozen window.

@@ -125,6 +125,15 @@ impl Watch {
         self.hints.descriptors(pid).ok().flatten()
     }
 
+    /// Has most of what was noted of written pages ready before the job stands still.
+    pub fn gather_ahead(&mut self) {
+        if self.spaces.is_some()
+            && let Err(e) = self.hints.gather_written()
+        {
+            unread(&e);
+        }
+    }
+
     /// Has what was noted of written pages ready for [`Self::take_noted`]. The job stands still.
     pub fn gather_written(&mut self) {
         if self.spaces.is_some()

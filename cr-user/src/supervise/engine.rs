@@ -57,6 +57,8 @@ pub(super) struct How {
     pub(super) kill: bool,
     /// It is a full one.
     pub(super) full: bool,
+    /// Nobody waits for it.
+    pub(super) quiet: bool,
     /// What is left out besides.
     pub(super) less: Less,
 }
@@ -213,6 +215,7 @@ impl How {
         options.leave_out = options.leave_out.with(&self.less.skip_memory, self.less.honour_dontdump);
         options.external.extend(self.less.external);
         options.tcp = self.less.tcp.unwrap_or(options.tcp);
+        options.quiet = self.quiet;
         options.ends = self.kill;
         options.udp = self.less.udp.or(options.udp);
         options

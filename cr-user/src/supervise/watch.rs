@@ -240,7 +240,8 @@ impl<'c> Desk<'c> {
             && let Some(mut wish) = self.wishes.pop_front()
         {
             let (kill, full) = (wish.kill, wish.full_because.is_some());
-            let how = How { kill, full, less: std::mem::take(&mut wish.less) };
+            let quiet = wish.reply.is_none() && !kill;
+            let how = How { kill, full, quiet, less: std::mem::take(&mut wish.less) };
             self.plan.begins();
             self.flight = Some((self.engine.order(how), wish));
         }

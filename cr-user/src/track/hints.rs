@@ -252,7 +252,11 @@ impl Hints {
 
     /// The same while every followed process stands still: entries of regions that were not written lately are removed.
     pub fn gather_written_at_rest(&mut self) -> Result<(), HintsError> {
-        self.gather(ITER_AT_REST.0)
+        self.gather(ITER_AT_REST.0)?;
+        // Of children that came and went in between, nobody asks.
+        let told = &self.told;
+        self.pending.retain(|space, _| told.contains_key(space));
+        Ok(())
     }
 
     fn gather(&mut self, iter: &'static str) -> Result<(), HintsError> {

@@ -131,6 +131,40 @@ pub struct Source {
     pub range: std::ops::Range<u64>,
 }
 
+fn refusal(pid: i32, vma: &Vma, why: String, todo: &str) -> Refusal {
+    Refusal { pid, place: format!("{:#x}", vma.start), why, todo: todo.to_owned() }
+}
+
+/// What stands behind a mapping of no file, or why it cannot be restored; none where there is a file.
+pub fn without_file(pid: i32, vma: &Vma) -> Option<std::result::Result<Backing, Refusal>> {
+    let refuse = |why: String, todo: &str| Some(Err(refusal(pid, vma, why, todo)));
+    if matches!(vma.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]") {
+        return Some(Ok(Backing::Kernel(vma.name.clone())));
+    }
+    if vma.has("io") || vma.has("pf") {
+        let why = format!("maps the device memory of {}", vma.name);
+        return refuse(why, "close the device before the checkpoint");
+    }
+    if vma.has("ss") {
+        return refuse("is a shadow stack".to_owned(), "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+    }
+    if vma.has("um") || vma.has("ui") {
+        let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
+        return refuse(why, "unregister it, or checkpoint the job without it");
+    }
+    // The first segment of a namespace has the id 0, and so this inode.
+    if vma.inode != 0 || vma.name.starts_with("/SYSV") {
+        return None;
+    }
+    let own =
+        vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
+    if own {
+        Some(Ok(Backing::Anonymous))
+    } else {
+        refuse(format!("maps {}, which cr does not know", vma.name), "unmap it before the checkpoint")
+    }
+}
+
 /// What stands behind a mapping, or why it cannot be restored. Stored objects give their [`Source`].
 pub fn identify(
     pid: i32,
@@ -138,37 +172,10 @@ pub fn identify(
     spaces: &mut Spaces,
     files: &mut Files,
 ) -> std::result::Result<(Backing, Option<Source>), Refusal> {
-    let refuse = |why: String, todo: &str| {
-        let place = format!("{:#x}", vma.start);
-        Refusal { pid, place, why, todo: todo.to_owned() }
-    };
-    if matches!(vma.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]") {
-        return Ok((Backing::Kernel(vma.name.clone()), None));
+    if let Some(known) = without_file(pid, vma) {
+        return known.map(|backing| (backing, None));
     }
-    if vma.has("io") || vma.has("pf") {
-        let why = format!("maps the device memory of {}", vma.name);
-        return Err(refuse(why, "close the device before the checkpoint"));
-    }
-    if vma.has("ss") {
-        return Err(refuse(
-            "is a shadow stack".to_owned(),
-            "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
-        ));
-    }
-    if vma.has("um") || vma.has("ui") {
-        let why = "is registered with a userfaultfd, whose holder answers its faults".to_owned();
-        return Err(refuse(why, "unregister it, or checkpoint the job without it"));
-    }
-    // The first segment of a namespace has the id 0, and so this inode.
-    if vma.inode == 0 && !vma.name.starts_with("/SYSV") {
-        let own =
-            vma.name.is_empty() || matches!(vma.name.as_str(), "[heap]" | "[stack]") || vma.name.starts_with("[anon:");
-        return if own {
-            Ok((Backing::Anonymous, None))
-        } else {
-            Err(refuse(format!("maps {}, which cr does not know", vma.name), "unmap it before the checkpoint"))
-        };
-    }
+    let refuse = |why: String, todo: &str| refusal(pid, vma, why, todo);
     if aio::is_ring(vma) {
         return aio::capture(pid, vma).map(|ring| (Backing::Aio(ring), None));
     }

@@ -99,15 +99,20 @@ impl Mapping {
 
 /// Describes mappings: records, the stored objects behind them, and what cannot be restored.
 ///
-/// `files`: what was found out already in the same look at the job.
+/// `known`: the [`plain`] ones among them, if they are known already. `files`: what was found out already in the same look at the job.
 pub fn describe(
     pid: i32,
     vmas: &[Vma],
+    known: &[Option<Mapping>],
     spaces: &mut Spaces,
     files: &mut Files,
 ) -> (Vec<Mapping>, Vec<Source>, Vec<Refusal>) {
     let (mut mappings, mut sources, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
-    for vma in vmas.iter().filter(|v| v.name != "[vsyscall]") {
+    for (index, vma) in vmas.iter().enumerate().filter(|(_, v)| v.name != "[vsyscall]") {
+        if let Some(Some(known)) = known.get(index) {
+            mappings.push(known.clone());
+            continue;
+        }
         match backing::identify(pid, vma, spaces, files) {
             Ok((backing, source)) => {
                 mappings.push(record(vma, backing));
@@ -117,6 +122,12 @@ pub fn describe(
         }
     }
     (mappings, sources, refusals)
+}
+
+/// The record of a mapping of which everything is said by itself: nothing stands behind it. None for others.
+pub fn plain(pid: i32, vma: &Vma) -> Option<Mapping> {
+    let backing = backing::without_file(pid, vma)?.ok()?;
+    matches!(backing, Backing::Anonymous).then(|| record(vma, backing))
 }
 
 fn record(vma: &Vma, backing: Backing) -> Mapping {
