@@ -440,8 +440,8 @@ impl Job {
         if let Some(watch) = &mut self.watch {
             // No fault is under way now: what was noted until here is not told apart from what there is, and forgotten.
             watch.gather_written();
-            for pid in new {
-                drop(watch.take_noted(pid));
+            for member in self.members.iter_mut().filter(|m| new.contains(&m.pid)) {
+                member.noted_from = watch.take_noted(member.pid).map(|noted| noted.space);
             }
         }
         frozen.thaw()?;

@@ -15,6 +15,7 @@ use crate::object::is_audited;
 use crate::object::memory::mapping::Mapping;
 use crate::procfs;
 use crate::ranges::RangeSet;
+use crate::sys::PAGE;
 use crate::track::oracle;
 
 /// A running process is audited before each checkpoint whose number since the last one is this.
@@ -67,7 +68,7 @@ pub fn compare(member: &Member, pagemap: &File, mappings: &[Mapping], own: &Rang
         if let Some(range) = odd.iter().next() {
             return differs("its own pages", range.start);
         }
-        let guards: RangeSet = mapping.guards.iter().map(|(at, len)| at >> 12..(at + len) >> 12).collect();
+        let guards: RangeSet = mapping.guards.iter().map(|(at, len)| at / PAGE..(at + len) / PAGE).collect();
         let odd = guards.difference(&full.guards).union(&full.guards.difference(&guards));
         if let Some(range) = odd.iter().next() {
             return differs("guards", range.start);

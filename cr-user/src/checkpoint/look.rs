@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::checkpoint::gone;
 use crate::checkpoint::member::Member;
-use crate::checkpoint::narrow::{Noted, Question, Settled, TABLE};
+use crate::checkpoint::narrow::{Noted, Question, Settled, tables};
 use crate::checkpoint::parallel::on_all_cpus;
 use crate::error::{Error, Result};
 use crate::object::memory::mapping::Mapping;
@@ -175,8 +175,7 @@ fn written(member: &Member, place: &Place, windows: &RangeSet, found: &mut Found
 /// about, untouched reservations too. Where there is no table yet, what comes to be is unprotected, and so counts as written; as it
 /// does in a mapping that is put under tracking only when there is something in it.
 fn windows(pages: &RangeSet, within: Range<u64>) -> RangeSet {
-    let wide: RangeSet = pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect();
-    wide.within(within).collect()
+    tables(pages).within(within).collect()
 }
 
 /// What was found in a running process.
@@ -223,7 +222,7 @@ pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<Noted>) -> 
     let taken = RangeSet::from_unsorted(taken);
     member.debt = member.debt.union(&taken);
     let own = RangeSet::from_unsorted(own);
-    if let (None, Some(noted)) = (hint, noted) {
+    if let (None, Some(noted)) = (hint, noted.filter(|n| member.noted_from == Some(n.space))) {
         // Everything is protected now, and what is written from here on is noted.
         let mut settled = Settled::new(&noted, &member.settled, member.heat.hot());
         settled.mappings = RangeSet::from_unsorted(whole);

@@ -19,6 +19,7 @@ use crate::ranges::RangeSet;
 use crate::remote::freeze::Stopped;
 use crate::remote::{Gadgets, Puppet};
 use crate::sys::fd;
+use crate::track::hints::AddressSpaceId;
 use crate::track::{Heat, Oracle};
 
 /// A living process of the job.
@@ -47,6 +48,9 @@ pub struct Member {
     pub late: RangeSet,
     /// What the last frozen window left of its page tables.
     pub settled: Settled,
+    /// The address space of which everything was noted since a moment at which the process stood still. A fault that was under way when
+    /// the programs began to follow it was not noted.
+    pub noted_from: Option<AddressSpaceId>,
     /// Why its page tables were asked about everything by the last frozen window; none: they were asked about some.
     pub wide: Option<Why>,
     /// What was noted of written pages was wrong once: it is not relied on any more.
@@ -83,6 +87,7 @@ impl Member {
             debt: RangeSet::new(),
             late: RangeSet::new(),
             settled: Settled::default(),
+            noted_from: None,
             wide: Some(Why::First),
             distrusts_notes: false,
             heat: Heat::default(),
@@ -184,6 +189,7 @@ impl Member {
         if lost {
             self.oracle = None;
             self.settled = Settled::default();
+            self.noted_from = None;
             self.heat = Heat::default();
             self.known = Known::default();
             self.hopeless = false;

@@ -188,10 +188,9 @@ impl Settled {
     }
 }
 
-/// Pages of one page table.
-pub const TABLE: u64 = 512;
-
-fn tables(pages: &RangeSet) -> RangeSet {
+/// All pages of the page tables that these pages are in.
+pub fn tables(pages: &RangeSet) -> RangeSet {
+    const TABLE: u64 = 512;
     pages.iter().map(|r| r.start / TABLE * TABLE..r.end.next_multiple_of(TABLE)).collect()
 }
 

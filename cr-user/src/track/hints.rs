@@ -259,7 +259,14 @@ impl Hints {
         Ok(())
     }
 
+    /// What was taken out of the record and did not come here is lost: then the next record of each address space says so.
     fn gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
+        let gathered = self.try_gather(iter);
+        self.removals += u64::from(gathered.is_err());
+        gathered
+    }
+
+    fn try_gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
         for WrittenRegion { key, record } in self.take_regions(iter)? {
             self.pending.entry(AddressSpaceId(key.mm)).or_default().add(key.region, &record);
         }
