@@ -371,8 +371,9 @@ impl Job {
     /// About how many pages the frozen window will have to copy.
     fn estimate(&mut self) -> Result<u64> {
         let (mut count, root) = (0, self.pid());
+        self.watch.iter_mut().for_each(Watch::gather_ahead);
         for member in self.members.iter().filter(|m| m.has_own_memory()) {
-            let noted = self.watch.as_mut().and_then(|w| w.noted(member.pid));
+            let noted = self.watch.as_ref().and_then(|w| w.noted(member.pid));
             match look::estimate(member, noted.as_ref()) {
                 // It is not there in the frozen window either.
                 Err(_) if member.has_ended() && member.pid != root => {}
@@ -431,9 +432,8 @@ impl Job {
             // One that ends in the middle is not there in the frozen window either.
             member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
         })?;
-        if let Some(watch) = &mut self.watch {
-            watch.gather_ahead();
-        }
+        // Less is left to gather while it stands still.
+        self.watch.iter_mut().for_each(Watch::gather_ahead);
         let (frozen, since) = self.freeze()?;
         let new: Vec<i32> = self.members.iter().filter(|m| Self::wants_oracle(m)).map(|m| m.pid).collect();
         self.open_oracles(&frozen)?;

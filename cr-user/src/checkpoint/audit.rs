@@ -46,6 +46,7 @@ pub fn missed(member: &Member, watch: &mut Watch) -> Result<Option<RangeSet>> {
         written.extend(look::written_now(member, &pagemap, &place)?);
     }
     // A fault is noted before the page is written: what was seen above is noted by now.
+    watch.gather_ahead();
     let asked = watch.noted(member.pid).and_then(narrow);
     Ok(asked.map(|asked| RangeSet::from_unsorted(written).difference(&asked)))
 }

@@ -8,7 +8,7 @@ use crate::checkpoint::arena::Arena;
 use crate::checkpoint::collect;
 use crate::checkpoint::member::{self, Member};
 use crate::checkpoint::part::{self, Part};
-use crate::checkpoint::survey::Seen;
+use crate::checkpoint::survey::Declared;
 use crate::checkpoint::watch::{self, Watch};
 use crate::error::{Error, Result};
 use crate::family::{Family, Only, Relative};
@@ -66,7 +66,7 @@ pub struct Job {
     /// A thread for work in the frozen window beside our own, where there is a CPU for it.
     pub(super) aide: Option<Aide>,
     /// By process, what its mappings say of themselves.
-    pub(super) seen: HashMap<i32, Seen>,
+    pub(super) declared: HashMap<i32, Declared>,
     /// Checkpoints since what was noted of written pages was compared with the page tables.
     pub(super) unaudited: u32,
     /// Written pages of which nothing had been noted: there should never be any.
@@ -125,7 +125,7 @@ impl Job {
             notes: Vec::new(),
             arena: Arena::default(),
             aide: None,
-            seen: HashMap::new(),
+            declared: HashMap::new(),
             unaudited: 0,
             missed_notes: 0,
         })

@@ -25,7 +25,7 @@ pub struct Noted {
 }
 
 impl Noted {
-    /// Pages that had a write fault; none if the record is not complete, which says nothing about what was not written.
+    /// Pages that had a write fault, as far as they were recorded.
     pub fn written(&self) -> RangeSet {
         pages(&self.record.pages)
     }

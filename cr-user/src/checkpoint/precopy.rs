@@ -35,6 +35,7 @@ const SAMPLE: usize = 4;
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
 pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
     let Job { members, arena, content, doubt, watch, .. } = job;
+    watch.iter_mut().for_each(Watch::gather_ahead);
     for member in members.iter_mut().filter(|m| m.oracle.is_some() && m.has_own_memory()) {
         if !member.heat.precopy_pays() {
             continue;
@@ -67,7 +68,10 @@ fn precopy_one(
             // What an operation writes that is under way now does not show in the page tables: it began before.
             return Ok(());
         }
-        let noted = watch.as_mut().and_then(|w| w.noted(member.pid));
+        if round > 0 {
+            watch.iter_mut().for_each(|watch| watch.gather_ahead());
+        }
+        let noted = watch.as_ref().and_then(|w| w.noted(member.pid));
         let seen = look::take_running(member, &vmas, noted)?;
         let mut wanted = seen.taken.intersection(&seen.own);
         if round == 0 {

@@ -87,11 +87,11 @@ impl Survey {
         let mut described = Vec::new();
         let mut refusals = Vec::new();
         let mut files = Files::default();
-        let mut watched = HashMap::new();
+        let mut declared = HashMap::new();
         for (pid, vmas) in state.take_vmas() {
-            let seen = Seen::of(pid, &vmas, job.seen.remove(&pid));
-            let (mappings, found, refused) = mapping::describe(pid, &vmas, &seen.plain, &mut job.spaces, &mut files);
-            watched.insert(pid, seen);
+            let own = Declared::of(pid, &vmas, job.declared.remove(&pid));
+            let (mappings, found, refused) = mapping::describe(pid, &vmas, &own.plain, &mut job.spaces, &mut files);
+            declared.insert(pid, own);
             described.push((pid, mappings));
             sources.extend(found);
             refusals.extend(refused);
@@ -99,14 +99,14 @@ impl Survey {
         refuse(refusals)?;
         let plan = Plan::of(leave_out, &described);
         // Those of processes that have ended go.
-        job.seen = watched;
-        let Job { members, content, watch, doubt, notes, seen, .. } = job;
+        job.declared = declared;
+        let Job { members, content, watch, doubt, notes, declared, .. } = job;
         watch.iter_mut().for_each(Watch::gather_written);
         let mut described: HashMap<i32, Vec<Mapping>> = described.into_iter().collect();
         let (none, mut tasks) = (RangeSet::new(), Vec::new());
         for member in members.iter_mut() {
             let Some(mappings) = described.remove(&member.pid) else { continue };
-            let watched = seen.get(&member.pid).map_or(&none, |seen| &seen.watched);
+            let watched = declared.get(&member.pid).map_or(&none, |declared| &declared.watched);
             let noted = watch.as_mut().and_then(|w| w.take_noted(member.pid));
             tasks.push((member, mappings, watched, noted));
         }
@@ -263,35 +263,27 @@ impl Surveyed {
         let (mut asks, mut guards) = (Vec::new(), vec![Vec::new(); mappings.len()]);
         for (index, mapping) in mappings.iter().enumerate().filter(|(_, m)| m.has_own_content()) {
             let place = Place::of(mapping);
-            let Scope::Only(question) = &scope else {
-                asks.extend(Ask::anew(index, place, place.pages()));
-                continue;
-            };
-            if !before.covers(mapping, watched) {
-                asks.extend(Ask::anew(index, place, place.pages()));
-                continue;
-            }
-            if question.asked.within(place.pages()).next().is_none() {
-                own.extend(before.own.within(place.pages()));
-                guards[index].extend(before.guards.within(place.pages()));
-                continue;
-            }
-            let mut keep = |pages: Range<u64>| {
-                guards[index].extend(before.guards.within(pages.clone()));
-                before.own.within(pages).collect::<RangeSet>()
+            let question = match &scope {
+                Scope::Only(question) if before.covers(mapping, watched) => question,
+                Scope::Only(_) | Scope::Everything(_) => {
+                    asks.extend(Ask::anew(index, place, place.pages()));
+                    continue;
+                }
             };
             for part in question.asked.within(place.pages()) {
                 for pages in question.renewed.within(part.clone()) {
                     asks.extend(Ask::anew(index, place, pages));
                 }
                 for pages in question.renewed.gaps(part) {
-                    let own = Some(keep(pages.clone()));
+                    guards[index].extend(before.guards.within(pages.clone()));
+                    let own = Some(before.own.within(pages.clone()).collect());
                     asks.push(Ask { index, place, pages, own });
                 }
             }
-            own.extend(
-                question.asked.gaps(place.pages()).into_iter().flat_map(|gap| keep(gap).iter().collect::<Vec<_>>()),
-            );
+            for pages in question.asked.gaps(place.pages()) {
+                guards[index].extend(before.guards.within(pages.clone()));
+                own.extend(before.own.within(pages));
+            }
         }
         let mut strays: HashMap<usize, Vec<Range<u64>>> = HashMap::new();
         for (ask, mut found) in look::take_all(member, &pagemap, asks)? {
@@ -357,7 +349,7 @@ impl Surveyed {
 
 /// What the mappings of a process say of themselves, from one frozen window to the next.
 #[derive(Debug)]
-pub struct Seen {
+pub struct Declared {
     /// Of these mappings.
     vmas: Arc<Vec<Vma>>,
     /// The records of those that nothing stands behind.
@@ -366,7 +358,7 @@ pub struct Seen {
     watched: RangeSet,
 }
 
-impl Seen {
+impl Declared {
     /// Looks at them, if they are not the `last` ones.
     fn of(pid: i32, vmas: &Arc<Vec<Vma>>, last: Option<Self>) -> Self {
         if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.vmas, vmas)) {

@@ -125,7 +125,7 @@ impl Watch {
         self.hints.descriptors(pid).ok().flatten()
     }
 
-    /// Has most of what was noted of written pages ready before the job stands still.
+    /// Has what was noted of written pages until now ready for [`Self::noted`].
     pub fn gather_ahead(&mut self) {
         if self.spaces.is_some()
             && let Err(e) = self.hints.gather_written()
@@ -153,11 +153,10 @@ impl Watch {
         Some(Noted { space, followed, record })
     }
 
-    /// The same up to now, which stays.
-    pub fn noted(&mut self, pid: i32) -> Option<Noted> {
+    /// The same up to the last call of [`Self::gather_ahead`], which stays.
+    pub fn noted(&self, pid: i32) -> Option<Noted> {
         let space = self.spaces.as_ref()?.get(&pid).copied()?;
         let followed = self.hints.followed(space).ok()?;
-        self.hints.gather_written().inspect_err(unread).ok()?;
         let record = self.hints.noted(space).inspect_err(unread).ok()?;
         Some(Noted { space, followed, record })
     }
