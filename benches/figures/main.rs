@@ -11,7 +11,7 @@ mod rows;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use tempfile::TempDir;
 
@@ -75,16 +75,9 @@ struct Setting {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    ensure!(nix::unistd::geteuid().is_root(), "the figures need root: use `cargo xtask bench`, or sudo");
-    cr::sys::fd::close_on_exec_from(3).context("closing what was inherited")?;
-    let folder = |dir: &PathBuf| {
-        let made = tempfile::Builder::new().prefix("cr-bench-").tempdir_in(dir);
-        made.with_context(|| format!("making a folder in {}", dir.display()))
-    };
-    // This program lies in target/PROFILE/deps.
-    let target = std::env::current_exe()?.ancestors().nth(3).context("where is target/?")?.to_owned();
-    let disk = folder(args.disk.as_ref().unwrap_or(&target))?;
-    let setting = Setting { tmpfs: folder(&args.tmpfs)?, disk, args };
+    let target = cr_bench::begin()?;
+    let disk = cr_bench::folder(args.disk.as_ref().unwrap_or(&target))?;
+    let setting = Setting { tmpfs: cr_bench::folder(&args.tmpfs)?, disk, args };
     if !setting.args.no_warm_up {
         baseline::touch_free_memory()?;
     }

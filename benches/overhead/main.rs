@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use cr_bench::machine;
 use tempfile::TempDir;
@@ -78,16 +78,10 @@ struct Setting {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    ensure!(nix::unistd::geteuid().is_root(), "this needs root: use `cargo xtask bench`, or sudo");
-    cr::sys::fd::close_on_exec_from(3).context("closing what was inherited")?;
-    let folder = |dir: &Path| {
-        let made = tempfile::Builder::new().prefix("cr-overhead-").tempdir_in(dir);
-        made.with_context(|| format!("making a folder in {}", dir.display()))
-    };
-    // This program lies in target/PROFILE/deps.
-    let target = std::env::current_exe()?.ancestors().nth(3).context("where is target/?")?.to_owned();
+    let target = cr_bench::begin()?;
     let output = args.output.clone().unwrap_or_else(|| target.join("overhead"));
-    let setting = Setting { tmpfs: folder(Path::new("/dev/shm"))?, stores: folder(&args.store)?, args };
+    let setting =
+        Setting { tmpfs: cr_bench::folder(Path::new("/dev/shm"))?, stores: cr_bench::folder(&args.store)?, args };
 
     let mut outcomes = Vec::new();
     for job in setting.args.chosen() {

@@ -9,6 +9,7 @@
 #define BENCH_H
 
 #include "guest.h"
+#include <pthread.h>
 #include <sys/mman.h>
 
 static unsigned bench_round;
@@ -42,6 +43,40 @@ UNUSED static void bench_rounds(void (*work)(void)) {
         bench_say("ns", guest_now_ns(CLOCK_MONOTONIC) - begun);
         guest_step();
     }
+}
+
+enum { BENCH_MOST = 64 };
+
+UNUSED static pthread_barrier_t bench_barrier;
+static void (*bench_part)(size_t part);
+static volatile bool bench_stopping;
+
+UNUSED static void bench_all(void) {
+    pthread_barrier_wait(&bench_barrier);
+    bench_part(0);
+    pthread_barrier_wait(&bench_barrier);
+}
+
+UNUSED static void *bench_other(void *part) {
+    for (;;) {
+        pthread_barrier_wait(&bench_barrier);
+        if (bench_stopping) return NULL;
+        bench_part((size_t)part);
+        pthread_barrier_wait(&bench_barrier);
+    }
+}
+
+/* Runs all rounds: in each, every one of the threads does its part at the same time. Parts may wait for each other at bench_barrier. */
+UNUSED static void bench_rounds_by(long threads, void (*part)(size_t part)) {
+    pthread_t thread[BENCH_MOST];
+    CHECK(threads >= 1 && threads <= BENCH_MOST, "1 to %d threads", BENCH_MOST);
+    bench_part = part;
+    MUST0(pthread_barrier_init(&bench_barrier, NULL, (unsigned)threads));
+    for (long i = 1; i < threads; i++) MUST0(pthread_create(&thread[i], NULL, bench_other, (void *)i));
+    bench_rounds(bench_all);
+    bench_stopping = true;
+    pthread_barrier_wait(&bench_barrier);
+    for (long i = 1; i < threads; i++) MUST0(pthread_join(thread[i], NULL));
 }
 
 /* Memory with every page there; `huge` pages of 2 MiB where the kernel has them, or small ones only. */

@@ -7,15 +7,10 @@
  * thread has a part of the table for itself. At the end all words of a part together must be what all updates of it were together.
  */
 #include "bench.h"
-#include <pthread.h>
-
-enum { MOST = 64 };
 
 static size_t words_each;
 static long threads, work;
-static uint64_t *table, states[MOST], sums[MOST];
-static pthread_barrier_t barrier;
-static volatile bool stopping;
+static uint64_t *table, states[BENCH_MOST], sums[BENCH_MOST];
 
 static void update(size_t part) {
     uint64_t *words = table + part * words_each, state = states[part], sum = 0;
@@ -28,37 +23,16 @@ static void update(size_t part) {
     sums[part] ^= sum;
 }
 
-static void *other(void *argument) {
-    for (;;) {
-        pthread_barrier_wait(&barrier);
-        if (stopping) return NULL;
-        update((size_t)argument);
-        pthread_barrier_wait(&barrier);
-    }
-}
-
-static void all(void) {
-    pthread_barrier_wait(&barrier);
-    update(0);
-    pthread_barrier_wait(&barrier);
-}
-
 int main(int argc, char **argv) {
     guest_start(argc, argv);
     size_t bytes = (size_t)guest_option(argc, argv, "mib", 512) << 20;
     threads = guest_option(argc, argv, "threads", 2);
     work = guest_option(argc, argv, "work", 1000);
-    CHECK(threads >= 1 && threads <= MOST, "1 to %d threads", MOST);
-    for (size_t i = 0; i < MOST; i++) states[i] = i;
+    CHECK(threads >= 1, "at least one thread");
+    for (size_t i = 0; i < BENCH_MOST; i++) states[i] = i;
     words_each = bytes / sizeof *table / (size_t)threads;
     table = bench_memory(bytes, guest_option(argc, argv, "huge", 0));
-    pthread_t thread[MOST];
-    MUST0(pthread_barrier_init(&barrier, NULL, (unsigned)threads));
-    for (long i = 1; i < threads; i++) MUST0(pthread_create(&thread[i], NULL, other, (void *)i));
-    bench_rounds(all);
-    stopping = true;
-    pthread_barrier_wait(&barrier);
-    for (long i = 1; i < threads; i++) MUST0(pthread_join(thread[i], NULL));
+    bench_rounds_by(threads, update);
     for (size_t part = 0; part < (size_t)threads; part++) {
         for (size_t i = 0; i < words_each; i++) sums[part] ^= table[part * words_each + i];
         CHECK(sums[part] == 0, "a word of part %zu was changed", part);

@@ -3,24 +3,13 @@
 
 use std::fs::{File, remove_file};
 
-use cr_tests::{Job, JobOptions};
+use cr_tests::Job;
 
 /// Operations during which deltas are taken.
 const OPERATIONS: u64 = 10_000;
 
-/// `CR_AUDIT` has the controller look at everything besides in each checkpoint, and fail where that makes a difference.
-fn audited(seed: u64) -> Job {
-    let options = JobOptions {
-        args: vec!["--seed".into(), seed.to_string()],
-        controller: Some("1h".into()),
-        env: vec![("CR_AUDIT".into(), "descriptors,state".into())],
-        ..JobOptions::default()
-    };
-    Job::start_with("random_files", &options)
-}
-
 fn through_random_operations(seed: u64) {
-    let mut job = audited(seed);
+    let mut job = Job::start_audited("random_files", seed, "descriptors");
     let mut taken = 0;
     while job.step() < OPERATIONS {
         job.checkpoint();

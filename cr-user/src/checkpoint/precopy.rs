@@ -68,8 +68,8 @@ fn precopy_one(
             // What an operation writes that is under way now does not show in the page tables: it began before.
             return Ok(());
         }
-        if round > 0 {
-            watch.iter_mut().for_each(|watch| watch.gather_ahead());
+        if let Some(watch) = watch.as_mut().filter(|_| round > 0) {
+            watch.gather_ahead();
         }
         let noted = watch.as_ref().and_then(|w| w.noted(member.pid));
         let seen = look::take_running(member, &vmas, noted)?;

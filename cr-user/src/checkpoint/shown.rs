@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::object::process;
 use crate::procfs::Status;
 use crate::remote::freeze::Stopped;
-use crate::track::iters::Outward;
+use crate::track::iters::{OUTWARD_LINES, Outward};
 
 /// What is shown of a process that stands still.
 #[derive(Debug)]
@@ -62,24 +62,10 @@ impl Shown {
     }
 
     fn audit(&self, stopped: &Stopped) -> Result<()> {
-        const KEYS: [&str; 14] = [
-            "Umask",
-            "Uid",
-            "Gid",
-            "Groups",
-            "CapInh",
-            "CapPrm",
-            "CapEff",
-            "CapBnd",
-            "CapAmb",
-            "NoNewPrivs",
-            "Seccomp",
-            "Speculation_Store_Bypass",
-            "x86_Thread_features",
-            "TracerPid",
-        ];
         let now = Self::read(stopped)?;
-        let differs = |(a, b): (&Status, &Status)| KEYS.into_iter().find(|key| a.get(key) != b.get(key));
+        let differs = |(a, b): (&Status, &Status)| {
+            OUTWARD_LINES.into_iter().chain(["TracerPid"]).find(|key| a.get(key) != b.get(key))
+        };
         let status = self.threads.iter().zip(&now.threads).find_map(differs);
         let what = status.map(str::to_owned).or_else(|| self.process.difference(&now.process));
         let Some(what) = what.or_else(|| (self.threads.len() != now.threads.len()).then(|| "threads".to_owned()))

@@ -13,25 +13,22 @@ use std::{
     time::Duration,
 };
 
-use aya::{
-    Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 pub use cr_common::Followed;
-use cr_common::{CPUS, Lost, PEEKS, RegionRecord, TaskEventKind, TouchedRange, WrittenKey, WrittenRegion};
+use cr_common::{CPUS, Lost, PEEKS, TaskEventKind};
 
 pub use self::error::HintsError;
 pub use self::totals::Totals;
 use self::{
     error::{map_error, no_map, no_program, program_error, torn},
-    load::{ITER_AT_REST, ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, ITER_WRITTEN, Loaded},
+    load::{ITER_CPUS, ITER_FILE, ITER_JOB, ITER_PEEK, ITER_TASK, ITER_VMA, Loaded},
 };
 use super::aio::{self, AioContext, AioLayout};
-use super::datagrams::{self, DatagramLayout, Hidden, QueuedDatagram};
-use super::iters::{self, FileRecord, RestartLayout, TaskHidden, VmaRecord, covered};
-use super::tty::{self, TtyLayout, TtyQueues};
-use super::undo::{self, UndoLayout, UndoList};
+use super::datagrams::{self, Hidden, QueuedDatagram};
+use super::iters::{self, FileRecord, TaskHidden, VmaRecord, covered};
+use super::tty::{self, TtyQueues};
+use super::undo::{self, UndoList};
 use crate::procfs;
 use crate::sys::bpf::{IterTarget, iter_open};
 
@@ -100,21 +97,11 @@ pub enum TaskEvent {
 
 /// The loaded programs.
 pub struct Hints {
-    ebpf: Ebpf,
+    loaded: Loaded,
     events: RingBuf<MapData>,
     /// Long ranges of which something became without a fault.
     touched: RingBuf<MapData>,
     logs: Option<EbpfLogger<&'static dyn log::Log>>,
-    restart: RestartLayout,
-    aio: Option<AioLayout>,
-    undo: Option<UndoLayout>,
-    tty: Option<TtyLayout>,
-    datagrams: Option<DatagramLayout>,
-    evidence: bool,
-    outward: bool,
-    locks: bool,
-    descriptors: bool,
-    descriptions: bool,
     /// What is added to an address of per-CPU memory, by CPU; empty until it was asked.
     cpu_offsets: Vec<u64>,
     /// Taken out of the kernel's record, but not asked for yet.
@@ -152,39 +139,18 @@ impl Hints {
     }
 
     fn load_parts(object: &[u8], regions: u32, follow: bool) -> Result<Self, HintsError> {
-        let Loaded {
-            mut ebpf,
-            restart,
-            aio,
-            undo,
-            tty,
-            datagrams,
-            evidence,
-            outward,
-            locks,
-            descriptors,
-            descriptions,
-        } = load::load(object, regions, follow)?;
-        let logs = EbpfLogger::init(&mut ebpf).ok();
+        let mut loaded = load::load(object, regions, follow)?;
+        let ebpf = &mut loaded.ebpf;
+        let logs = EbpfLogger::init(ebpf).ok();
         let events = ebpf.take_map("EVENTS").ok_or_else(|| no_map("EVENTS"))?;
         let events = RingBuf::try_from(events).map_err(map_error("EVENTS"))?;
         let touched = ebpf.take_map("TOUCHED").ok_or_else(|| no_map("TOUCHED"))?;
         let touched = RingBuf::try_from(touched).map_err(map_error("TOUCHED"))?;
         let mut hints = Self {
-            ebpf,
+            loaded,
             events,
             touched,
             logs,
-            restart,
-            aio,
-            undo,
-            tty,
-            datagrams,
-            evidence,
-            outward,
-            locks,
-            descriptors,
-            descriptions,
             cpu_offsets: Vec::new(),
             pending: StdHashMap::new(),
             told: StdHashMap::new(),
@@ -192,7 +158,7 @@ impl Hints {
             full_at: 0,
             removals: 0,
         };
-        if locks {
+        if hints.loaded.locks {
             // Our own looks at a job's memory are not somebody else's.
             let own = hints.leader(std::process::id().cast_signed())?.tgid;
             hints.set_controller(own)?;
@@ -234,80 +200,6 @@ impl Hints {
         Ok(())
     }
 
-    /// Takes the record of an address space: the pages that had a write fault since the last call.
-    ///
-    /// Each page is handed out once; a fault while this runs is either in this answer or in the next one. Never among its pages,
-    /// because no fault in this address space says so: writes by `process_vm_writev`, ptrace or `/proc/PID/mem`, `O_DIRECT` and
-    /// `io_uring` transfers into pinned pages (of all these [`Followed`] tells, or [`WrittenRecord::touched`]), stores through
-    /// another mapping of a shared page, and stores to pages that are writable already.
-    pub fn drain_written(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
-        self.gather_written()?;
-        self.gathered(space)
-    }
-
-    /// Takes what was recorded of all address spaces out of the kernel, for [`gathered`](Self::gathered).
-    pub fn gather_written(&mut self) -> Result<(), HintsError> {
-        self.gather(ITER_WRITTEN.0)
-    }
-
-    /// The same while every followed process stands still: entries of regions that were not written lately are removed.
-    pub fn gather_written_at_rest(&mut self) -> Result<(), HintsError> {
-        self.gather(ITER_AT_REST.0)?;
-        // Of children that came and went in between, nobody asks.
-        let told = &self.told;
-        self.pending.retain(|space, _| told.contains_key(space));
-        Ok(())
-    }
-
-    /// What was taken out of the record and did not come here is lost: then the next record of each address space says so.
-    fn gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
-        let gathered = self.try_gather(iter);
-        self.removals += u64::from(gathered.is_err());
-        gathered
-    }
-
-    fn try_gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
-        for WrittenRegion { key, record } in self.take_regions(iter)? {
-            self.pending.entry(AddressSpaceId(key.mm)).or_default().add(key.region, &record);
-        }
-        while let Some(item) = self.touched.next() {
-            let range = bytemuck::try_pod_read_unaligned::<TouchedRange>(&item)
-                .map_err(|error| HintsError::Map { map: "TOUCHED", why: error.to_string() })?;
-            let space = AddressSpaceId(range.mm);
-            // Of others, that are followed no more, there may be some left.
-            if self.told.contains_key(&space) {
-                self.pending.entry(space).or_default().ranges.push(range);
-            }
-        }
-        Ok(())
-    }
-
-    /// What was gathered of one address space, as [`drain_written`](Self::drain_written) answers.
-    pub fn gathered(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
-        let recorded = self.pending.remove(&space).unwrap_or_default();
-        let total = self.lost_pages()?;
-        let told = self.told.insert(space, total).unwrap_or(0);
-        self.empty_if_full()?;
-        self.flush_logs();
-        Ok(recorded.told(total - told))
-    }
-
-    /// The same, which stays to be asked for again.
-    pub fn noted(&self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
-        let lost = self.lost_pages()? - self.told.get(&space).copied().unwrap_or(0);
-        Ok(self.pending.get(&space).unwrap_or(&Recorded::default()).told(lost))
-    }
-
-    /// What is kept of a followed address space; none if it is not followed, or this kernel does not show who takes its lock.
-    pub fn followed(&self, space: AddressSpaceId) -> Result<Option<Followed>, HintsError> {
-        if !self.locks {
-            return Ok(None);
-        }
-        let map = self.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
-        let followed: HashMap<_, u64, Followed> = HashMap::try_from(map).map_err(map_error("FOLLOWED"))?;
-        Ok(followed.get(&space.0, 0).ok())
-    }
-
     /// What became of the followed processes since the last call, oldest first.
     pub fn events(&mut self) -> Result<Vec<TaskEvent>, HintsError> {
         let mut events = Vec::new();
@@ -336,24 +228,24 @@ impl Hints {
     /// The threads are looked at one after the other: for a consistent picture the process must be stopped.
     pub fn tasks(&self, pid: i32) -> Result<Vec<TaskHidden>, HintsError> {
         let bytes = self.read_iter(ITER_TASK.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
-        iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
+        iters::tasks(&bytes, self.loaded.restart).ok_or_else(|| torn(ITER_TASK.0, pid))
     }
 
     /// What the kernel keeps about each thread of every followed process, in one pass.
     pub fn followed_tasks(&self) -> Result<Vec<TaskHidden>, HintsError> {
         let bytes = self.read_iter(ITER_JOB.0, IterTarget::All, || "all tasks".to_owned())?;
-        iters::tasks(&bytes, self.restart).ok_or_else(|| torn(ITER_JOB.0, 0))
+        iters::tasks(&bytes, self.loaded.restart).ok_or_else(|| torn(ITER_JOB.0, 0))
     }
 
     /// The descriptors of a process (`pid` as this process sees it), which must be stopped, ascending by number; none where this
     /// kernel does not show all that belongs to them.
     pub fn descriptors(&self, pid: i32) -> Result<Option<Vec<FileRecord>>, HintsError> {
-        if !self.descriptors {
+        if !self.loaded.descriptors {
             return Ok(None);
         }
         let bytes = self.read_iter(ITER_FILE.0, IterTarget::Process(pid), || format!("pid {pid}"))?;
         let mut records: Vec<FileRecord> = iters::records(&bytes).ok_or_else(|| torn(ITER_FILE.0, pid))?;
-        if !self.descriptions {
+        if !self.loaded.descriptions {
             for record in &mut records {
                 record.covered = covered::NOTHING;
             }
@@ -365,21 +257,21 @@ impl Hints {
     ///
     /// [`Evidence`]: super::iters::Evidence
     pub fn has_evidence(&self) -> bool {
-        self.evidence
+        self.loaded.evidence
     }
 
     /// Whether the records of tasks hold everything on which depends what `/proc` shows of them, see [`Outward`].
     ///
     /// [`Outward`]: super::iters::Outward
     pub fn shows_outward(&self) -> bool {
-        self.outward
+        self.loaded.outward
     }
 
     /// The Linux AIO contexts of a process (`pid` as this process sees it), which must be stopped.
     pub fn aio_contexts(&mut self, pid: i32) -> Result<Vec<AioContext>, HintsError> {
         let leader = self.leader(pid)?;
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct kioctx is not known".into() };
-        let layout = self.aio.ok_or_else(unknown)?;
+        let layout = self.loaded.aio.ok_or_else(unknown)?;
         if self.cpu_offsets.is_empty() {
             self.cpu_offsets = self.ask_cpu_offsets(layout)?;
         }
@@ -393,7 +285,7 @@ impl Hints {
     /// must be stopped; `sizes` tells of each set how many semaphores it has. Empty lists are left out.
     pub fn semaphore_undo(&mut self, pid: i32, sizes: &StdHashMap<i32, usize>) -> Result<Vec<UndoList>, HintsError> {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct sem_undo is not known".into() };
-        let layout = self.undo.ok_or_else(unknown)?;
+        let layout = self.loaded.undo.ok_or_else(unknown)?;
         let mut names: Vec<u64> = self.tasks(pid)?.iter().map(|task| task.record.undo_list).collect();
         names.sort_unstable();
         names.dedup();
@@ -408,21 +300,21 @@ impl Hints {
     /// What is queued in a pseudo-terminal of which `file` (the kernel's address) is the master; both ends must rest.
     pub fn tty_queues(&mut self, file: u64) -> Result<TtyQueues, HintsError> {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct n_tty_data is not known".into() };
-        let layout = self.tty.ok_or_else(unknown)?;
+        let layout = self.loaded.tty.ok_or_else(unknown)?;
         tty::queues(file, layout, |addresses| self.peek(addresses))
     }
 
     /// What waits in the UDP socket that `file` (the kernel's address) is of, the oldest first; nobody may read meanwhile.
     pub fn datagrams(&mut self, file: u64) -> Result<Vec<QueuedDatagram>, HintsError> {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct sk_buff is not known".into() };
-        let layout = self.datagrams.ok_or_else(unknown)?;
+        let layout = self.loaded.datagrams.ok_or_else(unknown)?;
         datagrams::queue(file, layout, |addresses| self.peek(addresses))
     }
 
     /// What no option shows of sockets, of each that one of these files (the kernel's addresses) is of.
     pub fn hidden_of_sockets(&mut self, files: &[u64]) -> Result<Vec<Hidden>, HintsError> {
         let unknown = || HintsError::Map { map: "PEEK", why: "this kernel's struct inet_sock is not known".into() };
-        let layout = self.datagrams.ok_or_else(unknown)?;
+        let layout = self.loaded.datagrams.ok_or_else(unknown)?;
         datagrams::hidden(files, layout, |addresses| self.peek(addresses))
     }
 
@@ -449,7 +341,7 @@ impl Hints {
         for chunk in addresses.chunks(PEEKS) {
             let mut asked = [0; PEEKS];
             asked[..chunk.len()].copy_from_slice(chunk);
-            let map = self.ebpf.map_mut("PEEK").ok_or_else(|| no_map("PEEK"))?;
+            let map = self.loaded.ebpf.map_mut("PEEK").ok_or_else(|| no_map("PEEK"))?;
             let mut map: Array<_, [u64; PEEKS]> = Array::try_from(map).map_err(map_error("PEEK"))?;
             map.set(0, asked, 0).map_err(map_error("PEEK"))?;
             // The program runs once for each task that it goes over: for this one alone.
@@ -511,46 +403,13 @@ impl Hints {
     }
 
     fn set_controller(&mut self, tgid: u32) -> Result<(), HintsError> {
-        let map = self.ebpf.map_mut("CONTROLLER").ok_or_else(|| no_map("CONTROLLER"))?;
+        let map = self.loaded.ebpf.map_mut("CONTROLLER").ok_or_else(|| no_map("CONTROLLER"))?;
         let mut controller: Array<_, u32> = Array::try_from(map).map_err(map_error("CONTROLLER"))?;
         controller.set(0, tgid, 0).map_err(map_error("CONTROLLER"))
     }
 
-    fn take_regions(&self, iter: &'static str) -> Result<Vec<WrittenRegion>, HintsError> {
-        let map = match self.ebpf.map("WRITTEN") {
-            Some(Map::HashMap(map)) => map.fd().as_fd(),
-            _ => return Err(no_map("WRITTEN")),
-        };
-        let bytes = self.read_iter(iter, IterTarget::Map(map), || "the record of written pages".into())?;
-        iters::records(&bytes).ok_or_else(|| HintsError::Map { map: "WRITTEN", why: "half a record was read".into() })
-    }
-
-    fn remove_written(&mut self, which: impl Fn(&WrittenKey) -> bool) -> Result<(), HintsError> {
-        let mut written: HashMap<_, WrittenKey, RegionRecord> = self.map_mut("WRITTEN")?;
-        for key in written.keys().filter_map(Result::ok).filter(which).collect::<Vec<_>>() {
-            remove(&mut written, &key, "WRITTEN")?;
-        }
-        Ok(())
-    }
-
-    /// Entries of regions that are not written any more fill the record up. Removing them may take a bit with them that was
-    /// set since the record was taken; the next record of each address space owns up to that.
-    fn empty_if_full(&mut self) -> Result<(), HintsError> {
-        let lost = self.lost(Lost::Page)?;
-        if lost > self.full_at {
-            self.remove_written(|_| true)?;
-            self.full_at = lost;
-            self.removals += 1;
-        }
-        Ok(())
-    }
-
-    fn lost_pages(&self) -> Result<u64, HintsError> {
-        Ok(self.lost(Lost::Page)? + self.removals)
-    }
-
     fn lost(&self, what: Lost) -> Result<u64, HintsError> {
-        let map = self.ebpf.map("LOST").ok_or_else(|| no_map("LOST"))?;
+        let map = self.loaded.ebpf.map("LOST").ok_or_else(|| no_map("LOST"))?;
         let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(map_error("LOST"))?;
         Ok(counts.get(&(what as u32), 0).map_err(map_error("LOST"))?.iter().sum())
     }
@@ -559,7 +418,7 @@ impl Hints {
         &mut self,
         name: &'static str,
     ) -> Result<HashMap<&mut MapData, K, V>, HintsError> {
-        let map = self.ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+        let map = self.loaded.ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
         HashMap::try_from(map).map_err(map_error(name))
     }
 
@@ -575,7 +434,7 @@ impl Hints {
 
     /// The outer error is about the programs, the inner one about the target.
     fn open_iter(&self, name: &'static str, target: IterTarget<'_>) -> Result<io::Result<File>, HintsError> {
-        let program = self.ebpf.program(name).ok_or_else(|| no_program(name))?;
+        let program = self.loaded.ebpf.program(name).ok_or_else(|| no_program(name))?;
         let fd = program.fd().map_err(|error| program_error(name, error))?;
         Ok(iter_open(fd.as_fd(), target))
     }

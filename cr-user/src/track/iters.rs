@@ -185,6 +185,23 @@ impl Evidence {
     }
 }
 
+/// The lines of `/proc/PID/status` for which [`Outward`] answers.
+pub const OUTWARD_LINES: [&str; 13] = [
+    "Umask",
+    "Uid",
+    "Gid",
+    "Groups",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Speculation_Store_Bypass",
+    "x86_Thread_features",
+];
+
 /// Everything on which depends what others see of a process in `/proc`, of what a checkpoint reads there: users, groups and
 /// capabilities of each thread, the mask for files, parent, group and session, areas of its memory, executable, working directory and
 /// root.

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use cr::{
     procfs,
     sys::fd::compare_descriptions,
-    track::iters::{Evidence, Outward},
+    track::iters::{Evidence, OUTWARD_LINES, Outward},
 };
 use cr_tests::note_skip;
 use nix::libc;
@@ -51,26 +51,16 @@ fn no_answer_changes_without_its_evidence() {
 
 /// What a checkpoint reads of a process in `/proc`, as far as the iterator's evidence is to cover it.
 fn shown(pid: i32) -> Vec<String> {
-    const KEYS: [&str; 13] = [
-        "Umask",
-        "Uid",
-        "Gid",
-        "Groups",
-        "CapInh",
-        "CapPrm",
-        "CapEff",
-        "CapBnd",
-        "CapAmb",
-        "NoNewPrivs",
-        "Seccomp",
-        "Speculation_Store_Bypass",
-        "x86_Thread_features",
-    ];
     let status = procfs::Status::read(pid, pid).expect("status");
     let stat = procfs::stat(pid).expect("stat");
     let link = |name: &str| procfs::link(pid, name).expect("link").display().to_string();
     let fields = [5, 6, 26, 27, 28, 38, 45, 46, 47, 48, 49, 50, 51].map(|n| stat[n - 3].clone());
-    KEYS.iter().map(|key| status.get(key).to_owned()).chain(fields).chain(["exe", "cwd", "root"].map(link)).collect()
+    OUTWARD_LINES
+        .iter()
+        .map(|key| status.get(key).to_owned())
+        .chain(fields)
+        .chain(["exe", "cwd", "root"].map(link))
+        .collect()
 }
 
 /// Whatever changes of what others see of a process, the evidence for it is different afterwards, or there is none. Without such a

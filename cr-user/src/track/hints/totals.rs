@@ -19,7 +19,7 @@ impl Hints {
     /// What was counted until now.
     pub fn totals(&self) -> Result<Totals, HintsError> {
         let lost = self.lost_pages()? + self.lost(Lost::Event)? + self.lost(Lost::Task)?;
-        let map = self.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
+        let map = self.loaded.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
         let followed: HashMap<_, u64, Followed> = HashMap::try_from(map).map_err(map_error("FOLLOWED"))?;
         // One that ends meanwhile is not counted.
         let write_faults = followed.iter().filter_map(Result::ok).map(|(_, space)| space.faults).sum();

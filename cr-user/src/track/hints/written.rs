@@ -1,8 +1,17 @@
-//! What was recorded of written pages, as ranges.
+//! The record of written pages: taken out of the kernel, and handed out as ranges.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, os::fd::AsFd as _};
 
-use cr_common::{PAGE_SHIFT, REGION_SHIFT, RegionRecord, TouchedRange, touched};
+use aya::maps::{HashMap, Map};
+use cr_common::{
+    Followed, Lost, PAGE_SHIFT, REGION_SHIFT, RegionRecord, TouchedRange, WrittenKey, WrittenRegion, touched,
+};
+
+use super::error::{map_error, no_map};
+use super::load::{ITER_AT_REST, ITER_WRITTEN};
+use super::{AddressSpaceId, Hints, HintsError, remove};
+use crate::sys::bpf::IterTarget;
+use crate::track::iters;
 
 /// What became of the pages of an address space since the last time this was asked. Addresses in bytes, in whole pages, ascending,
 /// neither touching nor overlapping where nothing else is said.
@@ -18,6 +27,116 @@ pub struct WrittenRecord {
     /// How many faults could not be recorded. Not 0: the record is not complete, and the page tables must be asked about
     /// everything.
     pub lost: u64,
+}
+
+impl Hints {
+    /// Takes the record of an address space: the pages that had a write fault since the last call.
+    ///
+    /// Each page is handed out once; a fault while this runs is either in this answer or in the next one. Never among its pages,
+    /// because no fault in this address space says so: writes by `process_vm_writev`, ptrace or `/proc/PID/mem`, `O_DIRECT` and
+    /// `io_uring` transfers into pinned pages (of all these [`Followed`] tells, or [`WrittenRecord::touched`]), stores through
+    /// another mapping of a shared page, and stores to pages that are writable already.
+    pub fn drain_written(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        self.gather_written()?;
+        self.gathered(space)
+    }
+
+    /// Takes what was recorded of all address spaces out of the kernel, for [`gathered`](Self::gathered).
+    pub fn gather_written(&mut self) -> Result<(), HintsError> {
+        self.gather(ITER_WRITTEN.0)
+    }
+
+    /// The same while every followed process stands still: entries of regions that were not written lately are removed.
+    pub fn gather_written_at_rest(&mut self) -> Result<(), HintsError> {
+        self.gather(ITER_AT_REST.0)?;
+        // Of children that came and went in between, nobody asks.
+        let told = &self.told;
+        self.pending.retain(|space, _| told.contains_key(space));
+        Ok(())
+    }
+
+    /// What was taken out of the record and did not come here is lost: then the next record of each address space says so.
+    fn gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
+        let gathered = self.try_gather(iter);
+        self.removals += u64::from(gathered.is_err());
+        gathered
+    }
+
+    fn try_gather(&mut self, iter: &'static str) -> Result<(), HintsError> {
+        for WrittenRegion { key, record } in self.take_regions(iter)? {
+            self.pending.entry(AddressSpaceId(key.mm)).or_default().add(key.region, &record);
+        }
+        while let Some(item) = self.touched.next() {
+            let range = bytemuck::try_pod_read_unaligned::<TouchedRange>(&item)
+                .map_err(|error| HintsError::Map { map: "TOUCHED", why: error.to_string() })?;
+            let space = AddressSpaceId(range.mm);
+            // Of others, that are followed no more, there may be some left.
+            if self.told.contains_key(&space) {
+                self.pending.entry(space).or_default().ranges.push(range);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was gathered of one address space, as [`drain_written`](Self::drain_written) answers.
+    pub fn gathered(&mut self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        let recorded = self.pending.remove(&space).unwrap_or_default();
+        let total = self.lost_pages()?;
+        let told = self.told.insert(space, total).unwrap_or(0);
+        self.empty_if_full()?;
+        self.flush_logs();
+        Ok(recorded.told(total - told))
+    }
+
+    /// The same, which stays to be asked for again.
+    pub fn noted(&self, space: AddressSpaceId) -> Result<WrittenRecord, HintsError> {
+        let lost = self.lost_pages()? - self.told.get(&space).copied().unwrap_or(0);
+        Ok(self.pending.get(&space).unwrap_or(&Recorded::default()).told(lost))
+    }
+
+    /// What is kept of a followed address space; none if it is not followed, or this kernel does not show who takes its lock.
+    pub fn followed(&self, space: AddressSpaceId) -> Result<Option<Followed>, HintsError> {
+        if !self.loaded.locks {
+            return Ok(None);
+        }
+        let map = self.loaded.ebpf.map("FOLLOWED").ok_or_else(|| no_map("FOLLOWED"))?;
+        let followed: HashMap<_, u64, Followed> = HashMap::try_from(map).map_err(map_error("FOLLOWED"))?;
+        Ok(followed.get(&space.0, 0).ok())
+    }
+
+    fn take_regions(&self, iter: &'static str) -> Result<Vec<WrittenRegion>, HintsError> {
+        let map = match self.loaded.ebpf.map("WRITTEN") {
+            Some(Map::HashMap(map)) => map.fd().as_fd(),
+            _ => return Err(no_map("WRITTEN")),
+        };
+        let bytes = self.read_iter(iter, IterTarget::Map(map), || "the record of written pages".into())?;
+        iters::records(&bytes).ok_or_else(|| HintsError::Map { map: "WRITTEN", why: "half a record was read".into() })
+    }
+
+    pub(super) fn remove_written(&mut self, which: impl Fn(&WrittenKey) -> bool) -> Result<(), HintsError> {
+        let mut written: HashMap<_, WrittenKey, RegionRecord> = self.map_mut("WRITTEN")?;
+        for key in written.keys().filter_map(Result::ok).filter(which).collect::<Vec<_>>() {
+            remove(&mut written, &key, "WRITTEN")?;
+        }
+        Ok(())
+    }
+
+    /// Entries of regions that are not written any more fill the record up. Removing them may take a bit with them that was
+    /// set since the record was taken; the next record of each address space owns up to that.
+    fn empty_if_full(&mut self) -> Result<(), HintsError> {
+        let lost = self.lost(Lost::Page)?;
+        if lost > self.full_at {
+            // Before it is done: also what fails halfway is owned up to.
+            self.removals += 1;
+            self.remove_written(|_| true)?;
+            self.full_at = lost;
+        }
+        Ok(())
+    }
+
+    pub(super) fn lost_pages(&self) -> Result<u64, HintsError> {
+        Ok(self.lost(Lost::Page)? + self.removals)
+    }
 }
 
 /// What was taken out of the kernel's record of one address space.
