@@ -58,17 +58,13 @@ impl Job {
         Self::start_with(name, &options)
     }
 
-    /// Starts a guest whose operations follow from `seed`, under a controller that compares in each checkpoint what it takes to be
-    /// unchanged (`CR_AUDIT`: `what`) with a look at everything, and fails where that makes a difference.
+    /// Starts a guest under a controller that compares in each checkpoint what it takes to be unchanged (`CR_AUDIT`: `what`) with a look
+    /// at everything, and fails where that makes a difference.
     #[track_caller]
-    pub fn start_audited(name: &str, seed: u64, what: &str) -> Self {
-        let options = JobOptions {
-            args: vec!["--seed".into(), seed.to_string()],
-            controller: Some("1h".into()),
-            env: vec![("CR_AUDIT".into(), what.into())],
-            ..JobOptions::default()
-        };
-        Self::start_with(name, &options)
+    pub fn start_audited(name: &str, args: &[&str], what: &str) -> Self {
+        let (args, controller) = (strings(args), Some("1h".into()));
+        let env = vec![("CR_AUDIT".into(), what.into())];
+        Self::start_with(name, &JobOptions { args, controller, env, ..JobOptions::default() })
     }
 
     /// Starts a guest as the options say and waits until it is ready.

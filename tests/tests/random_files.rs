@@ -9,7 +9,7 @@ use cr_tests::Job;
 const OPERATIONS: u64 = 10_000;
 
 fn through_random_operations(seed: u64) {
-    let mut job = Job::start_audited("random_files", seed, "descriptors");
+    let mut job = Job::start_audited("random_files", &["--seed", &seed.to_string()], "descriptors");
     let mut taken = 0;
     while job.step() < OPERATIONS {
         job.checkpoint();

@@ -8,7 +8,7 @@ use cr_tests::Job;
 const OPERATIONS: u64 = 5_000;
 
 fn through_random_operations(seed: u64) {
-    let mut job = Job::start_audited("random_memory", seed, "pages");
+    let mut job = Job::start_audited("random_memory", &["--seed", &seed.to_string()], "pages");
     let (mut taken, mut wide) = (0, Vec::new());
     while job.step() < OPERATIONS {
         let checkpoint = job.checkpoint();
