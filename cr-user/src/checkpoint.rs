@@ -138,7 +138,7 @@ impl Job {
     /// # Errors
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
-        const TRIES: usize = 3;
+        const TRIES: usize = 5;
         const PATIENCE: Duration = Duration::from_secs(1);
         self.datagrams = options.udp.unwrap_or_default();
         let kept = self.external.len();
@@ -147,12 +147,10 @@ impl Job {
         self.plan = inet::Plan { policy: options.tcp, ends: options.ends };
         let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
-            // Whatever failed while a process executed another program failed because of that: nothing of the old one is
-            // left.
-            if result.is_ok() || !self.members.iter().any(Member::has_changed_program) {
-                break;
-            }
-            result = self.try_checkpoint(writer, options, Pace::Hasty);
+            // Whatever failed while a process executed another program, or was killed, failed because of that: nothing of the old one
+            // is left.
+            let Some(pace) = result.as_ref().err().and_then(|_| self.pace_of_another_try()) else { break };
+            result = self.try_checkpoint(writer, options, pace);
         }
         // What only hinders at the moment at which the job stands still, such as a connection that was not accepted yet, passes.
         let until = Instant::now() + PATIENCE;
@@ -167,6 +165,16 @@ impl Job {
         if result.is_err() && self.has_ended() { Err(self.gone("the checkpoint")) } else { result }
     }
 
+    /// How it is gone about once more, if what failed may have failed because of what became of a process.
+    fn pace_of_another_try(&self) -> Option<Pace> {
+        let is_ending = |m: &Member| m.pid != self.pid() && (m.has_ended() || procfs::is_ending(m.pid));
+        // One that ends has no program any more, either.
+        if self.lost_in_window || self.members.iter().any(is_ending) {
+            return Some(Pace::Thorough);
+        }
+        self.members.iter().any(Member::has_changed_program).then_some(Pace::Hasty)
+    }
+
     fn has_ended(&self) -> bool {
         self.members.first().is_none_or(|root| root.pid != self.pid() || root.has_ended())
     }
@@ -175,6 +183,7 @@ impl Job {
         let started = Instant::now();
         let mut steps = Phases::new(started);
         self.stood_still = false;
+        self.lost_in_window = false;
         self.members.iter_mut().for_each(Member::look_at_program);
         self.part.iter_mut().for_each(Part::begin);
         fault::point("preflight")?;
@@ -417,7 +426,10 @@ impl Job {
         let alive = frozen.processes().iter().map(|p| Relative { pid: p.pid, ppid: p.ppid, zombie: false });
         self.refresh(&alive.collect::<Vec<_>>())?;
         let missing = frozen.processes().iter().find(|p| !self.members.iter().any(|m| m.pid == p.pid));
-        missing.map_or(Ok(frozen.processes().len()), |p| Err(gone(p.pid, "the freeze")))?;
+        if let Some(pid) = missing.map(|process| process.pid) {
+            self.lost_in_window = true;
+            return Err(gone(pid, "the freeze"));
+        }
         Ok((frozen, since))
     }
 

@@ -97,11 +97,6 @@ impl Relative {
     pub fn look(pid: i32) -> io::Result<Self> {
         relative(pid)
     }
-
-    /// Whether a process that was there a moment ago has ended.
-    pub fn has_ended(pid: i32) -> bool {
-        relative(pid).map_or(true, |r| r.zombie)
-    }
 }
 
 /// Index of the session among the fields of [`procfs::stat`].

@@ -47,6 +47,17 @@ pub fn find_voice(pid: i32) -> Option<i32> {
     found
 }
 
+/// Whether a process has ended, or is about to: it was killed, or is at its end by itself, and what it had may be gone already.
+pub fn is_ending(pid: i32) -> bool {
+    /// Index of the flags among the fields of [`stat`], and `PF_EXITING` in them.
+    const FLAGS: (usize, u32) = (6, 0x4);
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let Some(voice) = find_voice(pid) else { return true };
+    let flags = stat_of(&format!("{pid}/task/{voice}")).ok().and_then(|s| s.get(FLAGS.0)?.parse::<u32>().ok());
+    let is_killed = |s: Status| (s.mask("SigPnd") | s.mask("ShdPnd")) & KILLED != 0;
+    flags.is_none_or(|flags| flags & FLAGS.1 != 0) || Status::read(pid, voice).map_or(true, is_killed)
+}
+
 fn is_alive(place: &str) -> bool {
     stat_of(place).is_ok_and(|stat| stat.first().is_some_and(|state| !matches!(state.as_str(), "Z" | "X")))
 }

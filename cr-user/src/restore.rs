@@ -35,7 +35,7 @@ use crate::object::omitted::Omitted;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::phases::Phases;
-use crate::remote::{Call, Gadgets};
+use crate::remote::{Call, Gadgets, freeze};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
 use crate::sys::{PAGE, fd, uffd};
@@ -337,6 +337,7 @@ impl Restored {
         let job = Job::restored(pid, &self.chain, oracles, spaces)?;
         let silence = outside.go(self.chain.newest().job())?;
         bodies.into_iter().try_for_each(Body::release)?;
+        freeze::let_go_of_killed();
         made.keep();
         drop(silence);
         Ok(job)

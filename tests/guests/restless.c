@@ -1,9 +1,9 @@
 /*
  * A job that does, all the time, what is awkward in the middle of a checkpoint.
  *
- *   restless DIR fork|exec|threads|mappings|exit [N]
+ *   restless DIR fork|quick-fork|exec|threads|mappings|exit [N]
  *
- * fork: a child that lives for about a millisecond, each step; exec: the same program anew, each step; threads: a thread starts and ends,
+ * fork: a child that lives for about a millisecond, each step; quick-fork: a child that ends at once, without a pause; exec: the same program anew, each step; threads: a thread starts and ends,
  * each step; mappings: something is mapped and unmapped, each step; exit: it ends by itself after N steps. 1 MiB of memory is
  * changed and checked as well (but for exec, which keeps nothing).
  */
@@ -29,12 +29,12 @@ static void change_pages(void) {
     }
 }
 
-static void fork_once(void) {
+static void fork_once(bool quickly) {
     pid_t child = fork();
     CHECK(child >= 0, "fork: %s", strerror(errno));
     if (child == 0) {
         memset(pages, 'c', PAGE);
-        usleep(1000);
+        if (!quickly) usleep(1000);
         _exit(7);
     }
     int status;
@@ -66,6 +66,7 @@ static void map_once(void) {
 int main(int argc, char **argv) {
     CHECK(argc >= 3, "usage: restless DIR MODE [N]");
     long number = argc > 3 ? atol(argv[3]) : 0;
+    bool quick = strcmp(argv[2], "quick-fork") == 0;
     bool execs = strcmp(argv[2], "exec") == 0, again = execs && number > 0;
     if (again) {
         CHECK(realpath(argv[1], guest_dir), "realpath: %s", strerror(errno));
@@ -78,12 +79,12 @@ int main(int argc, char **argv) {
     if (!again) guest_ready();
     while (!guest_finishing()) {
         change_pages();
-        if (strcmp(argv[2], "fork") == 0) fork_once();
+        if (quick || strcmp(argv[2], "fork") == 0) fork_once(quick);
         else if (strcmp(argv[2], "threads") == 0) thread_once();
         else if (strcmp(argv[2], "mappings") == 0) map_once();
         else if (strcmp(argv[2], "exit") == 0 && guest_steps >= (uint64_t)number) break;
         guest_step();
-        guest_sleep_ms(3);
+        if (!quick) guest_sleep_ms(3);
         if (execs) {
             char steps[24];
             check_pages();

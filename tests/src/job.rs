@@ -42,6 +42,7 @@ pub struct Job {
     controller: Option<Child>,
     spawned: u32,
     verdict_seen: bool,
+    defect_wanted: bool,
 }
 
 impl Job {
@@ -124,6 +125,7 @@ impl Job {
             controller: None,
             spawned: 0,
             verdict_seen: false,
+            defect_wanted: false,
         };
         fs::create_dir(job.dir()).expect("the guest's folder");
         // Guests give up root.
@@ -419,12 +421,21 @@ impl Job {
         self.verdict_seen = true;
         let verdict = self.read_link("result").unwrap_or_default();
         assert!(verdict == "ok", "{}: {verdict}\n{}", self.name, self.diagnosis());
+        let said =
+            (0..self.spawned).filter_map(|number| fs::read_to_string(self.dir().join(format!("err.{number}"))).ok());
+        let has_defect = said.into_iter().any(|text| text.to_lowercase().contains("this is a defect of cr"));
+        assert!(has_defect == self.defect_wanted, "cr says that it is defect: {has_defect}\n{}", self.diagnosis());
         for entry in fs::read_dir(self.dir()).expect("the guest's folder").flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(part) = name.strip_prefix("skipped.") {
                 note_skip(&format!("{}: {part}: {}", self.name, self.read_link(&name).unwrap_or_default()));
             }
         }
+    }
+
+    /// The test makes `cr` say of itself that it is defect, which is a failure otherwise.
+    pub fn want_defect(&mut self) {
+        self.defect_wanted = true;
     }
 
     /// Waits until `done`; a verdict of failure or the time limit ends the test with all there is to know.

@@ -35,7 +35,7 @@ fn that_step_by_themselves() {
     alone("process", &["--user", "--no-new-privs"]);
     alone("process", &["--user", "--dumpable", "0"]);
     alone("process", &["--chroot"]);
-    for mode in ["fork", "exec", "threads", "mappings"] {
+    for mode in ["fork", "quick-fork", "exec", "threads", "mappings"] {
         alone("restless", &[mode]);
     }
 }

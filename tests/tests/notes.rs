@@ -45,6 +45,7 @@ fn a_page_that_was_not_noted_is_found_by_the_audit_and_stored() {
     assert!(audited.dirty_pages >= 1024, "{audited:?}");
     let said = fs::read_to_string(job.dir().join("err.0")).expect("what the controller says");
     assert!(said.contains("were not noted"), "{said}");
+    job.want_defect();
     // It stays so.
     assert!(job.checkpoint().widened.iter().any(about_everything));
     job.kill();

@@ -54,6 +54,8 @@ pub struct Job {
     pub(super) plan: inet::Plan,
     /// The last try to take a checkpoint came to the frozen window.
     pub(super) stood_still: bool,
+    /// A process of it was killed when it had been stopped already, in the last try.
+    pub(super) lost_in_window: bool,
     /// What becomes of datagrams that it has not read.
     pub(super) datagrams: queue::Policy,
     /// The newest durable checkpoint.
@@ -118,6 +120,7 @@ impl Job {
             external: Vec::new(),
             plan: inet::Plan::default(),
             stood_still: false,
+            lost_in_window: false,
             datagrams: queue::Policy::default(),
             parent: None,
             content: HashMap::new(),
@@ -227,7 +230,7 @@ impl Job {
                 Ok(member) => self.members.push(member),
                 Err(e) if relative.pid == self.pid() => return Err(e),
                 Err(_) if !std::fs::exists(procfs::path(relative.pid, "exe")).unwrap_or(true) => {}
-                Err(_) if Relative::has_ended(relative.pid) => {}
+                Err(_) if procfs::is_ending(relative.pid) => {}
                 Err(e) => return Err(e),
             }
         }

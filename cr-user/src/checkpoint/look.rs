@@ -61,6 +61,8 @@ pub struct Found {
     pub untracked: bool,
     /// The mapping was put under tracking just now.
     pub is_new: bool,
+    /// Why not all was found, as when the process is gone. What was taken is owed all the same.
+    pub failed: Option<Error>,
 }
 
 /// A question about pages of a mapping.
@@ -89,34 +91,35 @@ impl Ask {
 }
 
 /// Asks, on all CPUs where it is much. By question.
-///
-/// # Errors
-/// When the process is gone.
-pub fn take_all(member: &Member, pagemap: &File, asks: Vec<Ask>) -> Result<Vec<(Ask, Found)>> {
+pub fn take_all(member: &Member, pagemap: &File, asks: Vec<Ask>) -> Vec<(Ask, Found)> {
     /// A question about fewer pages takes less time than a thread takes to start.
     const WORTHWHILE: u64 = 2 * PIECE;
-    let answer = |ask: Ask| take(member, pagemap, &ask).map(|found| (ask, found));
+    let answer = |ask: Ask| {
+        let found = take(member, pagemap, &ask);
+        (ask, found)
+    };
     let much = asks.iter().map(|ask| ask.pages.end - ask.pages.start).sum::<u64>() > WORTHWHILE;
     if much { on_all_cpus(asks, answer) } else { asks.into_iter().map(answer).collect() }
 }
 
 /// Looks at pages of a mapping, and takes what was written; hot pages are only looked at. The mapping is put under tracking if it
 /// is not yet, and there is something in it, or will be.
-///
-/// # Errors
-/// When the process is gone.
-pub fn take(member: &Member, pagemap: &File, ask: &Ask) -> Result<Found> {
+pub fn take(member: &Member, pagemap: &File, ask: &Ask) -> Found {
     let place = &ask.place;
     let backing = match &ask.own {
-        Some(own) => Backing { own: own.clone(), guards: RangeSet::new() },
-        None => backing(member, pagemap, place, ask.pages.clone())?,
+        Some(own) => Ok(Backing { own: own.clone(), guards: RangeSet::new() }),
+        None => backing(member, pagemap, place, ask.pages.clone()),
+    };
+    let backing = match backing {
+        Ok(backing) => backing,
+        Err(e) => return Found { failed: Some(e), ..Found::default() },
     };
     let mut found = Found { guards: backing.guards.iter().collect(), ..Found::default() };
     if place.anonymous || place.writable || !backing.own.is_empty() {
-        written(member, place, &windows(&backing.own, ask.pages.clone()), &mut found)?;
+        written(member, place, &windows(&backing.own, ask.pages.clone()), &mut found);
         found.own = backing.own.iter().collect();
     }
-    Ok(found)
+    found
 }
 
 /// What there is of these pages of a mapping.
@@ -146,29 +149,36 @@ pub fn written_now(member: &Member, pagemap: &File, place: &Place) -> Result<Vec
 }
 
 /// Finds what was written in these pages of a mapping.
-fn written(member: &Member, place: &Place, windows: &RangeSet, found: &mut Found) -> Result<()> {
+fn written(member: &Member, place: &Place, windows: &RangeSet, found: &mut Found) {
     let Some(oracle) = &member.oracle else {
         found.untracked = true;
-        return Ok(());
+        return;
     };
     let hot = member.heat.hot().within(place.pages()).collect::<RangeSet>();
     let (cold, hot) = (windows.difference(&hot), windows.intersection(&hot));
     for (part, protect) in cold.iter().map(|part| (part, true)).chain(hot.iter().map(|part| (part, false))) {
         let ask = || oracle.written(part.start * PAGE, part.end * PAGE, protect);
-        let mut answer = ask()?;
-        if answer == Written::Untracked && oracle.register(place.start, place.end).is_ok() {
+        let mut answer = ask();
+        if protect && !matches!(answer, Ok(Written::Pages(_))) {
+            // Which pages were protected before it failed is not known.
+            found.taken.push(part.clone());
+        }
+        if matches!(answer, Ok(Written::Untracked)) && oracle.register(place.start, place.end).is_ok() {
             found.is_new = true;
-            answer = ask()?;
+            answer = ask();
         }
         match answer {
-            Written::Pages(pages) => found.taken.extend(pages),
-            Written::Untracked => {
+            Ok(Written::Pages(pages)) => found.taken.extend(pages),
+            Ok(Written::Untracked) => {
                 found.untracked = true;
-                return Ok(());
+                return;
+            }
+            Err(e) => {
+                found.failed = Some(e);
+                return;
             }
         }
     }
-    Ok(())
 }
 
 /// Ranges widened to what one page table covers. A question that protects would fill the page tables of everything it is asked
@@ -201,16 +211,16 @@ pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<Noted>) -> 
         own.extend(unasked.into_iter().flat_map(|gap| member.settled.own.within(gap).collect::<Vec<_>>()));
         let (mut all, mut is_new) = (true, false);
         for ask in parts.into_iter().flat_map(|pages| Ask::anew(0, place, pages)) {
-            // A mapping that is gone meanwhile is not there in the frozen window either.
-            match take(member, &pagemap, &ask) {
-                Ok(found) if !found.untracked => {
-                    taken.extend(found.taken);
-                    own.extend(found.own);
-                    guards.extend(found.guards);
-                    is_new |= found.is_new;
-                }
-                Ok(_) | Err(_) => all = false,
+            // A mapping that is gone meanwhile is not there in the frozen window either; of what is left of it, all is owed.
+            let found = take(member, &pagemap, &ask);
+            taken.extend(found.taken);
+            if found.untracked || found.failed.is_some() {
+                all = false;
+                continue;
             }
+            own.extend(found.own);
+            guards.extend(found.guards);
+            is_new |= found.is_new;
         }
         if is_new {
             member.settled.forget(place.pages());

@@ -6,14 +6,10 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use crate::error::Result;
 use crate::sys::task;
 
 /// Does something with each, in order, on as many threads as there are CPUs.
-///
-/// # Errors
-/// The first that one of them has.
-pub fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     /// A thread takes longer to start than a small process to look at.
     const WORTHWHILE: usize = 8;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -24,15 +20,11 @@ pub fn on_all_cpus<T: Send, R: Send>(mut all: Vec<T>, work: impl Fn(T) -> Result
         while all.len() > share {
             let part = all.split_off(all.len() - share);
             let work = &work;
-            others.push(scope.spawn(move || part.into_iter().map(work).collect::<Result<Vec<R>>>()));
+            others.push(scope.spawn(move || part.into_iter().map(work).collect::<Vec<R>>()));
         }
-        let mut done = all.into_iter().map(&work).collect::<Result<Vec<R>>>();
+        let mut done: Vec<R> = all.into_iter().map(&work).collect();
         for other in others.into_iter().rev() {
-            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done = done.and_then(|mut done| {
-                done.extend(other?);
-                Ok(done)
-            });
+            done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
         done
     })

@@ -41,7 +41,7 @@ pub fn look(processes: &[Stopped], known: Vec<Option<Shown>>, look: &Look) -> Re
         known.into_iter().zip(&evidence).map(|pair| if is_still(&pair) { pair.0 } else { None }).collect();
     let unknown: Vec<&Stopped> =
         processes.iter().zip(&all).filter(|(_, shown)| shown.is_none()).map(|(p, _)| p).collect();
-    let mut read = on_all_cpus(unknown, Shown::read)?.into_iter();
+    let mut read = on_all_cpus(unknown, Shown::read).into_iter().collect::<Result<Vec<_>>>()?.into_iter();
     if crate::object::is_audited("state") {
         processes.iter().zip(&all).try_for_each(|(p, shown)| shown.as_ref().map_or(Ok(()), |s| s.audit(p)))?;
     }

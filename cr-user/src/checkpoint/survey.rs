@@ -107,13 +107,15 @@ impl Survey {
         for member in members.iter_mut() {
             let Some(mappings) = described.remove(&member.pid) else { continue };
             let watched = declared.get(&member.pid).map_or(&none, |declared| &declared.watched);
-            let noted = watch.as_mut().and_then(|w| w.take_noted(member.pid));
-            tasks.push((member, mappings, watched, noted));
+            let history = History::take(member, watch.as_mut());
+            tasks.push((member, mappings, watched, history));
         }
-        let processes = on_all_cpus(tasks, |(member, mappings, watched, noted)| {
+        let processes = on_all_cpus(tasks, |(member, mappings, watched, history)| {
             let known = content.get(&member.space()).unwrap_or(&none);
-            Surveyed::take(member, mappings, watched, known, &plan.pages_of(member.space()), noted, *doubt, sink)
-        })?;
+            Surveyed::take(member, mappings, watched, known, &plan.pages_of(member.space()), history, *doubt, sink)
+        });
+        // Of each what it owes is known, whichever failed.
+        let processes = processes.into_iter().collect::<Result<Vec<_>>>()?;
         // What several tries have found is said once.
         let mut said = HashSet::new();
         notes.retain(|note| said.insert(note.clone()));
@@ -238,10 +240,31 @@ impl Survey {
     }
 }
 
+/// What is known of the page tables of a process from before.
+struct History {
+    /// What the programs noted since the last frozen window.
+    noted: Option<Noted>,
+    /// What they must be asked about.
+    scope: Scope,
+    /// What that window left.
+    before: Settled,
+}
+
+impl History {
+    /// Takes it from where it was. Should the look at the page tables never come, or fail halfway, then the next one asks about
+    /// everything.
+    fn take(member: &mut Member, watch: Option<&mut Watch>) -> Self {
+        let noted = watch.and_then(|w| w.take_noted(member.pid));
+        let scope = member.scope(noted.as_ref());
+        log::debug!("pid {}: page tables are asked about {scope}", member.pid);
+        member.wide = scope.why_everything();
+        Self { noted, scope, before: std::mem::take(&mut member.settled) }
+    }
+}
+
 impl Surveyed {
     /// `watched`: mappings that are under tracking. `known`: pages that have content according to the chain. `unwanted`: pages that
-    /// are left out; they lose their content in the chain, and so are stored whole once they are wanted again. `noted`: what the
-    /// programs noted since the last frozen window.
+    /// are left out; they lose their content in the chain, and so are stored whole once they are wanted again.
     #[expect(clippy::too_many_arguments, reason = "each is of another owner, and none belongs to another")]
     fn take(
         member: &mut Member,
@@ -249,16 +272,12 @@ impl Surveyed {
         watched: &RangeSet,
         known: &RangeSet,
         unwanted: &RangeSet,
-        noted: Option<Noted>,
+        history: History,
         doubt: bool,
         sink: &Sink,
     ) -> Result<Self> {
         let pagemap = oracle::pagemap_of(member.pid)?;
-        let scope = member.scope(noted.as_ref());
-        log::debug!("pid {}: page tables are asked about {scope}", member.pid);
-        member.wide = scope.why_everything();
-        // Should this fail halfway, the next one asks about everything.
-        let before = std::mem::take(&mut member.settled);
+        let History { noted, scope, before } = history;
         let (mut own, mut taken, mut untracked, mut settled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut asks, mut guards) = (Vec::new(), vec![Vec::new(); mappings.len()]);
         for (index, mapping) in mappings.iter().enumerate().filter(|(_, m)| m.has_own_content()) {
@@ -286,7 +305,9 @@ impl Surveyed {
             }
         }
         let mut strays: HashMap<usize, Vec<Range<u64>>> = HashMap::new();
-        for (ask, mut found) in look::take_all(member, &pagemap, asks)? {
+        let mut failed = None;
+        for (ask, mut found) in look::take_all(member, &pagemap, asks) {
+            failed = failed.or(found.failed);
             guards[ask.index].append(&mut found.guards);
             if found.untracked {
                 strays.entry(ask.index).or_default().extend(found.own.iter().cloned());
@@ -294,6 +315,10 @@ impl Surveyed {
             taken.append(&mut found.taken);
             own.append(&mut found.own);
         }
+        // Before anything can fail: what was taken is owed.
+        let taken = RangeSet::from_unsorted(taken);
+        member.debt = member.debt.union(&taken);
+        failed.map_or(Ok(()), Err)?;
         let untracked_mappings = strays.values().filter(|pages| !pages.is_empty()).count();
         for (index, (mapping, guards)) in mappings.iter_mut().zip(guards).enumerate() {
             mapping.guards =
@@ -304,7 +329,7 @@ impl Surveyed {
                 Some(mut pages) => untracked.append(&mut pages),
             }
         }
-        let (own, taken) = (RangeSet::from_unsorted(own), RangeSet::from_unsorted(taken));
+        let own = RangeSet::from_unsorted(own);
         if matches!(scope, Scope::Only(_)) && audit::is_strict() {
             audit::compare(member, &pagemap, &mappings, &own)?;
         }
@@ -319,7 +344,6 @@ impl Surveyed {
         let left_out = own.intersection(unwanted);
         let own = own.difference(&left_out);
         let untracked = RangeSet::from_unsorted(untracked).intersection(&own);
-        member.debt = member.debt.union(&taken);
 
         let mut dirty = member.debt.union(&untracked).union(&own.difference(known)).intersection(&own);
         let missed = seen.intersection(&own).difference(&dirty);

@@ -151,13 +151,17 @@ impl Frozen {
         self.processes.sort_by_key(|p| place(p.pid));
         // One that has left the job, its session say, before it was stopped: nobody else would let it go.
         for stranger in self.processes.iter().filter(|p| place(p.pid) == usize::MAX) {
-            for e in stranger.threads.keys().filter_map(|tid| let_go(*tid).err()) {
+            for e in stranger.threads.keys().filter_map(|tid| let_go(stranger.pid, *tid).err()) {
                 log::error!("pid {}: {e}", stranger.pid);
             }
         }
-        // One that ended in the middle, whose threads are zombies now.
+        // One that was killed in the middle, some of its threads before we had seen them.
         self.processes.retain(|p| place(p.pid) != usize::MAX && !members[place(p.pid)].zombie);
         self.zombies = members.iter().filter(|m| m.zombie).cloned().collect();
+        for zombie in &self.zombies {
+            let tids = procfs::threads(zombie.pid).unwrap_or_default();
+            tids.into_iter().filter(|tid| traced_by_us(zombie.pid, *tid)).for_each(|tid| owe(zombie.pid, tid));
+        }
     }
 
     /// Only a stopped thread can be let go: waits for those that were seized before something failed.
@@ -220,9 +224,11 @@ impl Frozen {
 
     fn release(&mut self) -> Result<()> {
         let mut first = None;
-        for tid in std::mem::take(&mut self.processes).iter().flat_map(|p| p.threads.keys()) {
-            first = first.or(let_go(*tid).err());
+        let processes = std::mem::take(&mut self.processes);
+        for (pid, tid) in processes.iter().flat_map(|p| p.threads.keys().map(|tid| (p.pid, *tid))) {
+            first = first.or(let_go(pid, tid).err());
         }
+        let_go_of_killed();
         first.map_or(Ok(()), Err)
     }
 }
@@ -276,13 +282,17 @@ pub fn at_rest<T>(pid: i32, tid: i32, look: impl FnOnce() -> Result<T>) -> Resul
     }
     resume_endless_wait(tid);
     let seen = look();
-    let_go(tid).and(seen.map(Some))
+    let_go(pid, tid).and(seen.map(Some))
 }
 
-/// Lets a stopped thread go; one that has ended needs nothing.
-fn let_go(tid: i32) -> Result<()> {
+/// Lets a stopped thread go. One that was killed where it stood is let go to its parent once it has ended.
+fn let_go(pid: i32, tid: i32) -> Result<()> {
     match ptrace::detach(tid, 0) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Errno::ESRCH) => {
+            owe(pid, tid);
+            Ok(())
+        }
         Err(e) => Err(Error::system(format!("letting thread {tid} go"), e)),
     }
 }
@@ -303,9 +313,11 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
             Ok(Some(Change::Trapped { signal, event: ptrace::EVENT_STOP })) => {
                 return Ok(Some(JobStop((signal != libc::SIGTRAP).then_some(signal))));
             }
-            // On its way to take a signal, or just past a clone: let it, the interrupt is still due.
+            // On its way to take a signal, or just past a clone: let it. This stop may have taken the place of the one that we asked for
+            // (`ptrace_stop` in `kernel/signal.c`).
             Ok(Some(Change::Trapped { signal, event })) => {
                 let deliver = if event == 0 { signal } else { 0 };
+                let _ = ptrace::interrupt(tid);
                 match ptrace::cont(tid, deliver) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(e) => return Err(Error::system(format!("stopping thread {tid}"), e)),
@@ -322,7 +334,7 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
                 std::thread::sleep(Duration::from_micros(100));
                 // A main thread that has ended before others is not told of.
                 if tid == pid && has_ended(tid) {
-                    HELD.with_borrow_mut(|held| held.insert(pid));
+                    owe(pid, tid);
                     return Ok(None);
                 }
                 if started.elapsed() > PATIENCE && is_in_vfork(pid, tid) {
@@ -337,38 +349,56 @@ fn wait_stopped(pid: i32, tid: i32) -> Result<Option<JobStop>> {
 }
 
 thread_local! {
-    /// Processes whose main thread ended, before others, when we had just seized it: the kernel takes it back from nobody until
-    /// the last of the others has ended, and keeps that from the parent until we have heard of it. Only the thread that seized it
-    /// can.
-    static HELD: RefCell<BTreeSet<i32>> = const { RefCell::new(BTreeSet::new()) };
+    /// Threads (with their processes) that were ended while we traced them: the kernel keeps their end from the parent until we
+    /// have heard of it, and only the thread that seized them can. That may be later: one that was killed is still dying, and a
+    /// main thread that ended before others is taken back from nobody until the last of these has ended.
+    static OWED: RefCell<BTreeSet<(i32, i32)>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// Takes note that a tracee was killed where it stood, by another that was let go before it say: [`let_go_of_ended`] lets it go
+/// to its parent.
+pub fn owe(pid: i32, tid: i32) {
+    OWED.with_borrow_mut(|owed| owed.insert((pid, tid)));
 }
 
 /// Whether [`let_go_of_ended`] may have something to do later.
 pub fn holds_ended() -> bool {
-    HELD.with_borrow(|held| !held.is_empty())
+    OWED.with_borrow(|owed| !owed.is_empty())
 }
 
-/// Lets those processes go to their parents that have ended altogether since we seized their main thread.
+/// Lets those go to their parents that have ended altogether since. Costs nothing where there are none.
 pub fn let_go_of_ended() {
-    HELD.with_borrow_mut(|held| {
-        held.retain(|pid| {
-            let is_traced = traced_by_us(*pid, *pid);
-            let has_ended = is_traced && procfs::find_voice(*pid).is_none();
-            if has_ended {
-                bury(*pid, *pid);
-            }
-            is_traced && !has_ended
-        });
+    OWED.with_borrow_mut(|owed| {
+        owed.retain(|&(pid, tid)| traced_by_us(pid, tid) && !is_buried(pid, tid));
     });
+}
+
+/// The same for those that were killed a moment ago: they are waited for a little, as their parents may wait for them.
+pub fn let_go_of_killed() {
+    const PATIENCE: Duration = Duration::from_millis(20);
+    let started = Instant::now();
+    while holds_ended() && started.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_micros(50));
+        let_go_of_ended();
+    }
 }
 
 /// A tracee that has ended is kept from its parent until we have waited for it. What is our own child as well is left for
 /// whoever wants to know how it ended.
 fn bury(pid: i32, tid: i32) {
-    let parent = procfs::Status::read(pid, tid).map(|s| s.numbers("PPid").first().copied().unwrap_or(0));
-    if tid != pid || parent.is_ok_and(|p| p != std::process::id()) {
+    if !is_our_child(pid, tid) {
         let _ = task::wait_end(tid);
     }
+}
+
+/// The same, if it has ended by now.
+fn is_buried(pid: i32, tid: i32) -> bool {
+    is_our_child(pid, tid) || !matches!(task::reap(tid), Ok(None))
+}
+
+fn is_our_child(pid: i32, tid: i32) -> bool {
+    let parent = procfs::Status::read(pid, tid).map(|s| s.numbers("PPid").first().copied().unwrap_or(0));
+    tid == pid && parent.is_ok_and(|p| p == std::process::id())
 }
 
 fn has_ended(tid: i32) -> bool {

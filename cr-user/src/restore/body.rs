@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::procfs;
-use crate::remote::{Call, Runner, Scratch};
+use crate::remote::{Call, Runner, Scratch, freeze};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::task::{self, Change};
 use crate::sys::{clone, stub, vm};
@@ -403,8 +403,8 @@ impl Body {
     pub fn release(mut self) -> Result<()> {
         for thread in &self.threads {
             match ptrace::detach(thread.tid, 0) {
-                // It has run already, and ended: those that run before it may end it.
-                Err(Errno::ESRCH) => {}
+                // Those that run before it may end it, and wait for it.
+                Err(Errno::ESRCH) => freeze::owe(self.pid, thread.tid),
                 other => other.map_err(|e| Error::system(format!("letting thread {} go", thread.tid), e))?,
             }
         }
