@@ -73,7 +73,8 @@ fn kill_a_child(parent: i32, turn: usize) -> bool {
 }
 
 fn through_a_chain_and_back(args: &[&str]) {
-    let mut job = Job::start_resident("killed", args);
+    // What was noted of the written pages of one process must outlast that another one is gone.
+    let mut job = Job::start_audited("killed", args, "pages");
     for _ in 0..2 {
         let killer = (!args.is_empty()).then(|| Killer::of(job.pid()));
         for _ in 0..CHECKPOINTS / 2 {

@@ -13,6 +13,7 @@ fn through_random_operations(seed: u64) {
     while job.step() < OPERATIONS {
         let checkpoint = job.checkpoint();
         taken += 1;
+        job.advance(1);
         wide.extend(checkpoint.widened.into_iter().filter(|why| why.contains("asked about everything")));
     }
     assert!(taken > 20, "only {taken} checkpoints were taken meanwhile");
