@@ -146,11 +146,15 @@ impl Job {
         let new = options.external.iter().filter(|key| !self.external.contains(key)).cloned().collect::<Vec<_>>();
         self.external.extend(new);
         self.plan = inet::Plan { policy: options.tcp, ends: options.ends };
+        let before = self.parent;
         let mut result = self.try_checkpoint(writer, options, Pace::Thorough);
         for _ in 1..TRIES {
             // Whatever failed while a process executed another program, or was killed, failed because of that: nothing of the old one
-            // is left.
-            let Some(pace) = result.as_ref().err().and_then(|_| self.pace_of_another_try()) else { break };
+            // is left. Not what the store says, nor what failed when the checkpoint was there already.
+            let is_published = self.parent.is_some() && self.parent != before;
+            let failed =
+                result.as_ref().err().filter(|e| !matches!(e, Error::Store(_) | Error::Image(_)) && !is_published);
+            let Some(pace) = failed.and_then(|_| self.pace_of_another_try()) else { break };
             result = self.try_checkpoint(writer, options, pace);
         }
         // What only hinders at the moment at which the job stands still, such as a connection that was not accepted yet, passes.
