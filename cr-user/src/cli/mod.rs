@@ -8,6 +8,7 @@ mod faults;
 mod list;
 mod logger;
 mod output;
+mod prune;
 mod restore;
 mod run;
 mod show;
@@ -37,6 +38,7 @@ Examples:
   cr watch 4711                                     how the job and its checkpoints are doing, live
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
+  cr prune --store ckpt --keep-last 10              remove old checkpoints that nothing builds on
 
 Exit codes:
     0  done
@@ -77,6 +79,7 @@ enum Command {
     List(list::Args),
     Show(show::Args),
     Verify(verify::Args),
+    Prune(prune::Args),
     Watch(watch::Args),
     #[command(hide = true)]
     FaultPoints(faults::Args),
@@ -107,6 +110,7 @@ impl Command {
             Self::List(args) => args,
             Self::Show(args) => args,
             Self::Verify(args) => args,
+            Self::Prune(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,
         }

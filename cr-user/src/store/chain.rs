@@ -30,6 +30,10 @@ impl Chain {
         {
             let (dir, child) = (store.dir().to_owned(), child.id());
             let image = match store.open_image(parent.id) {
+                // Pruned meanwhile, and before its parents.
+                Err(Error::NoCheckpoint { .. }) if store.has_lost(newest) => {
+                    Err(Error::NoCheckpoint { dir, id: newest })
+                }
                 Err(Error::NoCheckpoint { id: parent, .. }) => Err(Error::MissingParent { dir, child, parent }),
                 Ok(image) if image.as_parent() != parent => Err(Error::OtherParent { dir, child, parent: parent.id }),
                 other => other,
