@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod checkpoint;
 mod common;
+mod export;
 mod faults;
 mod list;
 mod logger;
@@ -39,6 +40,7 @@ Examples:
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
   cr prune --store ckpt --keep-last 10              remove old checkpoints that nothing builds on
+  cr export --store ckpt --core core                a process of a checkpoint, for a debugger
 
 Exit codes:
     0  done
@@ -80,6 +82,7 @@ enum Command {
     Show(show::Args),
     Verify(verify::Args),
     Prune(prune::Args),
+    Export(export::Args),
     Watch(watch::Args),
     #[command(hide = true)]
     FaultPoints(faults::Args),
@@ -111,6 +114,7 @@ impl Command {
             Self::Show(args) => args,
             Self::Verify(args) => args,
             Self::Prune(args) => args,
+            Self::Export(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,
         }

@@ -103,13 +103,16 @@ pub fn decide(all: &[Candidate], rules: &Rules, in_use: Option<u64>) -> Staying 
     let usable: Vec<&Candidate> = newest_first.iter().copied().filter(|candidate| candidate.usable).collect();
 
     let mut keeper = Keeper::new(all);
-    newest_first.first().into_iter().for_each(|newest| keeper.keep(newest.id, Reason::Newest));
-    usable.first().into_iter().for_each(|intact| keeper.keep(intact.id, Reason::NewestIntact));
-    in_use.into_iter().for_each(|id| keeper.keep(id, Reason::InUse));
+    let newest = newest_first.first().map(|newest| (newest.id, Reason::Newest));
+    let intact = usable.first().map(|intact| (intact.id, Reason::NewestIntact));
+    for (id, why) in newest.into_iter().chain(intact).chain(in_use.map(|id| (id, Reason::InUse))) {
+        keeper.keep(id, why);
+    }
     for (rule, count) in rules.counts() {
-        newest_of_each(&usable, rule, count).for_each(|candidate| keeper.keep(candidate.id, rule));
         let others = newest_of_each(&newest_first, rule, count).filter(|candidate| !candidate.usable);
-        others.for_each(|candidate| keeper.keep(candidate.id, rule));
+        for candidate in newest_of_each(&usable, rule, count).chain(others) {
+            keeper.keep(candidate.id, rule);
+        }
     }
     if let Some(most) = rules.bytes {
         let broken: Vec<&Candidate> = newest_first.iter().copied().filter(|candidate| !candidate.usable).collect();
