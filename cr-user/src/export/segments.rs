@@ -49,7 +49,7 @@ impl Segment {
     }
 }
 
-/// A file that a mapping shows, as `/proc/PID/maps` names it.
+/// A file that a mapping shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapped {
     pub(super) start: u64,
@@ -108,20 +108,15 @@ fn of_mapping(mapping: &Mapping, held: &RangeSet, left_out: &RangeSet, omitted: 
     segments
 }
 
-/// The files that mappings show, ascending.
+/// The files that mappings show, ascending. Objects without a name, or with one that leads elsewhere by now, are not among them: what
+/// they hold is in the core file.
 pub(super) fn files(mappings: &Mappings) -> Vec<Mapped> {
     let name = |mapping: &Mapping| match &mapping.backing {
-        Backing::File(stamp) => Some(stamp.path.clone()),
-        Backing::Object(object) => Some(match &object.kind {
-            ObjectKind::Written(stamp) => stamp.path.clone(),
-            ObjectKind::Memfd(name) => format!("/memfd:{name} (deleted)"),
-            ObjectKind::Deleted(path) => format!("{path} (deleted)"),
-            ObjectKind::SharedAnonymous => "/dev/zero (deleted)".to_owned(),
-            ObjectKind::SystemV(id) => format!("/SYSV{id:08x} (deleted)"),
-        }),
-        Backing::Anonymous | Backing::Kernel(_) | Backing::Aio(_) => None,
+        Backing::File(stamp) | Backing::Object(Object { kind: ObjectKind::Written(stamp), .. }) => {
+            Some(stamp.path.clone())
+        }
+        _ => None,
     };
     let named = mappings.all.iter().filter_map(|mapping| Some((mapping, name(mapping)?)));
-    let mapped = named.map(|(m, name)| Mapped { start: m.start, end: m.end, offset: m.offset, name });
-    mapped.collect()
+    named.map(|(m, name)| Mapped { start: m.start, end: m.end, offset: m.offset, name }).collect()
 }
