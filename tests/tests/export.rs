@@ -80,8 +80,14 @@ fn a_debugger_sees_stacks_threads_and_memory() {
     ];
     let expressions: Vec<&str> = expressions.iter().map(String::as_str).collect();
     let seen = values(&program, &core, &expressions);
-    let expected = ["0x2a", "0x1111000000000004", "0x0", "0x2222000000000004", "0x0", "", "", "0x74"];
+    let expected = ["0x2a", "0x1111000000000004", "0x0", "0x2222000000000004", "0x0", "0x0", "0x0", "0x74"];
     assert_eq!(seen, expected, "{expressions:?}");
+
+    // What is not in the file gdb shows as zeroes, so whether it is must be seen in the file.
+    let bytes = fs::read(&core).expect("the core file");
+    let holds = |word: u64| bytes.chunks_exact(8).any(|chunk| chunk == word.to_le_bytes());
+    assert!(holds(0x1111_0000_0000_0004) && holds(0x2222_0000_0000_0004), "the memory is not in the core file");
+    assert!(!holds(0x3333_0000_0000_0004), "memory that was to be left out of core files is in this one");
 
     // The child, by its pid.
     let of_child = job.folder().join("core.child");

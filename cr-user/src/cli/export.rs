@@ -15,7 +15,7 @@ Writes one process of a checkpoint as an ELF core file, for a debugger: all its 
 
 The file is sparse and has mode 0600: it is the job's memory. It must not exist yet. Pages that the process never wrote to are not in it \
 where they are a file's: a debugger reads them from the file, which must be the same that the job ran. Memory that the process wants left \
-out of core files (MADV_DONTDUMP), or that the checkpoint leaves out, is not in it either.";
+out of core files (MADV_DONTDUMP), or that the checkpoint leaves out, is not in it either: gdb shows zeroes there.";
 
 const AFTER: &str = "\
 Examples:
