@@ -20,10 +20,18 @@ impl Chain {
     ///
     /// Every image is validated but for its pages; see [`verify_pages`](Self::verify_pages).
     pub fn open(store: &Store, id: Option<u64>) -> Result<Self> {
-        let newest = match id {
-            Some(id) => id,
-            None => store.newest_id()?.ok_or_else(|| Error::Empty { dir: store.dir().to_owned() })?,
-        };
+        if let Some(id) = id {
+            return Self::open_one(store, id);
+        }
+        let newest = store.newest_id()?.ok_or_else(|| Error::Empty { dir: store.dir().to_owned() })?;
+        match Self::open_one(store, newest) {
+            // Pruned meanwhile, as there is a newer one.
+            Err(Error::NoCheckpoint { .. }) if store.newest_id()? > Some(newest) => Self::open(store, None),
+            opened => opened,
+        }
+    }
+
+    fn open_one(store: &Store, newest: u64) -> Result<Self> {
         let mut images = vec![store.open_image(newest)?];
         while let Some(child) = images.last()
             && let Some(parent) = child.parent()

@@ -46,7 +46,8 @@ impl Store {
     pub fn verify(&self, threads: usize) -> Result<Report> {
         let mut seen = BTreeMap::new();
         let mut problems = Vec::new();
-        for id in self.ids()? {
+        let listed = self.ids()?;
+        for &id in &listed {
             let outcome = self.verify_one(id, &seen, threads);
             // Pruned meanwhile, and before it all that builds on it.
             if outcome.is_err() && self.has_lost(id) {
@@ -57,6 +58,10 @@ impl Store {
                 problems.push(Problem { id, error });
             }
         }
+        // All were pruned, as there are newer ones.
+        if seen.is_empty() && !listed.is_empty() {
+            return self.verify(threads);
+        }
         let newest_intact = seen.iter().rev().find_map(|(id, outcome)| outcome.map(|_| *id));
         Ok(Report { checkpoints: seen.into_keys().collect(), problems, newest_intact })
     }
@@ -64,12 +69,13 @@ impl Store {
     /// The newest checkpoint that is whole down to its root, every byte of its chain read, and what is wrong with those
     /// that are newer. Older ones are not looked at, so this costs the reading of one chain where all is well.
     pub fn newest_intact(&self, threads: usize) -> Result<Report> {
-        let mut checkpoints = self.ids()?;
+        let listed = self.ids()?;
+        let mut checkpoints = listed.clone();
         let mut problems = Vec::new();
         let mut newest_intact = None;
         // Pages of images that several chains share are read once.
         let mut intact_pages = BTreeSet::new();
-        for id in checkpoints.clone().into_iter().rev() {
+        for &id in listed.iter().rev() {
             match self.verify_chain(id, &mut intact_pages, threads) {
                 Ok(()) => {
                     newest_intact = Some(id);
@@ -78,6 +84,9 @@ impl Store {
                 Err(_) if self.has_lost(id) => checkpoints.retain(|other| *other != id),
                 Err(error) => problems.push(Problem { id, error }),
             }
+        }
+        if checkpoints.is_empty() && !listed.is_empty() {
+            return self.newest_intact(threads);
         }
         problems.reverse();
         Ok(Report { checkpoints, problems, newest_intact })

@@ -108,7 +108,9 @@ fn readers_meet_no_half_pruned_chain() {
             while !done.load(Ordering::Relaxed) {
                 let report = store.verify(1).expect("verify");
                 assert!(report.is_ok() && report.newest_intact.is_some(), "{:?}", report.problems);
-                assert!(store.newest_intact(1).expect("a look").is_ok());
+                let report = store.newest_intact(1).expect("a look");
+                assert!(report.is_ok() && report.newest_intact.is_some(), "{:?}", report.problems);
+                assert!(Chain::open(store, None).is_ok());
                 rounds += 1;
             }
             rounds
