@@ -116,6 +116,22 @@ pub enum Error {
         /// The store.
         dir: PathBuf,
     },
+    /// A checkpoint does not hold a process that was asked for.
+    #[error("checkpoint {id} holds no process with pid {pid}: it holds {}", numbers(all))]
+    NotInCheckpoint {
+        /// The process asked for.
+        pid: i32,
+        /// The checkpoint.
+        id: u64,
+        /// Its processes.
+        all: Vec<i32>,
+    },
+    /// A core file was to be written over something.
+    #[error("{} exists already, and nothing is written over: remove it, or name another file", path.display())]
+    CoreExists {
+        /// The file.
+        path: PathBuf,
+    },
     /// A step was made to fail by a test.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -135,9 +151,11 @@ impl Error {
             | Self::NotAllowed { .. }
             | Self::JobGone { .. }
             | Self::NotHeld { .. }
-            | Self::NoController { .. } => 121,
+            | Self::NoController { .. }
+            | Self::NotInCheckpoint { .. } => 121,
             Self::NotHere { .. } => 123,
             Self::System { source, .. } if is_disk_full(source) => 124,
+            Self::CoreExists { .. } => 124,
             Self::System { .. } | Self::Silence(_) | Self::Injected(_) => 125,
             Self::Image(e) => e.exit_code(),
             Self::Store(e) => e.exit_code(),
@@ -172,6 +190,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot checkpoint pid {}: {} {}; {}", self.pid, self.place, self.why, self.todo)
     }
+}
+
+fn numbers(all: &[i32]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn list(refusals: &[Refusal]) -> String {

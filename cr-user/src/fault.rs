@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Every point, in the order in which a first checkpoint and then a restore pass them.
+/// Every point, in the order in which a first checkpoint, a restore and then a pruning pass them.
 pub const POINTS: &[&str] = &[
     "preflight",
     "attach.frozen",
@@ -38,6 +38,8 @@ pub const POINTS: &[&str] = &[
     "restore.tracking",
     "restore.threads",
     "restore.run",
+    "prune.remove",
+    "prune.removed",
 ];
 
 /// A step that failed because `CR_FAULT` asked for it.

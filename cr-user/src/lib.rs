@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod describe;
 pub mod error;
+pub mod export;
 pub mod family;
 pub mod fault;
 pub mod image;

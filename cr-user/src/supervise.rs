@@ -44,7 +44,7 @@ use control::Socket;
 use engine::{Engine, Origin};
 
 pub use background::LOG;
-pub use client::{checkpoint, status};
+pub use client::{checkpoint, prune, status};
 pub use control::SOCKET;
 pub use find::store_of;
 pub use journal::JOURNAL;

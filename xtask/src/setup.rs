@@ -19,9 +19,9 @@ const BPF_LINKER: &str = "0.10.0";
 const RUST_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// What compiles the tests' guests.
 const C_PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
-/// Programs that tests run as jobs or need for their networks, how they are asked for their version, and where they come from.
+/// Programs that tests run as jobs, or need for their networks or to look at core files, how they are asked for their version, and where they come from.
 /// Without them these tests say that they were skipped.
-const JOB_PROGRAMS: [(&str, &str, &str); 7] = [
+const JOB_PROGRAMS: [(&str, &str, &str); 8] = [
     ("mpirun", "--version", "openmpi-bin"),
     ("mpicc", "--version", "libopenmpi-dev"),
     ("python3", "--version", "python3"),
@@ -29,6 +29,7 @@ const JOB_PROGRAMS: [(&str, &str, &str); 7] = [
     ("nginx", "-v", "nginx-light"),
     ("ip", "-V", "iproute2"),
     ("nft", "--version", "nftables"),
+    ("gdb", "--version", "gdb"),
 ];
 /// Real programs that `cargo xtask bench overhead` runs as jobs; without them it says that they were skipped.
 const BENCH_PROGRAMS: [(&str, &str, &str); 2] = [("lmp", "-h", "lammps"), ("mpirun", "--version", "openmpi-bin")];

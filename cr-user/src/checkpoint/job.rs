@@ -172,6 +172,11 @@ impl Job {
         Ok(job)
     }
 
+    /// The checkpoint that the next delta builds on.
+    pub fn builds_on(&self) -> Option<u64> {
+        self.parent.map(|parent| parent.id)
+    }
+
     /// Says that the calling process is the job's parent and subreaper, and has no children but the job's: orphans among
     /// them are found.
     pub fn adopt_orphans(&mut self) {

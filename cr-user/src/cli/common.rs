@@ -200,7 +200,7 @@ pub(super) fn exit_code(outcome: &Outcome) -> u8 {
 }
 
 /// Bytes, with an optional unit of 1024s.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
         "" => 0,

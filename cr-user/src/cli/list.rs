@@ -53,7 +53,12 @@ impl Execute for Args {
         let mut rows = Vec::new();
         let mut code = 0;
         for id in store.ids()? {
-            let read = store.open_image(id).map_err(cr::Error::from).and_then(|image| Checkpoint::of_image(&image));
+            let image = match store.open_image(id) {
+                // Pruned meanwhile.
+                Err(cr::store::Error::NoCheckpoint { .. }) => continue,
+                image => image,
+            };
+            let read = image.map_err(cr::Error::from).and_then(|image| Checkpoint::of_image(&image));
             rows.push(match read {
                 Ok(checkpoint) => Row::Good(checkpoint),
                 Err(e) => {

@@ -4,10 +4,12 @@ mod attach;
 mod check;
 mod checkpoint;
 mod common;
+mod export;
 mod faults;
 mod list;
 mod logger;
 mod output;
+mod prune;
 mod restore;
 mod run;
 mod show;
@@ -37,6 +39,8 @@ Examples:
   cr watch 4711                                     how the job and its checkpoints are doing, live
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
+  cr prune --store ckpt --keep-last 10              remove old checkpoints that nothing builds on
+  cr export --store ckpt --core core                a process of a checkpoint, for a debugger
 
 Exit codes:
     0  done
@@ -77,6 +81,8 @@ enum Command {
     List(list::Args),
     Show(show::Args),
     Verify(verify::Args),
+    Prune(prune::Args),
+    Export(export::Args),
     Watch(watch::Args),
     #[command(hide = true)]
     FaultPoints(faults::Args),
@@ -107,6 +113,8 @@ impl Command {
             Self::List(args) => args,
             Self::Show(args) => args,
             Self::Verify(args) => args,
+            Self::Prune(args) => args,
+            Self::Export(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,
         }

@@ -217,6 +217,12 @@ impl Image {
         super::verify::verify_runs(std::slice::from_ref(self), vec![all], threads)
     }
 
+    /// What to say of a page that does not match its checksum.
+    pub(crate) fn damaged_page(&self, slot: u64) -> Error {
+        let (path, offset) = (self.path.clone(), Self::slot_offset(slot));
+        Error::DamagedPages { path, bad: 1, offset, place: self.describe_slot(slot) }
+    }
+
     /// Which page is in a slot, for messages.
     pub(super) fn describe_slot(&self, slot: u64) -> String {
         for space in self.index().spaces.iter() {

@@ -20,16 +20,28 @@ impl Chain {
     ///
     /// Every image is validated but for its pages; see [`verify_pages`](Self::verify_pages).
     pub fn open(store: &Store, id: Option<u64>) -> Result<Self> {
-        let newest = match id {
-            Some(id) => id,
-            None => store.newest_id()?.ok_or_else(|| Error::Empty { dir: store.dir().to_owned() })?,
-        };
+        if let Some(id) = id {
+            return Self::open_one(store, id);
+        }
+        let newest = store.newest_id()?.ok_or_else(|| Error::Empty { dir: store.dir().to_owned() })?;
+        match Self::open_one(store, newest) {
+            // Pruned meanwhile, as there is a newer one.
+            Err(Error::NoCheckpoint { .. }) if store.newest_id()? > Some(newest) => Self::open(store, None),
+            opened => opened,
+        }
+    }
+
+    fn open_one(store: &Store, newest: u64) -> Result<Self> {
         let mut images = vec![store.open_image(newest)?];
         while let Some(child) = images.last()
             && let Some(parent) = child.parent()
         {
             let (dir, child) = (store.dir().to_owned(), child.id());
             let image = match store.open_image(parent.id) {
+                // Pruned meanwhile, and before its parents.
+                Err(Error::NoCheckpoint { .. }) if store.has_lost(newest) => {
+                    Err(Error::NoCheckpoint { dir, id: newest })
+                }
                 Err(Error::NoCheckpoint { id: parent, .. }) => Err(Error::MissingParent { dir, child, parent }),
                 Ok(image) if image.as_parent() != parent => Err(Error::OtherParent { dir, child, parent: parent.id }),
                 other => other,

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::fault::Injected;
 use crate::image::{self, JobId};
 
 /// Shorthand for results of this module.
@@ -128,6 +129,14 @@ pub enum Error {
         /// What it builds on.
         parent: u64,
     },
+    /// Nothing was said of what to keep.
+    #[error(
+        "it was not said what to keep: give at least one of --keep-last, --keep-hourly, --keep-daily, --keep-weekly and --keep-bytes; nothing was removed"
+    )]
+    NoRules,
+    /// A step was made to fail by a test.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// A failed system call.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
@@ -150,11 +159,13 @@ impl Error {
     }
 
     /// The exit code of `cr` for this error: 122 for what is wrong with the store, 124 for failed input or output, 125
-    /// for a defect of `cr`.
+    /// for a defect of `cr` or a test's doing, 2 for a wrong use of it.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Image(error) => error.exit_code(),
             Self::Io { .. } => 124,
+            Self::NoRules => 2,
+            Self::Injected(_) => 125,
             _ => 122,
         }
     }

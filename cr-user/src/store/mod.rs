@@ -7,17 +7,19 @@
 //! | `*.tmp` | not published; what a dead writer left is removed by the next one |
 //! | `lock` | locked (`flock`) by the writer, whose pid it holds |
 //!
-//! Readers ([`Store`], [`Chain`]) take no lock: a published image never changes. Writers hold the lock
+//! Readers ([`Store`], [`Chain`]) take no lock: a published image never changes, and [goes](prune) after all that builds on it. Writers hold the lock
 //! ([`StoreWriter`]). Other names belong to other parts of `cr` and are left alone.
 
 mod chain;
 mod error;
 mod marker;
+pub mod prune;
 mod resolve;
 mod verify;
 mod writer;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub use chain::Chain;
@@ -27,7 +29,7 @@ pub use resolve::{Resolve, Resolved, Source};
 pub use verify::{Problem, Report};
 pub use writer::{LOCK, StoreWriter};
 
-use crate::image::{Image, JobId, RecordKind};
+use crate::image::{self, Image, JobId, RecordKind};
 
 /// What names of published images end in.
 const IMAGE_SUFFIX: &str = ".cr";
@@ -92,10 +94,12 @@ impl Store {
     /// Opens and validates one checkpoint: that it is whole (but for its pages), and that it belongs here.
     pub fn open_image(&self, id: u64) -> Result<Image> {
         let path = self.image_path(id);
-        if !path.try_exists().map_err(|source| Error::io(&path, "look at", source))? {
-            return Err(Error::NoCheckpoint { dir: self.dir.clone(), id });
-        }
-        let image = Image::open(&path, self.known)?;
+        let image = match Image::open(&path, self.known) {
+            Err(image::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Err(Error::NoCheckpoint { dir: self.dir.clone(), id });
+            }
+            other => other?,
+        };
         if image.id() != id {
             return Err(Error::Misnamed { path, id: image.id() });
         }

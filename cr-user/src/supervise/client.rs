@@ -1,4 +1,4 @@
-//! One checkpoint of a running job: by the controller that holds it, or by ourselves.
+//! What a controller does when it is asked, and we do where there is none: one checkpoint of a running job, the pruning of a store.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -14,6 +14,7 @@ use crate::checkpoint::{self, Job};
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::object;
+use crate::store::prune::{Pruned, Rules};
 use crate::store::{self, Store, StoreWriter};
 
 /// How long to wait for a lock whose holder does not answer: it may be starting, ending, or another `cr checkpoint`.
@@ -56,7 +57,7 @@ fn ask_or_take(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) 
     let store = Store::create_or_open(dir, object::KINDS)?;
     match lock(&store, || request(pid, kill, options))? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
-        Turn::Answered(checkpoint) => Ok(checkpoint),
+        Turn::Answered(response) => taken(response),
     }
 }
 
@@ -72,14 +73,33 @@ pub fn status(dir: &Path) -> Result<Option<Status>> {
     match ask(dir, Command::Status)?.map(|response| response.answer) {
         None => Ok(None),
         Some(Answer::Ok(Done::Status(status))) => Ok(Some(*status)),
-        Some(Answer::Ok(Done::Checkpoint(_))) => Err(strange("a checkpoint instead of a status")),
+        Some(Answer::Ok(_)) => Err(strange("something else than a status")),
         Some(Answer::Error(failure)) => Err(failure.into()),
+    }
+}
+
+/// Removes checkpoints of a store that the rules do not keep; with `dry_run`, only says which. If a resident controller holds the
+/// store, it does it between two checkpoints, and what its next delta builds on stays.
+///
+/// # Errors
+/// Those of [`StoreWriter::prune`], and when somebody else writes to the store.
+pub fn prune(store: &Store, rules: Rules, dry_run: bool) -> Result<Pruned> {
+    let request = || Command::Prune { rules, dry_run };
+    if let Some(response) = ask(store.dir(), request())? {
+        return pruned(response);
+    }
+    if dry_run {
+        return Ok(store.plan_pruning(&rules, None)?);
+    }
+    match lock(store, request)? {
+        Turn::Writer(writer) => Ok(writer.prune(&rules, None)?),
+        Turn::Answered(response) => pruned(response),
     }
 }
 
 enum Turn {
     Writer(StoreWriter),
-    Answered(Checkpoint),
+    Answered(Response),
 }
 
 /// The store's lock, or the answer of a controller that was just starting.
@@ -91,7 +111,7 @@ fn lock(store: &Store, request: impl Fn() -> Command) -> Result<Turn> {
             other => return Ok(Turn::Writer(other?)),
         }
         if let Some(response) = ask(store.dir(), request())? {
-            return taken(response).map(Turn::Answered);
+            return Ok(Turn::Answered(response));
         }
     }
 }
@@ -99,7 +119,15 @@ fn lock(store: &Store, request: impl Fn() -> Command) -> Result<Turn> {
 fn taken(response: Response) -> Result<Checkpoint> {
     match response.answer {
         Answer::Ok(Done::Checkpoint(checkpoint)) => Ok(checkpoint),
-        Answer::Ok(Done::Status(_)) => Err(strange("a status instead of a checkpoint")),
+        Answer::Ok(_) => Err(strange("something else than a checkpoint")),
+        Answer::Error(failure) => Err(failure.into()),
+    }
+}
+
+fn pruned(response: Response) -> Result<Pruned> {
+    match response.answer {
+        Answer::Ok(Done::Pruned(pruned)) => Ok(pruned),
+        Answer::Ok(_) => Err(strange("something else than what it removed")),
         Answer::Error(failure) => Err(failure.into()),
     }
 }

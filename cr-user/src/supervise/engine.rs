@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
-use super::protocol::Less;
+use super::protocol::{Done, Less, Response};
 use super::{Cut, Started};
 use crate::checkpoint::{self, Activity, Job, Only, Report};
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ use crate::object::files::caller::Lent;
 use crate::remote::freeze;
 use crate::restore;
 use crate::store::StoreWriter;
+use crate::store::prune::Rules;
 use crate::sys::fd;
 
 /// Where the job comes from.
@@ -46,6 +47,8 @@ pub(super) const NAME: &str = "cr-engine";
 enum Order {
     /// Take a checkpoint.
     Checkpoint { how: How, reply: oneshot::Sender<Result<Landed>> },
+    /// Remove checkpoints that the rules do not keep.
+    Prune { rules: Rules, dry_run: bool, reply: oneshot::Sender<Response> },
     /// Say what the job is doing.
     Look { reply: oneshot::Sender<Option<Activity>> },
 }
@@ -127,6 +130,9 @@ impl Engine {
             while let Some(order) = next_order(&work) {
                 match order {
                     Order::Look { reply } => drop(reply.send(held.job.as_ref().map(Job::activity))),
+                    Order::Prune { rules, dry_run, reply } => {
+                        drop(reply.send(held.prune(&writer, &rules, dry_run)));
+                    }
                     Order::Checkpoint { how, reply } => {
                         let kill = how.kill;
                         let outcome = held.checkpoint(&writer, &how.options(&options));
@@ -167,6 +173,11 @@ impl Engine {
         // Where the thread has died, the order is dropped, and so the flight fails.
         let _ = self.orders.send(Order::Checkpoint { how, reply });
         Flight(answer)
+    }
+
+    /// Orders a pruning, which is done between checkpoints. The engine answers by itself.
+    pub(super) fn prune(&self, rules: Rules, dry_run: bool, reply: oneshot::Sender<Response>) {
+        let _ = self.orders.send(Order::Prune { rules, dry_run, reply });
     }
 
     /// Asks what the job is doing. The answer comes once all that was ordered before is done.
@@ -265,6 +276,16 @@ impl Held {
         };
         let report = job.checkpoint(writer, options)?;
         Ok(Landed { report, activity: job.activity() })
+    }
+
+    /// Prunes the store, but for what the next delta builds on.
+    fn prune(&self, writer: &StoreWriter, rules: &Rules, dry_run: bool) -> Response {
+        let in_use = self.job.as_ref().and_then(Job::builds_on);
+        let pruned = if dry_run { writer.store().plan_pruning(rules, in_use) } else { writer.prune(rules, in_use) };
+        match pruned {
+            Ok(pruned) => Response::ok(Done::Pruned(pruned)),
+            Err(error) => Response::error(error.exit_code(), error.to_string()),
+        }
     }
 
     /// Ends the job, and waits until it is dead.

@@ -9,6 +9,7 @@ use crate::object::files::external::Key;
 use crate::object::files::inet::Policy;
 use crate::object::files::net::queue;
 use crate::policy::Reasons;
+use crate::store::prune::{Pruned, Rules};
 
 /// The version of the protocol that this program speaks.
 pub const VERSION: u32 = 1;
@@ -38,6 +39,15 @@ pub enum Command {
         /// What to leave out besides.
         #[serde(flatten)]
         less: Less,
+    },
+    /// Remove checkpoints that the rules do not keep.
+    Prune {
+        /// What to keep.
+        #[serde(flatten)]
+        rules: Rules,
+        /// Only say what would be removed.
+        #[serde(default)]
+        dry_run: bool,
     },
     /// Say what you hold.
     Status,
@@ -107,6 +117,8 @@ pub enum Done {
     Checkpoint(Checkpoint),
     /// The state of the controller.
     Status(Box<Status>),
+    /// What was removed.
+    Pruned(Pruned),
 }
 
 /// The state of a controller. The names are those of the documented JSON.
@@ -214,6 +226,7 @@ pub fn parse(line: &str) -> Result<Command, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::prune::{Fate, Reason};
 
     #[test]
     fn requests_are_as_documented() {
@@ -239,6 +252,13 @@ mod tests {
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };
         let sent = serde_json::to_string(&command.request()).unwrap();
         assert_eq!(sent, r#"{"v":1,"cmd":"checkpoint","kill":false,"pid":7}"#);
+        let rules = Rules { last: Some(3), bytes: Some(1 << 30), ..Rules::default() };
+        let command = Command::Prune { rules, dry_run: true };
+        let line = serde_json::to_string(&command.clone().request()).unwrap();
+        assert_eq!(line, r#"{"v":1,"cmd":"prune","keep_last":3,"keep_bytes":1073741824,"dry_run":true}"#);
+        assert_eq!(parse(&line).unwrap(), command);
+        let bare = Command::Prune { rules: Rules::default(), dry_run: false };
+        assert_eq!(parse(r#"{"v":1,"cmd":"prune"}"#).unwrap(), bare, "which is refused when it is carried out");
     }
 
     #[test]
@@ -270,7 +290,18 @@ mod tests {
             activity: Some(Activity { write_faults: Some(9), ..Activity::default() }),
             activity_age_ms: 0,
         };
-        for response in [Response::ok(Done::Status(Box::new(status))), Response::error(121, "gone")] {
+        let kept = Fate {
+            id: 2,
+            parent: None,
+            taken_at: 1_700_000_000_000_000_000,
+            bytes: 4096,
+            reasons: vec![Reason::Newest, Reason::NewestIntact],
+            needed_by: Vec::new(),
+            problem: None,
+        };
+        let pruned = Pruned { dry_run: false, kept: vec![kept], removed: Vec::new() };
+        let done = [Done::Status(Box::new(status)), Done::Pruned(pruned)].map(Response::ok);
+        for response in done.into_iter().chain([Response::error(121, "gone")]) {
             let line = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");
         }

@@ -3,6 +3,7 @@
 mod chain;
 mod damage;
 mod format;
+mod prune;
 mod roundtrip;
 mod store;
 
