@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::recorder::Change;
 
-/// So many changes of names are lost in all combinations; of more, the combinations that a disk which keeps their order
-/// may leave, and those where one of them is lost.
-const ALL_COMBINATIONS: usize = 5;
+/// So many changes of names are lost in all combinations, where it is to be thorough; else, the combinations that a disk
+/// which keeps their order may leave, and those where one of them is lost or one alone is kept.
+const ALL_COMBINATIONS: usize = 6;
 
 #[derive(Debug)]
 pub struct Machine {
@@ -168,7 +168,8 @@ impl Machine {
     pub fn crash_states(&self, thorough: bool) -> Vec<State> {
         let mut names = vec![Vec::new()];
         for node in &self.nodes {
-            let ways = if let Node::Dir { pending, .. } = node { combinations(pending.len()) } else { vec![vec![]] };
+            let ways =
+                if let Node::Dir { pending, .. } = node { combinations(pending.len(), thorough) } else { vec![vec![]] };
             let longer = names.iter().flat_map(|before| {
                 ways.iter().map(|way| before.iter().cloned().chain([way.clone()]).collect::<Vec<_>>())
             });
@@ -231,13 +232,14 @@ impl Machine {
 }
 
 /// Which of so many changes survive.
-fn combinations(count: usize) -> Vec<Vec<bool>> {
-    if count <= ALL_COMBINATIONS {
+fn combinations(count: usize, thorough: bool) -> Vec<Vec<bool>> {
+    if count <= 2 || (thorough && count <= ALL_COMBINATIONS) {
         return (0..1_u32 << count).map(|bits| (0..count).map(|n| bits >> n & 1 == 1).collect()).collect();
     }
     let in_order = (0..=count).map(|first| (0..count).map(|n| n < first).collect());
     let one_lost = (0..count).map(|lost| (0..count).map(|n| n != lost).collect());
-    in_order.chain(one_lost).collect()
+    let one_kept = (0..count).map(|kept| (0..count).map(|n| n == kept).collect());
+    in_order.chain(one_lost).chain(one_kept).collect()
 }
 
 impl Content {
