@@ -12,6 +12,7 @@ mod collect;
 mod connections;
 mod datagrams;
 mod guess;
+mod history;
 mod ipc;
 mod job;
 mod leave_out;
@@ -213,7 +214,7 @@ impl Job {
         if pace == Pace::Thorough {
             self.audit();
             self.relate(&mut sink);
-            precopy(self, &options.leave_out, &mut sink, prior.as_deref())?;
+            frozen_time += precopy(self, &options.leave_out, &mut sink, prior.as_deref())?;
         }
         self.watch = self.watch.take().or_else(|| looking.and_then(|l| l.join().ok().flatten()));
         steps.end("pre-copy");

@@ -7,8 +7,9 @@ use std::ops::Range;
 use nix::errno::Errno;
 
 use crate::checkpoint::gone;
+use crate::checkpoint::history::History;
 use crate::checkpoint::member::Member;
-use crate::checkpoint::narrow::{Noted, Question, Settled, tables};
+use crate::checkpoint::narrow::{Noted, Question, Scope, Settled, tables};
 use crate::checkpoint::parallel::on_all_cpus;
 use crate::error::{Error, Result};
 use crate::object::memory::mapping::Mapping;
@@ -203,48 +204,119 @@ pub struct Seen {
 /// # Errors
 /// When the job is gone.
 pub fn take_running(member: &mut Member, vmas: &[Vma], noted: Option<Noted>) -> Result<Seen> {
-    let pagemap = oracle::pagemap_of(member.pid)?;
     let hint = member.hint(noted.as_ref());
+    let mut before = std::mem::take(&mut member.settled);
+    let looked = look_over(member, vmas, hint.as_ref(), &mut before);
+    member.settled = before;
+    let looked = looked?;
+    if let (None, Some(noted)) = (hint, noted.filter(|n| member.noted_from == Some(n.space))) {
+        // Everything is protected now, and what is written from here on is noted.
+        member.settled = looked.leaves(&noted, &member.settled, member.heat.hot());
+    }
+    Ok(Seen { taken: looked.taken, own: looked.own })
+}
+
+/// The same after a moment at which the process stood still: what was noted until then is not asked about again.
+///
+/// # Errors
+/// When the job is gone.
+pub fn take_since(member: &mut Member, vmas: &[Vma], history: History) -> Result<Seen> {
+    let History { noted, scope, mut before } = history;
+    let question = match scope {
+        Scope::Only(question) => Some(question),
+        Scope::Everything(_) => None,
+    };
+    let looked = look_over(member, vmas, question.as_ref(), &mut before)?;
+    if let Some(noted) = noted {
+        member.noted_from = Some(noted.space);
+        member.settled = looked.leaves(&noted, &before, member.heat.hot());
+    }
+    Ok(Seen { taken: looked.taken, own: looked.own })
+}
+
+/// What a look over a running process has found, and made of it.
+struct Looked {
+    taken: RangeSet,
+    own: RangeSet,
+    guards: RangeSet,
+    /// Mappings in which every page is protected now, or was before.
+    whole: RangeSet,
+}
+
+impl Looked {
+    fn leaves(&self, noted: &Noted, before: &Settled, hot: &RangeSet) -> Settled {
+        let mut settled = Settled::new(noted, before, hot);
+        settled.mappings = self.whole.clone();
+        (settled.own, settled.guards) = (self.own.clone(), self.guards.clone());
+        settled
+    }
+}
+
+/// Takes what was written. Mappings that were put under tracking are not those that were looked at `before`.
+fn look_over(member: &mut Member, vmas: &[Vma], hint: Option<&Question>, before: &mut Settled) -> Result<Looked> {
+    /// A mapping that is put under tracking while it is looked at is looked at again: it may have taken the place of another. One that is
+    /// replaced all the time is left to the frozen window.
+    const TRIES: usize = 3;
+    let pagemap = oracle::pagemap_of(member.pid)?;
     let (mut taken, mut own, mut guards, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for place in vmas.iter().filter_map(Place::of_vma) {
-        let (parts, unasked) = parts(member, &place, hint.as_ref());
-        own.extend(unasked.into_iter().flat_map(|gap| member.settled.own.within(gap).collect::<Vec<_>>()));
-        let (mut all, mut is_new) = (true, false);
-        for ask in parts.into_iter().flat_map(|pages| Ask::anew(0, place, pages)) {
-            // A mapping that is gone meanwhile is not there in the frozen window either; of what is left of it, all is owed.
-            let found = take(member, &pagemap, &ask);
-            taken.extend(found.taken);
-            if found.untracked || found.failed.is_some() {
-                all = false;
+        for _ in 0..TRIES {
+            let seen = look_at(member, &pagemap, &place, hint, before);
+            taken.extend(seen.taken);
+            if seen.is_new {
+                before.forget(place.pages());
                 continue;
             }
-            own.extend(found.own);
-            guards.extend(found.guards);
-            is_new |= found.is_new;
-        }
-        if is_new {
-            member.settled.forget(place.pages());
-        }
-        if all {
-            whole.push(place.pages());
+            own.extend(seen.own);
+            guards.extend(seen.guards);
+            if seen.all {
+                whole.push(place.pages());
+            }
+            break;
         }
     }
     let taken = RangeSet::from_unsorted(taken);
     member.debt = member.debt.union(&taken);
-    let own = RangeSet::from_unsorted(own);
-    if let (None, Some(noted)) = (hint, noted.filter(|n| member.noted_from == Some(n.space))) {
-        // Everything is protected now, and what is written from here on is noted.
-        let mut settled = Settled::new(&noted, &member.settled, member.heat.hot());
-        settled.mappings = RangeSet::from_unsorted(whole);
-        (settled.own, settled.guards) = (own.clone(), RangeSet::from_unsorted(guards));
-        member.settled = settled;
+    let [own, guards, whole] = [own, guards, whole].map(RangeSet::from_unsorted);
+    Ok(Looked { taken, own, guards, whole })
+}
+
+/// What there is of one mapping, and what was taken of it.
+struct Sight {
+    taken: Vec<Range<u64>>,
+    own: Vec<Range<u64>>,
+    guards: Vec<Range<u64>>,
+    /// It was looked at to the end.
+    all: bool,
+    /// It was put under tracking meanwhile.
+    is_new: bool,
+}
+
+fn look_at(member: &Member, pagemap: &File, place: &Place, hint: Option<&Question>, before: &Settled) -> Sight {
+    let mut sight = Sight { taken: Vec::new(), own: Vec::new(), guards: Vec::new(), all: true, is_new: false };
+    let (parts, unasked) = parts(before, place, hint);
+    for gap in unasked {
+        sight.own.extend(before.own.within(gap.clone()));
+        sight.guards.extend(before.guards.within(gap));
     }
-    Ok(Seen { taken, own })
+    for ask in parts.into_iter().flat_map(|pages| Ask::anew(0, *place, pages)) {
+        // A mapping that is gone meanwhile is not there in the frozen window either; of what is left of it, all is owed.
+        let found = take(member, pagemap, &ask);
+        sight.taken.extend(found.taken);
+        sight.is_new |= found.is_new;
+        if found.untracked || found.failed.is_some() {
+            sight.all = false;
+            continue;
+        }
+        sight.own.extend(found.own);
+        sight.guards.extend(found.guards);
+    }
+    sight
 }
 
 /// The parts of a mapping that are worth a look while the process runs, and those that are not.
-fn parts(member: &Member, place: &Place, hint: Option<&Question>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
-    match hint.filter(|_| member.settled.mappings.covers(&place.pages())) {
+fn parts(before: &Settled, place: &Place, hint: Option<&Question>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
+    match hint.filter(|_| before.mappings.covers(&place.pages())) {
         Some(Question { asked, .. }) => (asked.within(place.pages()).collect(), asked.gaps(place.pages())),
         None => (vec![place.pages()], Vec::new()),
     }
@@ -261,7 +333,7 @@ pub fn estimate(member: &Member, noted: Option<&Noted>) -> Result<u64> {
     let mut count = member.late.count();
     let Some(oracle) = &member.oracle else { return Ok(count) };
     for place in vmas.iter().filter_map(Place::of_vma).filter(|p| p.writable) {
-        for part in parts(member, &place, hint.as_ref()).0 {
+        for part in parts(&member.settled, &place, hint.as_ref()).0 {
             let backing = oracle::backing(&pagemap, part.start * PAGE, part.end * PAGE, place.anonymous);
             let Ok(backing) = backing else { continue };
             for range in backing.own.iter() {

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use memmap2::MmapMut;
 
 use crate::checkpoint::arena::{Arena, groups};
+use crate::checkpoint::audit;
+use crate::checkpoint::history::History;
 use crate::checkpoint::leave_out::LeaveOut;
 use crate::checkpoint::look;
 use crate::checkpoint::member::Member;
@@ -29,19 +32,67 @@ const SMALL: u64 = 256;
 const SAMPLE: usize = 4;
 
 /// Takes and copies what was written, again and again, until what is left is little or does not shrink: one process after
-/// the other.
+/// the other. Says for how long the job stood still in between.
 ///
 /// # Errors
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
-pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<()> {
+pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<Duration> {
+    job.watch.iter_mut().for_each(Watch::gather_ahead);
+    let pays = |m: &mut &mut Member| m.oracle.is_some() && m.has_own_memory() && m.heat.precopy_pays();
+    let pids: Vec<i32> = job.members.iter_mut().filter_map(|mut m| pays(&mut m).then_some(m.pid)).collect();
+    rounds(job, pids.iter().map(|pid| (*pid, Begin::WithAll)), leave_out, sink, prior)?;
+    let (histories, stood_still) = stand_still(job, &pids)?;
+    rounds(job, histories.into_iter().map(|(pid, history)| (pid, Begin::Since(history))), leave_out, sink, prior)?;
+    Ok(stood_still)
+}
+
+/// With what the rounds begin.
+enum Begin {
+    /// With all that was written since the last checkpoint.
+    WithAll,
+    /// With what was written until a moment at which the process stood still, and was not taken yet.
+    Since(History),
+}
+
+/// Where much was noted since the last frozen window, the next one would ask about all that again, though most of it was taken in the
+/// rounds: a fault that is noted may be under way still. So the job stands still for a moment, in which nothing is done but to take
+/// the notes; what they say is asked about while it runs.
+fn stand_still(job: &mut Job, pids: &[i32]) -> Result<(Vec<(i32, History)>, Duration)> {
+    /// About so many page-table entries are looked at in the time that the moment takes.
+    const MUCH: u64 = 1 << 17;
+    /// To stop more processes than these takes longer than to ask.
+    const FEW: usize = 8;
+    let is_taken = |m: &Member| pids.contains(&m.pid);
+    let Some(watch) = job.watch.as_mut().filter(|_| job.members.len() <= FEW) else {
+        return Ok((Vec::new(), Duration::ZERO));
+    };
+    watch.gather_ahead();
+    let questions = job.members.iter().filter(|m| is_taken(m)).filter_map(|m| m.hint(watch.noted(m.pid).as_ref()));
+    let asked: u64 = questions.map(|question| question.asked.count()).sum();
+    // An audit looks at whether it is right, however little there is.
+    if asked < MUCH && !(audit::is_strict() && asked > 0) {
+        return Ok((Vec::new(), Duration::ZERO));
+    }
+    let (frozen, since) = job.freeze()?;
+    let Job { members, watch, .. } = job;
+    watch.iter_mut().for_each(Watch::gather_written);
+    let taken = members.iter_mut().filter(|m| is_taken(m)).map(|m| (m.pid, History::take(m, watch.as_mut()))).collect();
+    frozen.thaw()?;
+    Ok((taken, since.elapsed()))
+}
+
+fn rounds(
+    job: &mut Job,
+    begins: impl Iterator<Item = (i32, Begin)>,
+    leave_out: &LeaveOut,
+    sink: &mut Sink,
+    prior: Option<&Prior>,
+) -> Result<()> {
     let Job { members, arena, content, doubt, watch, .. } = job;
-    watch.iter_mut().for_each(Watch::gather_ahead);
-    for member in members.iter_mut().filter(|m| m.oracle.is_some() && m.has_own_memory()) {
-        if !member.heat.precopy_pays() {
-            continue;
-        }
+    for (pid, begin) in begins {
+        let Some(member) = members.iter_mut().find(|m| m.pid == pid) else { continue };
         let known = content.get(&member.space()).cloned().unwrap_or_default();
-        match precopy_one(member, watch.as_mut(), arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
+        match precopy_one(member, begin, watch.as_mut(), arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
             // It is not there in the frozen window either.
             Err(_) if member.has_ended() => {}
             other => other?,
@@ -50,8 +101,10 @@ pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Opti
     Ok(())
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is of another owner, and none belongs to another")]
 fn precopy_one(
     member: &mut Member,
+    begin: Begin,
     mut watch: Option<&mut Watch>,
     arena: &mut Arena,
     known: &RangeSet,
@@ -60,6 +113,10 @@ fn precopy_one(
     prior: Option<&Prior>,
 ) -> Result<()> {
     let mut before = u64::MAX;
+    let (is_first, mut history) = match begin {
+        Begin::WithAll => (true, None),
+        Begin::Since(history) => (false, Some(history)),
+    };
     for round in 0..MAX_ROUNDS {
         // What tells of advice takes longer.
         let maps = if leave_out.dont_dump { procfs::smaps } else { procfs::maps };
@@ -71,16 +128,18 @@ fn precopy_one(
         if let Some(watch) = watch.as_mut().filter(|_| round > 0) {
             watch.gather_ahead();
         }
-        let noted = watch.as_ref().and_then(|w| w.noted(member.pid));
-        let seen = look::take_running(member, &vmas, noted)?;
+        let seen = match history.take() {
+            Some(history) => look::take_since(member, &vmas, history)?,
+            None => look::take_running(member, &vmas, watch.as_ref().and_then(|w| w.noted(member.pid)))?,
+        };
         let mut wanted = seen.taken.intersection(&seen.own);
-        if round == 0 {
+        if round == 0 && is_first {
             wanted = member.debt.union(&seen.own.difference(known)).intersection(&seen.own);
         }
         // What is written all the time would have to be copied again.
         wanted = wanted.difference(&leave_out.pages_of(member.pid, &vmas)).difference(member.heat.hot());
         let count = wanted.count();
-        if round > 0 && (count <= SMALL || count > before / 10 * 7) {
+        if (round > 0 || !is_first) && (count <= SMALL || count > before / 10 * 7) {
             // Taken, hence in debt: the frozen window copies it.
             member.late = member.late.union(&wanted);
             return Ok(());

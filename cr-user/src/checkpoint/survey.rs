@@ -12,6 +12,7 @@ use nix::unistd::{Whence, lseek};
 use crate::checkpoint::arena::Piece;
 use crate::checkpoint::audit;
 use crate::checkpoint::collect::State;
+use crate::checkpoint::history::History;
 use crate::checkpoint::leave_out::{LeaveOut, Plan};
 use crate::checkpoint::look::{self, Ask, Place};
 use crate::checkpoint::member::Member;
@@ -240,28 +241,6 @@ impl Survey {
     }
 }
 
-/// What is known of the page tables of a process from before.
-struct History {
-    /// What the programs noted since the last frozen window.
-    noted: Option<Noted>,
-    /// What they must be asked about.
-    scope: Scope,
-    /// What that window left.
-    before: Settled,
-}
-
-impl History {
-    /// Takes it from where it was. Should the look at the page tables never come, or fail halfway, then the next one asks about
-    /// everything.
-    fn take(member: &mut Member, watch: Option<&mut Watch>) -> Self {
-        let noted = watch.and_then(|w| w.take_noted(member.pid));
-        let scope = member.scope(noted.as_ref());
-        log::debug!("pid {}: page tables are asked about {scope}", member.pid);
-        member.wide = scope.why_everything();
-        Self { noted, scope, before: std::mem::take(&mut member.settled) }
-    }
-}
-
 impl Surveyed {
     /// `watched`: mappings that are under tracking. `known`: pages that have content according to the chain. `unwanted`: pages that
     /// are left out; they lose their content in the chain, and so are stored whole once they are wanted again.
@@ -278,6 +257,8 @@ impl Surveyed {
     ) -> Result<Self> {
         let pagemap = oracle::pagemap_of(member.pid)?;
         let History { noted, scope, before } = history;
+        log::debug!("pid {}: page tables are asked about {scope}", member.pid);
+        member.wide = scope.why_everything();
         let (mut own, mut taken, mut untracked, mut settled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut asks, mut guards) = (Vec::new(), vec![Vec::new(); mappings.len()]);
         for (index, mapping) in mappings.iter().enumerate().filter(|(_, m)| m.has_own_content()) {

@@ -401,7 +401,8 @@ fn is_our_child(pid: i32, tid: i32) -> bool {
     tid == pid && parent.is_ok_and(|p| p == std::process::id())
 }
 
-fn has_ended(tid: i32) -> bool {
+/// Whether a thread has ended, told or not.
+pub fn has_ended(tid: i32) -> bool {
     procfs::stat(tid).map_or(true, |s| s.first().is_none_or(|state| matches!(state.as_str(), "Z" | "X")))
 }
 

@@ -1,10 +1,12 @@
 //! Running a table of system calls on a stopped thread that has the stub mapped.
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 use crate::procfs::Status;
-use crate::remote::{Confinement, kernel_result};
+use crate::remote::{Confinement, freeze, kernel_result};
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::task::{self, Change};
 use crate::sys::{stub, vm};
@@ -394,7 +396,16 @@ impl Runner {
     }
 
     fn wait(&self) -> Result<Change> {
-        task::wait_change(self.tid).map_err(|e| self.gone(e))
+        /// How often it is looked at whether it will ever come: the end of a main thread that is killed is not told while we have
+        /// not heard of the other threads, who are waited for by nobody now.
+        const PATIENCE: Duration = Duration::from_millis(10);
+        loop {
+            match task::wait_change_for(self.tid, PATIENCE).map_err(|e| self.gone(e))? {
+                Some(change) => return Ok(change),
+                None if freeze::has_ended(self.tid) => return Ok(Change::Ended),
+                None => {}
+            }
+        }
     }
 
     fn gone(&self, e: Errno) -> Error {

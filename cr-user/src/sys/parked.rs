@@ -9,6 +9,9 @@ use crate::sys::ptrace::{self, Regs};
 use crate::sys::task::{self, Change};
 use crate::sys::vm;
 
+/// How long a thread that is seized may take to stop.
+const LET_GO_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A thread, where it waits, and what it goes back to.
 #[derive(Clone, Debug)]
 pub struct Parked {
@@ -55,7 +58,10 @@ impl Parked {
         if ptrace::interrupt(self.tid).is_err() {
             return;
         }
-        let Ok(Change::Trapped { signal, event }) = task::wait_change(self.tid) else { return };
+        // One that is killed may never be told of.
+        let Ok(Some(Change::Trapped { signal, event })) = task::wait_change_for(self.tid, LET_GO_PATIENCE) else {
+            return;
+        };
         let waits = |r: Regs| r.rsp == self.stack && (r.rip == self.call || r.rip == self.call + 2);
         if ptrace::regs(self.tid).is_ok_and(waits) {
             let _ = self.give_back();

@@ -1,5 +1,7 @@
 //! Attributes of other tasks that are asked for by tid.
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 
 use crate::sys::check;
@@ -186,6 +188,25 @@ pub fn poll_change(tid: i32) -> nix::Result<Option<Change>> {
     let info = wait_id(tid, libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL)?;
     // SAFETY: `waitid` filled the SIGCHLD part of the union, or left it zeroed.
     if unsafe { info.si_pid() } == 0 { Ok(None) } else { wait_change(tid).map(Some) }
+}
+
+/// As [`wait_change`], and gives up after so long: `None`. The end of a main thread is told only when we have heard of all others
+/// of its process.
+///
+/// # Errors
+/// `ECHILD` when `tid` is neither child nor tracee (any more).
+pub fn wait_change_for(tid: i32, patience: Duration) -> nix::Result<Option<Change>> {
+    /// What is asked of a thread seldom takes longer; sleeping would.
+    const AWAKE: Duration = Duration::from_millis(2);
+    let started = Instant::now();
+    loop {
+        let change = poll_change(tid)?;
+        let waited = started.elapsed();
+        if change.is_some() || waited > patience {
+            return Ok(change);
+        }
+        if waited < AWAKE { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(100)) }
+    }
 }
 
 /// Reaps an ended `tid`: `Ok(Some((code, status)))` as in `siginfo_t` of SIGCHLD, `None` when it still runs.
