@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod describe;
+pub mod disk;
 pub mod error;
 pub mod export;
 pub mod family;

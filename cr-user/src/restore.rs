@@ -116,7 +116,7 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
         return Ok(built?.with(chain));
     }
     verify(cores)?;
-    let cuts = files::roll_back(&plan, &store.dir().join(CUT_DIRECTORY), chain.newest().id())?;
+    let cuts = files::roll_back(store.disk(), &plan, &store.dir().join(CUT_DIRECTORY), chain.newest().id())?;
     Ok(build(&chain, &saved, cuts, options)?.with(chain))
 }
 

@@ -255,8 +255,14 @@ impl Job {
     /// Holds the job with a resident controller (`cr attach`, with an interval so long that only asked-for checkpoints are taken).
     #[track_caller]
     pub fn attach(&mut self, env: &[(&str, &str)]) {
+        self.attach_every("1h", env);
+    }
+
+    /// The same with an interval.
+    #[track_caller]
+    pub fn attach_every(&mut self, interval: &str, env: &[(&str, &str)]) {
         let mut command = cr();
-        command.arg("attach").arg(self.pid.to_string()).arg("--store").arg(self.store()).args(["--interval", "1h"]);
+        command.arg("attach").arg(self.pid.to_string()).arg("--store").arg(self.store()).args(["--interval", interval]);
         command.envs(env.iter().copied());
         self.controller = Some(self.spawn(&mut command, Stdio::null()));
     }

@@ -7,15 +7,13 @@
 //! stores is never cached. So everything here happens under one lock, one write after the other; the header is written before
 //! the first page, and all that follows the pages only after [`Pages::settle`].
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use memmap2::{Advice, MmapMut};
 
 use super::PAGE_SIZE;
+use crate::disk::DiskFile;
 
 /// Runs of at least so many bytes are written from where they lie. Shorter ones are put together first: each write waits for the
 /// disk.
@@ -30,7 +28,7 @@ pub(super) struct Pages(Mutex<State>);
 #[derive(Debug)]
 struct State {
     /// The same file with `O_DIRECT`; none where that is not to be had.
-    direct: Option<File>,
+    direct: Option<DiskFile>,
     /// Whether anything was written by way of it.
     used: bool,
     stage: Option<Stage>,
@@ -46,14 +44,13 @@ struct Stage {
 }
 
 impl Pages {
-    /// For a file that was just made at `path`.
-    pub(super) fn open(path: &Path) -> Self {
-        let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).ok();
-        Self(Mutex::new(State { direct, used: false, stage: None }))
+    /// For a file that was just made.
+    pub(super) fn open(file: &DiskFile) -> Self {
+        Self(Mutex::new(State { direct: file.direct(), used: false, stage: None }))
     }
 
     /// Writes whole pages at an offset that is a multiple of a page. They may not be in the file before [`settle`](Self::settle).
-    pub(super) fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    pub(super) fn write(&self, file: &DiskFile, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.direct.is_none() {
             return file.write_all_at(bytes, offset);
@@ -70,7 +67,7 @@ impl Pages {
     }
 
     /// All pages are in the file, and from now on it may be written by way of `file`.
-    pub(super) fn settle(&self, file: &File) -> io::Result<()> {
+    pub(super) fn settle(&self, file: &DiskFile) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.used {
             // Little was written: it goes to the disk together with what follows.
@@ -89,7 +86,7 @@ impl Stage {
 }
 
 impl State {
-    fn stage(&mut self, file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    fn stage(&mut self, file: &DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.stage.as_ref().is_some_and(|s| s.len == STAGE || s.end() != offset) {
                 self.flush(file)?;
@@ -115,7 +112,7 @@ impl State {
         Ok(())
     }
 
-    fn flush(&mut self, file: &File) -> io::Result<()> {
+    fn flush(&mut self, file: &DiskFile) -> io::Result<()> {
         let Some(mut stage) = self.stage.take() else { return Ok(()) };
         let written = self.write_direct(file, &stage.memory[..stage.len], stage.offset);
         stage.len = 0;
@@ -125,7 +122,7 @@ impl State {
     }
 
     /// Writes aligned bytes by way of the direct descriptor, as long as the file system takes them.
-    fn write_direct(&mut self, file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    fn write_direct(&mut self, file: &DiskFile, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while let Some(direct) = self.direct.as_ref().filter(|_| !bytes.is_empty()) {
             match direct.write_at(bytes, offset) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -150,6 +147,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Disk;
 
     /// Random runs, long and short, aligned and not, over each other, beside a plain vector; in a directory on a disk where
     /// there is one.
@@ -159,10 +157,10 @@ mod tests {
         for directory in [std::env::temp_dir(), "/dev/shm".into()] {
             let Ok(directory) = tempfile::tempdir_in(directory) else { continue };
             let path = directory.path().join("pages");
-            let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            let file = Disk::default().create_new(&path).unwrap();
             let header = [9; PAGE_SIZE];
             file.write_all_at(&header, 0).unwrap();
-            let pages = Pages::open(&path);
+            let pages = Pages::open(&file);
             let mut expected = vec![0_u8; PAGES * PAGE_SIZE];
             expected[..PAGE_SIZE].copy_from_slice(&header);
             let memory = MmapMut::map_anon(PAGES * PAGE_SIZE + PAGE_SIZE).unwrap();
@@ -200,12 +198,12 @@ mod tests {
     fn few_pages_take_no_direct_write() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pages");
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        let pages = Pages::open(&path);
+        let file = Disk::default().create_new(&path).unwrap();
+        let pages = Pages::open(&file);
         pages.write(&file, &[1; PAGE_SIZE], 0).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 0, "it is staged");
+        assert_eq!(file.file().metadata().unwrap().len(), 0, "it is staged");
         pages.settle(&file).unwrap();
         assert!(!pages.0.lock().unwrap().used);
-        assert_eq!(file.metadata().unwrap().len(), PAGE_SIZE as u64);
+        assert_eq!(file.file().metadata().unwrap().len(), PAGE_SIZE as u64);
     }
 }

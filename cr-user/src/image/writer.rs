@@ -1,7 +1,5 @@
 //! Writes an image: pages as they come, then records, checksums, index and footer.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +12,7 @@ use super::page::{page_checksums, zero_page_checksum};
 use super::pages::Pages as Segments;
 use super::validate::{check_parent, check_spaces};
 use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use crate::disk::{Disk, DiskFile};
 
 /// What an image's header says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub struct HeaderInfo {
 /// It can be shared between threads: allocation is atomic, and writes to different slots may overlap in time.
 #[derive(Debug)]
 pub struct ImageWriter {
-    file: File,
+    file: DiskFile,
     /// The way of pages into the file.
     segments: Segments,
     temporary: Temporary,
@@ -68,12 +67,16 @@ struct Pages {
 impl ImageWriter {
     /// Creates the file, mode 0600, which must not exist yet, and writes the header.
     pub fn create(path: &Path, info: HeaderInfo) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|source| Error::io(path, "create", source))?;
-        let temporary = Temporary(Some(path.to_owned()));
+        Self::create_on(&Disk::default(), path, info)
+    }
+
+    /// As [`create`](Self::create), on a disk that may have a witness.
+    pub fn create_on(disk: &Disk, path: &Path, info: HeaderInfo) -> Result<Self> {
+        let file = disk.create_new(path).map_err(|source| Error::io(path, "create", source))?;
+        let temporary = Temporary { path: Some(path.to_owned()), disk: disk.clone() };
         let header = Header { id: info.id, job: info.job };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
-        let segments = Segments::open(path);
+        let segments = Segments::open(&file);
         Ok(Self {
             file,
             segments,
@@ -168,7 +171,7 @@ impl ImageWriter {
         self.segments.settle(&self.file).map_err(|source| self.fail(source))?;
         let (hash, file_bytes) = self.write_metadata(&checksums, info, statistics)?;
         self.file.sync_data().map_err(|source| self.fail(source))?;
-        let temporary = Temporary(self.temporary.0.take());
+        let temporary = self.temporary.take();
         Ok(Finished { temporary, id: self.header.id, hash, file_bytes, statistics })
     }
 
@@ -245,7 +248,7 @@ impl Finished {
 
     /// The file now has another name: do not remove it.
     pub(crate) fn keep(mut self) {
-        self.temporary.0 = None;
+        self.temporary.path = None;
     }
 }
 
@@ -276,20 +279,28 @@ impl Tail<'_> {
 
 /// A file that is removed unless it is published.
 #[derive(Debug)]
-struct Temporary(Option<PathBuf>);
+struct Temporary {
+    path: Option<PathBuf>,
+    disk: Disk,
+}
 
 impl Temporary {
     fn path(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
+        self.path.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Leaves the removal to somebody else.
+    fn take(&mut self) -> Self {
+        Self { path: self.path.take(), disk: self.disk.clone() }
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(why) = std::fs::remove_file(path)
+        if let Some(path) = &self.path
+            && let Err(why) = self.disk.remove(path)
         {
-            log::warn!("cannot remove {}: {why}; the next checkpoint will", path.display());
+            log::warn!("cannot remove {}: {why}; the next `cr` that writes to this store will", path.display());
         }
     }
 }

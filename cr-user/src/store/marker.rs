@@ -1,13 +1,14 @@
 //! The file that makes a directory a store, and the rules for making one.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
+use crate::disk::Disk;
 use crate::image::JobId;
 
 /// Name of the marker.
@@ -48,46 +49,74 @@ pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
 }
 
 /// The job of the store in `dir`, which becomes a store if it is missing or empty.
-pub(super) fn create_or_read(dir: &Path) -> Result<JobId> {
+pub(super) fn create_or_read(disk: &Disk, dir: &Path) -> Result<JobId> {
     if let Some(job) = read(dir)? {
         return Ok(job);
     }
-    create_dir(dir)?;
-    refuse_foreign(dir)?;
+    create_dir(disk, dir)?;
+    refuse_foreign(disk, dir)?;
+    sync_above(disk, dir)?;
     let unfinished = dir.join(UNFINISHED);
     let failed = |source| Error::io(&unfinished, "write", source);
-    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&unfinished);
-    let mut file = file.map_err(failed)?;
+    let file = disk.create(&unfinished).map_err(failed)?;
     // Two that make the same store: one gets the lock first, the other then finds the marker there.
-    file.lock().map_err(failed)?;
+    file.file().lock().map_err(failed)?;
     if let Some(job) = read(dir)? {
         return Ok(job);
     }
     let job = random_job().map_err(|source| Error::io(Path::new(RANDOM), "read", source))?;
     let text = serde_json::to_string(&Marker { format: FORMAT, job: job.to_string() }).expect("a plain structure");
     file.set_len(0).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&unfinished, dir.join(MARKER)).map_err(failed)?;
-    super::writer::sync_dir(dir)?;
+    file.write_all_at(text.as_bytes(), 0).map_err(failed)?;
+    file.sync_data().map_err(failed)?;
+    disk.rename(&unfinished, &dir.join(MARKER)).map_err(failed)?;
+    super::sync_dir(disk, dir)?;
     Ok(job)
 }
 
 /// Makes the directory and those above it, or makes an existing one private.
-fn create_dir(dir: &Path) -> Result<()> {
+fn create_dir(disk: &Disk, dir: &Path) -> Result<()> {
     let failed = |source| Error::io(dir, "create", source);
-    if let Some(above) = dir.parent() {
-        fs::create_dir_all(above).map_err(failed)?;
+    let above = dir.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty() && !above.is_dir());
+    for above in above.collect::<Vec<_>>().into_iter().rev() {
+        match disk.create_dir(above, 0o777) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && above.is_dir() => (),
+            other => other.map_err(failed)?,
+        }
     }
-    match DirBuilder::new().mode(0o700).create(dir) {
+    match disk.create_dir(dir, 0o700) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::NotADirectory { path: dir.to_owned() }),
         other => other.map_err(failed),
     }
 }
 
+/// Makes the directory's own name durable, and those of all directories above it: who made them, and whether he came to do
+/// so himself, cannot be seen. It is done before there is a marker, so a store that has one cannot vanish as a whole.
+fn sync_above(disk: &Disk, dir: &Path) -> Result<()> {
+    let failed = |source| Error::io(dir, "find the directories above", source);
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
+    let real = fs::canonicalize(dir).map_err(failed)?;
+    let here = device(&real).map_err(failed)?;
+    for above in real.ancestors().skip(1) {
+        if device(above).map_err(failed)? != here {
+            // Somebody else has mounted this file system, and the place where he did so is his affair.
+            break;
+        }
+        match disk.sync_dir(above) {
+            // We may pass through it, but not open it.
+            Err(why) if why.kind() == ErrorKind::PermissionDenied => {
+                let synced = disk.sync_all_around(dir);
+                return synced.map_err(|source| Error::io(dir, "make durable the file system of", source));
+            }
+            other => other.map_err(|source| Error::io(above, "make durable the names in", source))?,
+        }
+    }
+    Ok(())
+}
+
 /// Only an empty directory, or one in which the making of a store was cut short, may become a store.
-fn refuse_foreign(dir: &Path) -> Result<()> {
+fn refuse_foreign(disk: &Disk, dir: &Path) -> Result<()> {
     let failed = |source| Error::io(dir, "list", source);
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -96,8 +125,7 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
             return Err(Error::Foreign { dir: dir.to_owned(), found: name.to_string_lossy().into_owned() });
         }
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o700))
-        .map_err(|source| Error::io(dir, "make private (mode 0700)", source))
+    disk.set_mode(dir, 0o700).map_err(|source| Error::io(dir, "make private (mode 0700)", source))
 }
 
 const RANDOM: &str = "/dev/urandom";

@@ -29,6 +29,7 @@ pub use resolve::{Resolve, Resolved, Source};
 pub use verify::{Problem, Report};
 pub use writer::{LOCK, StoreWriter};
 
+use crate::disk::Disk;
 use crate::image::{self, Image, JobId, RecordKind};
 
 /// What names of published images end in.
@@ -39,6 +40,7 @@ const TEMPORARY_SUFFIX: &str = ".tmp";
 /// A store, for reading. [`lock`](Self::lock) makes it one for writing.
 #[derive(Debug, Clone)]
 pub struct Store {
+    disk: Disk,
     dir: PathBuf,
     job: JobId,
     known: &'static [RecordKind],
@@ -49,14 +51,19 @@ impl Store {
     ///
     /// A directory that holds other things and no store is refused. `known` is passed to [`Image::open`].
     pub fn create_or_open(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
-        let job = marker::create_or_read(dir)?;
-        Ok(Self { dir: dir.to_owned(), job, known })
+        Self::create_or_open_on(&Disk::default(), dir, known)
+    }
+
+    /// As [`create_or_open`](Self::create_or_open), on a disk that may have a witness.
+    pub fn create_or_open_on(disk: &Disk, dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
+        let job = marker::create_or_read(disk, dir)?;
+        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), job, known })
     }
 
     /// Opens the store in `dir`, which must be one.
     pub fn open_existing(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
         let job = marker::read(dir)?.ok_or_else(|| Error::NoStore { dir: dir.to_owned() })?;
-        Ok(Self { dir: dir.to_owned(), job, known })
+        Ok(Self { disk: Disk::default(), dir: dir.to_owned(), job, known })
     }
 
     /// Takes the writer's lock and removes what an earlier writer left unpublished.
@@ -114,6 +121,16 @@ impl Store {
         self.dir.join(image_name(id))
     }
 
+    /// The way to change the directory.
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Makes the names in the directory durable.
+    pub(crate) fn sync_names(&self) -> Result<()> {
+        sync_dir(&self.disk, &self.dir)
+    }
+
     /// Names in the directory; such that are no UTF-8 are not ours.
     fn names(&self) -> Result<Vec<String>> {
         let failed = |source| Error::io(&self.dir, "list", source);
@@ -123,6 +140,10 @@ impl Store {
         }
         Ok(names)
     }
+}
+
+fn sync_dir(disk: &Disk, dir: &Path) -> Result<()> {
+    disk.sync_dir(dir).map_err(|source| Error::io(dir, "make durable the names in", source))
 }
 
 fn image_name(id: u64) -> String {

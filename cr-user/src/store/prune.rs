@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 
 pub use rules::{Candidate, Reason, Rules, Staying, decide};
 
-use super::writer::sync_dir;
 use super::{Chain, Error, Result, Store, StoreWriter};
 use crate::fault;
 use crate::image::{self, Parent};
@@ -143,13 +142,13 @@ impl StoreWriter {
         for Fate { id, .. } in plan.removed.iter().rev() {
             fault::point("prune.remove")?;
             let path = self.store().image_path(*id);
-            match fs::remove_file(&path) {
+            match self.store().disk().remove(&path) {
                 Err(source) if source.kind() != ErrorKind::NotFound => return Err(Error::io(&path, "remove", source)),
                 _ => log::info!("removed {}", path.display()),
             }
             fault::point("prune.removed")?;
             // Each by itself: of several names that go, a file system may forget any after a loss of power.
-            sync_dir(self.store().dir())?;
+            self.store().sync_names()?;
         }
         Ok(Pruned { dry_run: false, ..plan })
     }

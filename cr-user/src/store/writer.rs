@@ -1,11 +1,10 @@
 //! Writing to a store: the lock, new images, publication.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::TryLockError;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 
-use super::{Error, Result, Store, TEMPORARY_SUFFIX, image_name};
+use super::{Error, Result, Store, TEMPORARY_SUFFIX, image_name, parse_image_name};
+use crate::disk::DiskFile;
 use crate::image::{Finished, HeaderInfo, ImageWriter, Parent};
 
 /// Name of the lock file.
@@ -18,27 +17,30 @@ pub const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct StoreWriter {
     store: Store,
-    lock: File,
+    lock: DiskFile,
 }
 
 impl StoreWriter {
     pub(super) fn lock(store: Store) -> Result<Self> {
+        // Whoever made the store, or published in it, may have died or failed before the names were durable. The marker's must
+        // not be lost while ours are kept: then this would be a directory of somebody else.
+        store.sync_names()?;
         let path = store.dir.join(LOCK);
         let failed = |source| Error::io(&path, "lock", source);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut lock = file.map_err(failed)?;
-        match lock.try_lock() {
+        let lock = store.disk.create(&path).map_err(failed)?;
+        match lock.file().try_lock() {
             Ok(()) => (),
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
                 // The pid is a courtesy: without it, the error is the same.
-                let _ = lock.read_to_string(&mut text);
-                return Err(Error::Locked { dir: store.dir, pid: text.trim().parse().ok() });
+                let _ = lock.file().read_to_string(&mut text);
+                return Err(Error::Locked { dir: store.dir, pid: parse_holder(&text) });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         // On a full disk the pid cannot be written, and the lock holds all the same.
-        let _ = lock.set_len(0).and_then(|()| lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0));
+        let _ = lock.set_len(0);
+        let _ = lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0);
         let writer = Self { store, lock };
         writer.store.remove_unfinished()?;
         Ok(writer)
@@ -49,11 +51,15 @@ impl StoreWriter {
         &self.store
     }
 
-    /// Begins an image with the next free number.
+    /// Begins an image with the next free number. An unfinished image that could not be removed has its number still, and so
+    /// has one that is being written.
     pub fn begin(&self) -> Result<ImageWriter> {
-        let id = self.store.newest_id()?.unwrap_or(0) + 1;
+        let names = self.store.names()?;
+        let taken =
+            names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
+        let id = taken.max().unwrap_or(0) + 1;
         let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
-        Ok(ImageWriter::create(&path, HeaderInfo { id, job: self.store.job })?)
+        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job })?)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.
@@ -66,12 +72,12 @@ impl StoreWriter {
         if path.try_exists().map_err(|source| Error::io(&path, "look at", source))? {
             return Err(Error::Exists { path });
         }
-        fs::rename(finished.path(), &path).map_err(|source| Error::io(&path, "publish", source))?;
+        self.store.disk.rename(finished.path(), &path).map_err(|source| Error::io(&path, "publish", source))?;
         let parent = finished.as_parent();
         finished.keep();
-        if let Err(error) = sync_dir(&self.store.dir) {
+        if let Err(error) = self.store.sync_names() {
             // Whether the name would survive a crash is unknown, and the caller will take its pages to be not stored.
-            if let Err(why) = fs::remove_file(&path) {
+            if let Err(why) = self.store.disk.remove(&path) {
                 log::warn!("cannot remove {}, which is not known to be durable: {why}", path.display());
             }
             return Err(error);
@@ -87,7 +93,7 @@ impl Store {
             if name.ends_with(TEMPORARY_SUFFIX) {
                 let path = self.dir.join(name);
                 log::info!("removing {}, which was left unfinished", path.display());
-                match fs::remove_file(&path) {
+                match self.disk.remove(&path) {
                     Err(source) if source.kind() != ErrorKind::NotFound => {
                         return Err(Error::io(&path, "remove", source));
                     }
@@ -106,12 +112,7 @@ impl Drop for StoreWriter {
     }
 }
 
-/// Makes the names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    match synced {
-        // Some network and FUSE file systems have no such operation and need none.
-        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
-        other => other.map_err(|source| Error::io(dir, "make durable the names in", source)),
-    }
+/// The pid in a lock file; none if its line is not whole.
+fn parse_holder(text: &str) -> Option<u32> {
+    text.strip_suffix('\n')?.parse().ok()
 }

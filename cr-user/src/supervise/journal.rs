@@ -1,8 +1,8 @@
 //! `log.jsonl`: one line an attempt to take a checkpoint, so that it can be told later what was lost and when.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -64,7 +64,8 @@ impl Journal {
     /// Opens the journal in a store. Without it (on a full disk, say) checkpoints are taken all the same.
     pub(super) fn open(dir: &Path) -> Self {
         let path = dir.join(JOURNAL);
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
+        let file = file.and_then(|file| end_line(&file).map(|()| file));
         Self(file.inspect_err(|e| log::warn!("cannot write {}: {e}", path.display())).ok())
     }
 
@@ -84,12 +85,36 @@ impl Journal {
     }
 }
 
+/// A line that was cut short (the disk was full, or the power lost) must not spoil the next one.
+fn end_line(mut file: &File) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if size > 0 {
+        file.read_exact_at(&mut last, size - 1)?;
+    }
+    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::policy::Auto;
+
+    #[test]
+    fn a_line_that_was_cut_short_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = Failure { code: 124, message: "no room".into() };
+        for size in [0, 1, 20] {
+            let path = dir.path().join(JOURNAL);
+            std::fs::write(&path, &br#"{"at":"2026-11-26T12"#[..size]).unwrap();
+            Journal::open(dir.path()).note(Trigger::Interval, &Planned::default(), Err(&failure));
+            let text = std::fs::read_to_string(&path).unwrap();
+            let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+            assert_eq!(last["trigger"], "interval", "{text}");
+        }
+    }
 
     #[test]
     fn an_attempt_is_a_line() {

@@ -1,6 +1,7 @@
 //! The image format and the store, without privileges (one test wants root and says so where it is not).
 
 mod chain;
+mod crash;
 mod damage;
 mod format;
 mod prune;

@@ -1,12 +1,16 @@
 //! Files that grew after the checkpoint: cut back to what the job knew of them, and the tails kept.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::FilePath;
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
+
+/// Bytes of a tail that are in memory at one time.
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// What to do with a file that the job had open for writing and that grew after the checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,26 +83,25 @@ impl RollbackPlan {
 }
 
 /// Cuts grown files back. Their tails are first copied to files `<checkpoint>-<n>-<name>` (0600) under `cut_dir`, which is
-/// made (0700) if need be, and every tail is durable before the first file is cut.
+/// made (0700) if need be, and every tail is durable, with its name, before the first file is cut.
 ///
 /// # Errors
 /// When a tail cannot be kept, in which case no file was changed, or a file cannot be cut.
-pub fn roll_back(plan: &RollbackPlan, cut_dir: &Path, checkpoint: u64) -> Result<Vec<Cut>> {
+pub fn roll_back(disk: &Disk, plan: &RollbackPlan, cut_dir: &Path, checkpoint: u64) -> Result<Vec<Cut>> {
     if plan.grew.is_empty() {
         return Ok(Vec::new());
     }
-    make_dir(cut_dir).map_err(|e| failed("making", cut_dir, e))?;
+    make_dir(disk, cut_dir).map_err(|e| failed("making", cut_dir, e))?;
     let mut cuts = Vec::new();
     let mut files = Vec::new();
     for growth in &plan.grew {
-        let file = OpenOptions::new().read(true).write(true).open(&growth.path);
-        let file = file.map_err(|e| failed("opening", &growth.path, e))?;
+        let file = disk.open_existing(&growth.path).map_err(|e| failed("opening", &growth.path, e))?;
         let keep = || -> io::Result<(PathBuf, u64)> {
-            let (kept_at, mut tail) = new_file(cut_dir, checkpoint, &growth.path)?;
-            let copied = copy_from(&file, growth.from, &mut tail).and_then(|bytes| tail.sync_all().map(|()| bytes));
+            let (kept_at, tail) = new_file(disk, cut_dir, checkpoint, &growth.path)?;
+            let copied = copy_from(file.file(), growth.from, &tail).and_then(|bytes| tail.sync_data().map(|()| bytes));
             if copied.is_err() {
                 // Half a tail helps nobody, and the whole one is still in its file.
-                let _ = fs::remove_file(&kept_at);
+                let _ = disk.remove(&kept_at);
             }
             Ok((kept_at, copied?))
         };
@@ -106,29 +109,32 @@ pub fn roll_back(plan: &RollbackPlan, cut_dir: &Path, checkpoint: u64) -> Result
         cuts.push(Cut { path: growth.path.clone(), bytes, kept_at });
         files.push(file);
     }
-    File::open(cut_dir).and_then(|d| d.sync_all()).map_err(|e| failed("syncing", cut_dir, e))?;
+    // The names of the tails, and that of their directory, which an earlier restore may have made and not lived to sync.
+    for dir in [cut_dir, cut_dir.parent().unwrap_or(cut_dir)] {
+        disk.sync_dir(dir).map_err(|e| failed("syncing", dir, e))?;
+    }
     for (file, growth) in files.iter().zip(&plan.grew) {
         file.set_len(growth.from).map_err(|e| failed("cutting back", &growth.path, e))?;
     }
     Ok(cuts)
 }
 
-fn make_dir(dir: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(dir) {
+fn make_dir(disk: &Disk, dir: &Path) -> io::Result<()> {
+    match disk.create_dir(dir, 0o700) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
 }
 
 /// A name that an earlier restore did not take.
-fn new_file(dir: &Path, checkpoint: u64, of: &Path) -> io::Result<(PathBuf, File)> {
+fn new_file(disk: &Disk, dir: &Path, checkpoint: u64, of: &Path) -> io::Result<(PathBuf, DiskFile)> {
     let base = of.file_name().unwrap_or_default();
     let mut n = 1u32;
     loop {
         let mut name = std::ffi::OsString::from(format!("{checkpoint}-{n}-"));
         name.push(base);
         let path = dir.join(name);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        match disk.create_new(&path) {
             Ok(file) => return Ok((path, file)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
             Err(e) => return Err(e),
@@ -136,9 +142,21 @@ fn new_file(dir: &Path, checkpoint: u64, of: &Path) -> io::Result<(PathBuf, File
     }
 }
 
-fn copy_from(mut file: &File, start: u64, to: &mut File) -> io::Result<u64> {
-    file.seek(SeekFrom::Start(start))?;
-    io::copy(&mut file, to)
+/// Copies from `start` to the end, and says how many bytes that was.
+fn copy_from(file: &File, start: u64, to: &DiskFile) -> io::Result<u64> {
+    let mut buffer = vec![0; COPIED_AT_ONCE];
+    let mut copied = 0;
+    loop {
+        match file.read_at(&mut buffer, start + copied) {
+            Ok(0) => return Ok(copied),
+            Ok(read) => {
+                to.write_all_at(&buffer[..read], copied)?;
+                copied += read as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => (),
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn failed(doing: &str, path: &Path, e: io::Error) -> Error {

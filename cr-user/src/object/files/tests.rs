@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::*;
+use crate::disk::Disk;
 use crate::sys::fd::pidfd_open;
 
 const PRELUDE: &str = "
@@ -283,12 +284,12 @@ fn a_grown_file_is_cut_back_and_its_tail_kept() {
     assert_eq!(check(&files, FilePolicy::Keep, KEEP).unwrap().grew, []);
     let plan = check(&files, FilePolicy::Rollback, KEEP).unwrap();
     assert_eq!(plan.grew, [Growth { path: path.clone(), from: 6, to: 12 }], "two descriptions, one file");
-    let first = roll_back(&plan, &cut, 3).unwrap();
+    let first = roll_back(&Disk::default(), &plan, &cut, 3).unwrap();
     assert_eq!(first, [Cut { path: path.clone(), bytes: 6, kept_at: cut.join("3-1-out.log") }]);
     assert_eq!(fs::read(&path).unwrap(), b"before");
 
     append(" again");
-    let second = roll_back(&check(&files, FilePolicy::Rollback, KEEP).unwrap(), &cut, 3).unwrap();
+    let second = roll_back(&Disk::default(), &check(&files, FilePolicy::Rollback, KEEP).unwrap(), &cut, 3).unwrap();
     assert_eq!(second[0].kept_at, cut.join("3-2-out.log"));
     assert_eq!(fs::read(&first[0].kept_at).unwrap(), b" after");
     assert_eq!(fs::read(&second[0].kept_at).unwrap(), b" again");
@@ -304,7 +305,7 @@ fn no_file_is_cut_when_a_tail_cannot_be_kept() {
     fs::write(&path, "before and after").unwrap();
     fs::write(dir.path().join("cut"), "in the way").unwrap();
     let plan = RollbackPlan { grew: vec![Growth { path: path.clone(), from: 6, to: 16 }], modified: vec![] };
-    roll_back(&plan, &dir.path().join("cut"), 1).unwrap_err();
+    roll_back(&Disk::default(), &plan, &dir.path().join("cut"), 1).unwrap_err();
     assert_eq!(fs::read(&path).unwrap(), b"before and after");
 }
 
