@@ -38,11 +38,17 @@ const SAMPLE: usize = 4;
 /// When the image cannot be written, or the job is gone. What was taken stays in the job's debt.
 pub fn precopy(job: &mut Job, leave_out: &LeaveOut, sink: &mut Sink, prior: Option<&Prior>) -> Result<Duration> {
     job.watch.iter_mut().for_each(Watch::gather_ahead);
-    let pays = |m: &mut &mut Member| m.oracle.is_some() && m.has_own_memory() && m.heat.precopy_pays();
-    let pids: Vec<i32> = job.members.iter_mut().filter_map(|mut m| pays(&mut m).then_some(m.pid)).collect();
+    let pays = |m: &mut Member| m.oracle.is_some() && m.has_own_memory() && m.heat.precopy_pays();
+    let pids: Vec<i32> = job.members.iter_mut().filter_map(|m| pays(m).then_some(m.pid)).collect();
     rounds(job, pids.iter().map(|pid| (*pid, Begin::WithAll)), leave_out, sink, prior)?;
     let (histories, stood_still) = stand_still(job, &pids)?;
-    rounds(job, histories.into_iter().map(|(pid, history)| (pid, Begin::Since(history))), leave_out, sink, prior)?;
+    rounds(
+        job,
+        histories.into_iter().map(|(pid, history)| (pid, Begin::Since(Box::new(history)))),
+        leave_out,
+        sink,
+        prior,
+    )?;
     Ok(stood_still)
 }
 
@@ -51,7 +57,7 @@ enum Begin {
     /// With all that was written since the last checkpoint.
     WithAll,
     /// With what was written until a moment at which the process stood still, and was not taken yet.
-    Since(History),
+    Since(Box<History>),
 }
 
 /// Where much was noted since the last frozen window, the next one would ask about all that again, though most of it was taken in the
@@ -129,7 +135,7 @@ fn precopy_one(
             watch.gather_ahead();
         }
         let seen = match history.take() {
-            Some(history) => look::take_since(member, &vmas, history)?,
+            Some(history) => look::take_since(member, &vmas, *history)?,
             None => look::take_running(member, &vmas, watch.as_ref().and_then(|w| w.noted(member.pid)))?,
         };
         let mut wanted = seen.taken.intersection(&seen.own);

@@ -217,7 +217,7 @@ fn summary(pruned: &Pruned) -> String {
     let mut stay = format!("{removed}; {} stay, {}", pruned.kept.len(), bytes(total(&pruned.kept)));
     match pruned.kept.iter().filter(|fate| fate.reasons.is_empty()).count() {
         0 => (),
-        n => stay += &format!(", {n} of them only because others build on them"),
+        n => stay.extend([", ", &n.to_string(), " of them only because others build on them"]),
     }
     if pruned.dry_run {
         stay += "; nothing was changed";
