@@ -104,7 +104,9 @@ impl Machine {
             Change::SetLen(path, len) => self.change_file(path, Data::SetLen(*len)),
             Change::SyncData(path) => {
                 let node = self.find(path).expect("a file that is synced");
-                let Node::File { durable, pending } = &mut self.nodes[node] else { panic!("{path:?} is no file") };
+                let Node::File { durable, pending } = &mut self.nodes[node] else {
+                    panic!("{} is no file", path.display())
+                };
                 let mut bytes = durable.0.clone();
                 pending.drain(..).for_each(|data| data.apply(&mut bytes));
                 *durable = Content::new(bytes);
@@ -120,7 +122,9 @@ impl Machine {
             }
             Change::SyncDir(path) => {
                 let node = self.find(path).expect("a directory that is synced");
-                let Node::Dir { durable, pending } = &mut self.nodes[node] else { panic!("{path:?} is no directory") };
+                let Node::Dir { durable, pending } = &mut self.nodes[node] else {
+                    panic!("{} is no directory", path.display())
+                };
                 pending.drain(..).for_each(|name| name.apply(durable));
             }
         }
@@ -135,13 +139,15 @@ impl Machine {
     fn change_names(&mut self, path: &Path, change: impl FnOnce(String) -> Name) {
         let (above, name) = (path.parent().expect("below the root"), path.file_name().expect("a name"));
         let above = self.find(above).expect("the directory above");
-        let Node::Dir { pending, .. } = &mut self.nodes[above] else { panic!("no directory is above {path:?}") };
+        let Node::Dir { pending, .. } = &mut self.nodes[above] else {
+            panic!("no directory is above {}", path.display())
+        };
         pending.push(change(name.to_string_lossy().into_owned()));
     }
 
     fn change_file(&mut self, path: &Path, data: Data) {
         let node = self.find(path).expect("a file that is written");
-        let Node::File { pending, .. } = &mut self.nodes[node] else { panic!("{path:?} is no file") };
+        let Node::File { pending, .. } = &mut self.nodes[node] else { panic!("{} is no file", path.display()) };
         pending.push(data);
     }
 
@@ -150,7 +156,9 @@ impl Machine {
         path.components().try_fold(0, |node, part| {
             let Node::Dir { durable, pending } = &self.nodes[node] else { return None };
             let mut names = durable.clone();
-            pending.iter().for_each(|name| name.apply(&mut names));
+            for name in pending {
+                name.apply(&mut names);
+            }
             names.get(&*part.as_os_str().to_string_lossy()).copied()
         })
     }

@@ -92,10 +92,8 @@ fn record(number: u64) -> Vec<u8> {
 pub fn check(store: &Path, attempts: &[Attempt], position: usize, what: &str) {
     let published = attempts.iter().filter(|attempt| attempt.published_at.is_some_and(|at| at <= position));
     let published = published.filter_map(|attempt| attempt.identity).collect::<Vec<_>>();
-    let opened = match published.is_empty() {
-        true => Store::create_or_open(store, KNOWN),
-        false => Store::open_existing(store, KNOWN),
-    };
+    let opened =
+        if published.is_empty() { Store::create_or_open(store, KNOWN) } else { Store::open_existing(store, KNOWN) };
     let opened = opened.unwrap_or_else(|why| panic!("{what}: {why}"));
     let report = opened.verify(1).unwrap_or_else(|why| panic!("{what}: {why}"));
     assert!(report.is_ok(), "{what}: {:?}", report.problems);
