@@ -9,6 +9,8 @@ use cr_tests::Job;
 
 /// Checkpoints that are there in the end, or more.
 const CHECKPOINTS: u64 = 200;
+/// Controllers that are killed until then, or more: a fast machine takes many checkpoints under each.
+const CONTROLLERS: u32 = 16;
 /// The longest that it may take.
 const PATIENCE: Duration = Duration::from_secs(150);
 /// After so many controllers the job is killed as well, and restored.
@@ -36,7 +38,7 @@ fn controllers_are_killed_at_any_moment() {
     let mut job = Job::start("writer", &["--mib", "2", "--rate", "10", "--threads", "2"]);
     let (mut killed, mut idle, mut left_over, mut restored) = (0, 0, 0, 0);
     let mut newest = 0;
-    while newest < CHECKPOINTS {
+    while newest < CHECKPOINTS || killed < CONTROLLERS {
         let in_time = start.elapsed() < PATIENCE;
         assert!(in_time, "only {newest} checkpoints under {killed} controllers in {PATIENCE:?}\n{}", job.diagnosis());
         job.attach_every("10ms", &[]);
@@ -63,7 +65,7 @@ fn controllers_are_killed_at_any_moment() {
          left behind; {restored} times restored; {:?}",
         start.elapsed()
     );
-    assert!(killed >= 8 && restored >= 2 && idle * 2 < killed, "{killed} controllers, {restored} restores");
+    assert!(restored >= 2 && idle * 2 < killed, "{idle} of {killed} controllers took none; {restored} restores");
     expect_restores(&mut job);
     // Whoever writes next removes what the others left.
     job.checkpoint();

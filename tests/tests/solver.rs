@@ -72,7 +72,8 @@ fn chain_in_a_pid_namespace() {
 /// `cr run` takes checkpoints by itself; `cr run --resume` goes on after a crash of everything.
 #[test]
 fn periodic_checkpoints_and_resume() {
-    let args = ["--mib", "32", "--threads", "2", "--steps", "1500"];
+    // So long that a quiet checkpoint, which leaves the job its cores, is done before it.
+    let args = ["--mib", "32", "--threads", "2", "--steps", "5000"];
     let options = JobOptions {
         args: args.map(str::to_owned).to_vec(),
         controller: Some("250ms".into()),
