@@ -297,11 +297,16 @@ impl Job {
     #[track_caller]
     pub fn kill(&mut self) {
         self.kill_controller();
+        let had_verdict = self.read_link("result").is_some();
         let tree = Tree::kill(self.pid, &self.mark());
         if let Some(mut job) = self.process.take() {
             let _ = job.wait();
         }
         tree.wait_until_gone();
+        if !had_verdict {
+            // Some outlive others for a moment, and what they say of that is no verdict: a stopped process goes on when its parent dies.
+            let _ = fs::remove_file(self.dir().join("result"));
+        }
         self.after_death();
     }
 
