@@ -146,8 +146,11 @@ fn redraws_a_terminal_and_gives_it_back() {
     let mut job = Job::start_resident("writer", &["--mib", "4"]);
     job.checkpoint();
     let log = job.folder().join("terminal");
-    let line = format!("stty cols 60; {} watch {} --every 30s; echo ended $?", cr().get_program().display(), job.pid());
+    // Ctrl-C reaches the shell, too: without the trap some shells end of it, and others wait for the view.
+    let view = format!("{} watch {} --every 30s", cr().get_program().display(), job.pid());
+    let line = format!("trap : INT; stty cols 60; {view}; echo ended $?");
     let script = Command::new("script")
+        .env("SHELL", "/bin/sh")
         .args(["--quiet", "--flush", "--command", &line])
         .arg(&log)
         .stdin(Stdio::piped())
