@@ -15,6 +15,7 @@ mod memory;
 mod outside;
 mod saved;
 mod soul;
+mod unpack;
 
 use std::collections::HashMap;
 use std::fs::File;

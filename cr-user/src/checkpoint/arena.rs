@@ -10,7 +10,7 @@ use memmap2::{Advice, MmapMut};
 use crate::checkpoint::parallel::{Crew, quietly};
 use crate::checkpoint::sink::{Prior, Sink, Summed};
 use crate::error::{Error, Result};
-use crate::image::page_checksums;
+use crate::image::page_digests;
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 
@@ -154,9 +154,11 @@ impl Arena {
         let mut pieces = VecDeque::from(pieces);
         while !pieces.is_empty() {
             // A few at a time: before the limit is reached all of them fit, and after it little is written between reads.
+            sink.hurry(true);
             while self.filled.len() + cpus().min(pieces.len()) > self.limit && !self.filled.is_empty() {
                 self.drain_one(sink, prior)?;
             }
+            sink.hurry(false);
             let room = (self.limit - self.filled.len()).max(1).min(pieces.len());
             let mut batch = Vec::with_capacity(room);
             for piece in pieces.drain(..room) {
@@ -214,7 +216,7 @@ impl Arena {
         if let Some((piece, chunk)) = self.filled.pop_front() {
             let prior = if piece.compare { prior } else { None };
             let bytes = &chunk[..piece.len()];
-            let sums = page_checksums(bytes);
+            let sums = page_digests(bytes);
             let mut at = 0;
             let absorbed = piece.parts.iter().try_for_each(|part| {
                 let pages = at..at + part.pages();

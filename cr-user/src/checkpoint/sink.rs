@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::twins::Twins;
 use crate::error::Result;
 use crate::image::{self, Content, Extent, ImageWriter, Space};
 use crate::ranges::RangeSet;
@@ -20,19 +21,19 @@ pub struct Sink {
     /// The address space that each was copied from by `fork`, as far as is known: pages that are still the same as there
     /// are stored once.
     forked_from: HashMap<u64, u64>,
-    /// Slots that several spaces have: they are not written again.
-    shared: RangeSet,
+    /// Pages of this image that are the same; slots in which there are several are not written again.
+    twins: Twins,
     /// The older images.
     older: Option<Arc<Prior>>,
 }
 
-/// Whole pages and the checksum of each.
+/// Whole pages and the digest of each, whose lower half is its checksum.
 #[derive(Clone, Copy, Debug)]
 pub struct Summed<'a> {
     /// The pages.
     pub bytes: &'a [u8],
-    /// Their checksums.
-    pub sums: &'a [u64],
+    /// Their digests.
+    pub sums: &'a [u128],
 }
 
 impl Summed<'_> {
@@ -71,9 +72,16 @@ impl Held {
 }
 
 impl Sink {
-    /// A sink into `writer`, for a delta on the `older` images.
-    pub fn new(writer: ImageWriter, older: Option<Arc<Prior>>) -> Self {
-        Self { writer, pages: HashMap::new(), forked_from: HashMap::new(), shared: RangeSet::new(), older }
+    /// A sink into `writer`, for a delta on the `older` images, by a checkpoint that uses up to `memory_limit` bytes for pages on their
+    /// way.
+    pub fn new(writer: ImageWriter, older: Option<Arc<Prior>>, memory_limit: u64) -> Self {
+        let twins = Twins::within(memory_limit);
+        Self { writer, pages: HashMap::new(), forked_from: HashMap::new(), twins, older }
+    }
+
+    /// From now on the job waits for what is taken in, or no longer: meanwhile nothing is compressed.
+    pub fn hurry(&self, hurried: bool) {
+        self.writer.hurry(hurried);
     }
 
     /// Says which address space was copied from which, if that is known.
@@ -110,7 +118,7 @@ impl Sink {
     fn absorb_range(&mut self, space: u64, first: u64, all: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
         let mut cursor = prior.map(|p| p.cursor(space, first));
         let kind = |n: usize, page: &[u8], cursor: &mut Option<Cursor<'_>>| {
-            let (number, sum) = (first + n as u64, all.sums[n]);
+            let (number, sum) = (first + n as u64, all.sums[n] as u64);
             let same = cursor.as_mut().is_some_and(|c| c.is_same(number, sum, page));
             match (same, image::is_zero_page(page)) {
                 (true, _) => Some(Held::Unchanged),
@@ -132,7 +140,7 @@ impl Sink {
                 Some(held) => {
                     self.forget(space, page..page + count);
                     if let Held::Slot(slot) = held {
-                        self.shared.insert(slot..slot + count);
+                        self.twins.share(slot..slot + count);
                     }
                     self.hold(space, page, Run { pages: count, content: held });
                 }
@@ -172,10 +180,14 @@ impl Sink {
         let end = first + pages.sums.len() as u64;
         let old = self.forget(space, first..end);
         let mut at = first;
+        let rewrites = self.writer.rewrites();
         let slots: Vec<_> = old
             .into_iter()
+            .filter(|_| rewrites)
             .filter_map(|(page, run)| match run.content {
-                Held::Slot(slot) if self.is_own(slot..slot + run.pages) => Some((page..page + run.pages, Some(slot))),
+                Held::Slot(slot) if !self.twins.is_shared(slot..slot + run.pages) => {
+                    Some((page..page + run.pages, Some(slot)))
+                }
                 _ => None,
             })
             .collect();
@@ -195,19 +207,59 @@ impl Sink {
         all: Summed<'_>,
         first: u64,
     ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let pages = range.end - range.start;
-        let slot = slot.unwrap_or_else(|| self.writer.allocate(pages));
         let part = all.part((range.start - first) as usize..(range.end - first) as usize);
-        self.writer.write_summed(slot, part.bytes, part.sums)?;
-        self.hold(space, range.start, Run { pages, content: Held::Slot(slot) });
+        match slot {
+            Some(slot) => self.write(space, range.start, slot, part),
+            None => self.store_new(space, range.start, part),
+        }
+    }
+
+    /// Writes pages into new slots, those of them that are not in some slot already.
+    fn store_new(&mut self, space: u64, first: u64, all: Summed<'_>) -> Result<()> {
+        /// Pages that follow each other here and in the file.
+        struct Piece {
+            pages: Range<usize>,
+            slot: u64,
+            /// They are there already.
+            twins: bool,
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
+        // From here on slots are not written yet.
+        let mut fresh = None;
+        for (n, digest) in all.sums.iter().enumerate() {
+            let is_there =
+                |slot: &u64| fresh.is_some_and(|f| *slot >= f) || self.writer.checksum(*slot) == *digest as u64;
+            let twin = self.twins.find(*digest).filter(is_there);
+            let slot = twin.unwrap_or_else(|| self.writer.allocate(1));
+            if twin.is_some() {
+                self.twins.share(slot..slot + 1);
+            } else {
+                fresh = fresh.or(Some(slot));
+                self.twins.note(*digest, slot);
+            }
+            match pieces.last_mut() {
+                Some(last) if last.twins == twin.is_some() && last.slot + last.pages.len() as u64 == slot => {
+                    last.pages.end += 1
+                }
+                _ => pieces.push(Piece { pages: n..n + 1, slot, twins: twin.is_some() }),
+            }
+        }
+        for Piece { pages, slot, twins } in pieces {
+            let (page, count) = (first + pages.start as u64, pages.len() as u64);
+            if twins {
+                self.hold(space, page, Run { pages: count, content: Held::Slot(slot) });
+            } else {
+                self.write(space, page, slot, all.part(pages))?;
+            }
+        }
         Ok(())
     }
 
-    fn is_own(&self, slots: Range<u64>) -> bool {
-        self.shared.intersection(&RangeSet::from(slots)).is_empty()
+    fn write(&mut self, space: u64, first: u64, slot: u64, pages: Summed<'_>) -> Result<()> {
+        let sums: Vec<u64> = pages.sums.iter().map(|digest| *digest as u64).collect();
+        self.writer.write_summed(slot, pages.bytes, &sums)?;
+        self.hold(space, first, Run { pages: sums.len() as u64, content: Held::Slot(slot) });
+        Ok(())
     }
 
     fn hold(&mut self, space: u64, first: u64, run: Run) {

@@ -1,8 +1,10 @@
 //! The rules that an index must obey, checked by the writer before it writes and by the reader before it believes.
 
+use super::blocks::{self, Entry};
+use super::codec::Codec;
 use super::index::{ArchivedExtent, ArchivedIndex, ArchivedParent, Content, Extent, Statistics};
-use super::layout::{ALIGNMENT, Footer, Header};
-use super::{Parent, RecordKind};
+use super::layout::{ALIGNMENT, Footer, HEADER_BYTES, Header};
+use super::{PAGE_SIZE, Parent, RecordKind};
 
 /// One past the last page number: beyond it, byte addresses would not fit 64 bits.
 const PAGES_END: u64 = 1 << 52;
@@ -44,6 +46,33 @@ pub(super) fn check_index(index: &ArchivedIndex, header: &Header, footer: &Foote
     let Statistics { stored_pages, zero_pages, absent_pages, .. } = index.statistics.native();
     if counts != (Counts { stored: stored_pages, zero: zero_pages, absent: absent_pages }) {
         return Err("the page counts do not match the extents".into());
+    }
+    Ok(())
+}
+
+/// Blocks lie in the page segment and decode to no more than a block.
+pub(super) fn check_blocks(file: &[u8], footer: &Footer) -> Result<(), String> {
+    for (number, entry) in blocks::table(file, footer).iter().map(Entry::decode).enumerate() {
+        let slots = blocks::slots_of(number as u64, footer.slots);
+        let plain = (slots.end - slots.start) * PAGE_SIZE as u64;
+        let fits = |entry: Entry| {
+            let len = u64::from(entry.len);
+            let inside = entry.offset >= HEADER_BYTES
+                && entry.offset.checked_add(len).is_some_and(|end| end <= footer.records_offset);
+            let right = match entry.codec {
+                Codec::Raw => len == plain,
+                Codec::Lz4 | Codec::Zstd => len < plain,
+                Codec::Hole => len == 0,
+            };
+            inside && right
+        };
+        if !entry.is_some_and(fits) {
+            return Err(format!(
+                "the table of blocks does not say where slots {} to {} are",
+                slots.start,
+                slots.end - 1
+            ));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Compares stored pages with their checksums, on several threads.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -57,7 +56,7 @@ pub(crate) fn verify_runs(images: &[Image], mut runs: Vec<Run>, threads: usize) 
         Some((image, bad)) => Err(Error::DamagedPages {
             path: images[image].path().to_owned(),
             bad: bad.pages,
-            offset: Image::slot_offset(bad.first_slot),
+            offset: images[image].place_of(bad.first_slot),
             place: images[image].describe_slot(bad.first_slot),
         }),
     }
@@ -82,8 +81,7 @@ fn verify_share(images: &[Image], chunks: &[Run], next: &AtomicUsize) -> Result<
             _ => images[image].open_file()?,
         };
         let bytes = &mut buffer[..pages as usize * PAGE_SIZE];
-        file.read_exact_at(bytes, Image::slot_offset(slot))
-            .map_err(|source| Error::io(images[image].path(), "read", source))?;
+        images[image].read_pages_from(&file, slot, bytes)?;
         for (slot, page) in (slot..).zip(bytes.chunks_exact(PAGE_SIZE)) {
             if page_checksum(page) != images[image].checksum(slot) {
                 note(&mut found, image, Bad { pages: 1, first_slot: slot });

@@ -6,12 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rkyv::rancor;
 
+use super::blocks::{Entry, Packer};
 use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
 use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::page::{page_checksums, zero_page_checksum};
 use super::pages::Pages as Segments;
 use super::validate::{check_parent, check_spaces};
-use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use super::{Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 use crate::disk::{Disk, DiskFile};
 
 /// What an image's header says about it.
@@ -21,6 +22,17 @@ pub struct HeaderInfo {
     pub id: u64,
     /// The job that it is of.
     pub job: JobId,
+    /// How its pages are stored.
+    pub compression: Compression,
+}
+
+/// How pages get into the file.
+#[derive(Debug)]
+enum Way {
+    /// As they are, each at the place of its slot.
+    Plain(Segments),
+    /// In blocks.
+    Packed(Packer),
 }
 
 /// An image in the making, under a temporary name. Dropped before it is published, it removes its file.
@@ -29,8 +41,7 @@ pub struct HeaderInfo {
 #[derive(Debug)]
 pub struct ImageWriter {
     file: DiskFile,
-    /// The way of pages into the file.
-    segments: Segments,
+    way: Way,
     temporary: Temporary,
     header: Header,
     pages: Mutex<Pages>,
@@ -74,12 +85,14 @@ impl ImageWriter {
     pub fn create_on(disk: &Disk, path: &Path, info: HeaderInfo) -> Result<Self> {
         let file = disk.create_new(path).map_err(|source| Error::io(path, "create", source))?;
         let temporary = Temporary { path: Some(path.to_owned()), disk: disk.clone() };
-        let header = Header { id: info.id, job: info.job };
+        let packed = info.compression != Compression::None;
+        let header = Header { id: info.id, job: info.job, packed };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
-        let segments = Segments::open(&file);
+        let way =
+            if packed { Way::Packed(Packer::new(&file, info.compression)) } else { Way::Plain(Segments::open(&file)) };
         Ok(Self {
             file,
-            segments,
+            way,
             temporary,
             header,
             pages: Mutex::new(Pages { checksums: Vec::new(), unwritten: zero_page_checksum().to_le() }),
@@ -91,6 +104,18 @@ impl ImageWriter {
     /// Number of the checkpoint within its store.
     pub fn id(&self) -> u64 {
         self.header.id
+    }
+
+    /// Whether a slot can be written a second time. Where pages are compressed it cannot.
+    pub fn rewrites(&self) -> bool {
+        matches!(self.way, Way::Plain(_))
+    }
+
+    /// From now on somebody waits for what is written, or no longer: meanwhile nothing is compressed.
+    pub fn hurry(&self, hurried: bool) {
+        if let Way::Packed(packer) = &self.way {
+            packer.hurry(hurried);
+        }
     }
 
     /// Reserves `pages` consecutive slots and returns the first. A slot that is never written reads as zeros and takes
@@ -106,7 +131,8 @@ impl ImageWriter {
     /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there. Large runs that are aligned
     /// to a page go to the disk as they lie, without a copy.
     ///
-    /// Two writes to one slot must not overlap in time. Panics if `pages` is not whole pages, or a slot not allocated.
+    /// Two writes to one slot must not overlap in time. Where pages are compressed, slots are written once, in ascending order (those
+    /// that are passed over stay zeros); else it is an error. Panics if `pages` is not whole pages, or a slot not allocated.
     pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
         self.write_summed(first_slot, pages, &page_checksums(pages))
     }
@@ -119,8 +145,17 @@ impl ImageWriter {
         for (slot, checksum) in self.pages().checksums[slots].iter_mut().zip(checksums) {
             *slot = checksum.to_le();
         }
-        let written = self.segments.write(&self.file, pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64);
-        written.map_err(|source| self.fail(source))
+        let written = match &self.way {
+            Way::Plain(segments) => {
+                segments.write(&self.file, pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64).map(|()| true)
+            }
+            Way::Packed(packer) => packer.write(&self.file, first_slot, pages),
+        };
+        if written.map_err(|source| self.fail(source))? {
+            return Ok(());
+        }
+        self.failed.store(true, Ordering::Release);
+        Err(self.inconsistent(format!("slot {first_slot} is in a block that is written already")))
     }
 
     /// The checksum of what was last written to an allocated slot.
@@ -168,8 +203,15 @@ impl ImageWriter {
             frozen_ns: info.frozen_ns,
             total_ns: info.total_ns,
         };
-        self.segments.settle(&self.file).map_err(|source| self.fail(source))?;
-        let (hash, file_bytes) = self.write_metadata(&checksums, info, statistics)?;
+        let slots = checksums.len() as u64;
+        let (pages_end, blocks) = match &self.way {
+            Way::Plain(segments) => {
+                segments.settle(&self.file).map(|()| (HEADER_BYTES + slots * PAGE_SIZE as u64, None))
+            }
+            Way::Packed(packer) => packer.settle(&self.file, slots).map(|(end, blocks)| (end, Some(blocks))),
+        }
+        .map_err(|source| self.fail(source))?;
+        let (hash, file_bytes) = self.write_metadata(&checksums, pages_end, blocks, info, statistics)?;
         self.file.sync_data().map_err(|source| self.fail(source))?;
         let temporary = self.temporary.take();
         Ok(Finished { temporary, id: self.header.id, hash, file_bytes, statistics })
@@ -178,12 +220,13 @@ impl ImageWriter {
     fn write_metadata(
         &self,
         checksums: &[u64],
+        records_offset: u64,
+        blocks: Option<Vec<Entry>>,
         info: IndexInfo,
         statistics: Statistics,
     ) -> Result<(MetadataHash, u64)> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.header.encode());
-        let records_offset = HEADER_BYTES + size_of_val(checksums) as u64 / 8 * PAGE_SIZE as u64;
         let mut tail = Tail { writer: self, offset: records_offset, hasher };
 
         let mut records = std::mem::take(&mut *self.records.lock().unwrap_or_else(PoisonError::into_inner));
@@ -194,6 +237,8 @@ impl ImageWriter {
             entries.push(RecordEntry { id: kind.id, version: kind.version, offset, len: archive.len() as u64 });
         }
         let checksums_offset = tail.append(bytemuck::cast_slice(checksums))?;
+        let blocks = blocks.map(|blocks| blocks.into_iter().flat_map(Entry::encode).collect::<Vec<u8>>());
+        let blocks_offset = blocks.map(|table| tail.append(&table)).transpose()?;
         let index = Index {
             id: self.header.id,
             job: self.header.job.0,
@@ -216,6 +261,7 @@ impl ImageWriter {
             index_len: index.len() as u64,
             file_bytes: tail.offset + FOOTER_BYTES,
             hash: *tail.hasher.finalize().as_bytes(),
+            blocks_offset,
         };
         tail.append(&footer.encode())?;
         Ok((footer.hash, footer.file_bytes))

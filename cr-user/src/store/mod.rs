@@ -13,6 +13,7 @@
 mod chain;
 mod error;
 mod marker;
+mod pages;
 pub mod prune;
 mod resolve;
 mod verify;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use chain::Chain;
 pub use error::{Error, Result};
 pub use marker::MARKER;
+pub use pages::PageReader;
 pub use resolve::{Resolve, Resolved, Source};
 pub use verify::{Problem, Report};
 pub use writer::{LOCK, StoreWriter};

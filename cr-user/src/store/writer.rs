@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 
 use super::{Error, Result, Store, TEMPORARY_SUFFIX, image_name, parse_image_name};
 use crate::disk::DiskFile;
-use crate::image::{Finished, HeaderInfo, ImageWriter, Parent};
+use crate::image::{Compression, Finished, HeaderInfo, ImageWriter, Parent};
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
@@ -54,12 +54,17 @@ impl StoreWriter {
     /// Begins an image with the next free number. An unfinished image that could not be removed has its number still, and so
     /// has one that is being written.
     pub fn begin(&self) -> Result<ImageWriter> {
+        self.begin_packed(Compression::None)
+    }
+
+    /// The same, with pages compressed.
+    pub fn begin_packed(&self, compression: Compression) -> Result<ImageWriter> {
         let names = self.store.names()?;
         let taken =
             names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
         let id = taken.max().unwrap_or(0) + 1;
         let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
-        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job })?)
+        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job, compression })?)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.

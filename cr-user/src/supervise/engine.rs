@@ -229,6 +229,7 @@ impl How {
         options.quiet = self.quiet;
         options.ends = self.kill;
         options.udp = self.less.udp.or(options.udp);
+        options.compression = self.less.compression.or(options.compression);
         options
     }
 }

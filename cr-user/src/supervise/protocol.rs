@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Activity, MemoryRange, Options};
 use crate::describe::{Checkpoint, Kind};
 use crate::error::Error;
+use crate::image::Compression;
 use crate::object::files::external::Key;
 use crate::object::files::inet::Policy;
 use crate::object::files::net::queue;
@@ -71,6 +72,9 @@ pub struct Less {
     /// What becomes of datagrams that the job has not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<queue::Policy>,
+    /// Whether and how pages are compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 impl From<&Options> for Less {
@@ -78,7 +82,8 @@ impl From<&Options> for Less {
         let all = &options.leave_out;
         let external = options.external.clone();
         let tcp = Some(options.tcp).filter(|tcp| *tcp != Policy::default());
-        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp, udp: options.udp }
+        let (udp, compression) = (options.udp, options.compression);
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp, udp, compression }
     }
 }
 
