@@ -22,8 +22,6 @@ pub struct HeaderInfo {
     pub id: u64,
     /// The job that it is of.
     pub job: JobId,
-    /// How its pages are stored.
-    pub compression: Compression,
 }
 
 /// How pages get into the file.
@@ -83,13 +81,17 @@ impl ImageWriter {
 
     /// As [`create`](Self::create), on a disk that may have a witness.
     pub fn create_on(disk: &Disk, path: &Path, info: HeaderInfo) -> Result<Self> {
+        Self::create_packed_on(disk, path, info, Compression::None)
+    }
+
+    /// As [`create_on`](Self::create_on), with pages compressed.
+    pub fn create_packed_on(disk: &Disk, path: &Path, info: HeaderInfo, compression: Compression) -> Result<Self> {
         let file = disk.create_new(path).map_err(|source| Error::io(path, "create", source))?;
         let temporary = Temporary { path: Some(path.to_owned()), disk: disk.clone() };
-        let packed = info.compression != Compression::None;
+        let packed = compression != Compression::None;
         let header = Header { id: info.id, job: info.job, packed };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
-        let way =
-            if packed { Way::Packed(Packer::new(&file, info.compression)) } else { Way::Plain(Segments::open(&file)) };
+        let way = if packed { Way::Packed(Packer::new(&file, compression)) } else { Way::Plain(Segments::open(&file)) };
         Ok(Self {
             file,
             way,

@@ -64,7 +64,8 @@ impl StoreWriter {
             names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
         let id = taken.max().unwrap_or(0) + 1;
         let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
-        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job, compression })?)
+        let info = HeaderInfo { id, job: self.store.job };
+        Ok(ImageWriter::create_packed_on(&self.store.disk, &path, info, compression)?)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.
