@@ -23,6 +23,7 @@ mod parallel;
 mod part;
 mod precopy;
 mod preflight;
+mod prior;
 mod shown;
 mod sink;
 mod survey;
@@ -62,7 +63,8 @@ pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
 use part::Part;
 use precopy::precopy;
-use sink::{Prior, Sink};
+use prior::Prior;
+use sink::Sink;
 use survey::Survey;
 use watch::{Look, Watch};
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapMut};
 
 use crate::checkpoint::parallel::{Crew, quietly};
-use crate::checkpoint::sink::{Prior, Sink, Summed};
+use crate::checkpoint::prior::Prior;
+use crate::checkpoint::sink::{Sink, Summed};
+use crate::checkpoint::twins::Twins;
 use crate::error::{Error, Result};
 use crate::image::page_digests;
 use crate::ranges::RangeSet;
@@ -124,7 +126,7 @@ impl Arena {
     /// When the machine has no memory for them.
     pub fn prepare(&mut self, expected: u64, limit: u64, ranges: usize) -> Result<()> {
         self.free.extend(self.filled.drain(..).map(|(_, chunk)| chunk));
-        let bookkeeping = BASE + ranges as u64 * PER_RANGE;
+        let bookkeeping = BASE + Twins::room(limit) + ranges as u64 * PER_RANGE;
         self.limit = (limit.saturating_sub(bookkeeping) / CHUNK).max(2) as usize;
         let warm = (expected.div_ceil(CHUNK) as usize + SPARE).min(self.limit);
         self.free.truncate(warm);

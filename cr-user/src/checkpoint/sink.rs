@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::prior::{Cursor, Prior};
 use crate::checkpoint::twins::Twins;
 use crate::error::Result;
 use crate::image::{self, Content, Extent, ImageWriter, Space};
 use crate::ranges::RangeSet;
-use crate::store::{Chain, Source};
 
 const PAGE: usize = image::PAGE_SIZE;
 
@@ -159,7 +159,7 @@ impl Sink {
                 Held::Slot(slot) => (self.writer.checksum(slot) == sum).then_some(Held::Slot(slot)),
                 held @ Held::Borrowed { back, slot } => {
                     let older = self.older.as_ref()?;
-                    (older.chain.images().get(back as usize - 1)?.checksum(slot) == sum).then_some(held)
+                    (older.images().get(back as usize - 1)?.checksum(slot) == sum).then_some(held)
                 }
                 Held::Unchanged => self.in_older(parent, page, sum),
                 Held::Zero => None,
@@ -171,7 +171,7 @@ impl Sink {
     fn in_older(&self, parent: u64, page: u64, sum: u64) -> Option<Held> {
         let older = self.older.as_ref()?;
         let (image, slot) = older.cursor(parent, page).stored(page)?;
-        let same = older.chain.images()[image].checksum(slot) == sum;
+        let same = older.images()[image].checksum(slot) == sum;
         same.then_some(Held::Borrowed { back: image as u32 + 1, slot })
     }
 
@@ -325,66 +325,5 @@ impl Sink {
     }
 }
 
-/// What the older images hold, for comparing.
-#[derive(Debug)]
-pub struct Prior {
-    chain: Chain,
-    runs: HashMap<u64, Vec<(Range<u64>, Source)>>,
-}
-
-impl Prior {
-    /// Prepares comparison with `chain`.
-    pub fn new(chain: Chain) -> Self {
-        let runs = chain
-            .space_ids()
-            .into_iter()
-            .map(|space| {
-                let runs = chain.resolve(space).map(|r| (r.first_page..r.first_page + r.pages, r.source)).collect();
-                (space, runs)
-            })
-            .collect();
-        Self { chain, runs }
-    }
-
-    fn cursor(&self, space: u64, page: u64) -> Cursor<'_> {
-        let runs = self.runs.get(&space).map_or(&[][..], Vec::as_slice);
-        let at = runs.partition_point(|(range, _)| range.end <= page);
-        Cursor { prior: self, runs: &runs[at..] }
-    }
-}
-
-/// A place in the older images, moving forward.
-#[derive(Clone, Debug)]
-struct Cursor<'p> {
-    prior: &'p Prior,
-    runs: &'p [(Range<u64>, Source)],
-}
-
-impl Cursor<'_> {
-    /// Where this page, at which the cursor stands, is stored: image and slot.
-    fn stored(&self, page: u64) -> Option<(usize, u64)> {
-        let (range, source) = self.runs.first()?;
-        match source.advanced(page.checked_sub(range.start)?) {
-            Source::Stored { image, offset } => Some((image, offset / PAGE as u64 - 1)),
-            Source::Zero | Source::Absent => None,
-        }
-    }
-
-    /// Whether the older images hold exactly this page. Checksums of 64 bits decide: the pages themselves are not read.
-    fn is_same(&mut self, page: u64, sum: u64, bytes: &[u8]) -> bool {
-        while self.runs.first().is_some_and(|(range, _)| range.end <= page) {
-            self.runs = &self.runs[1..];
-        }
-        match self.runs.first() {
-            Some((range, source)) if range.start <= page => match source.advanced(page - range.start) {
-                Source::Stored { image, offset } => {
-                    let slot = offset / PAGE as u64 - 1;
-                    self.prior.chain.images()[image].checksum(slot) == sum
-                }
-                Source::Zero => image::is_zero_page(bytes),
-                Source::Absent => false,
-            },
-            _ => false,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

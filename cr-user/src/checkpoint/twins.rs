@@ -1,8 +1,6 @@
 //! Pages of one image that are the same: each is stored once.
 
-use crate::sys::PAGE;
-
-/// The most entries: pages of 16 GiB, in 64 MiB.
+/// The most entries: pages of 16 GiB, in 128 MiB.
 const MOST: u64 = 1 << 22;
 /// Of the memory that pages on their way may take, this part goes to the table.
 const PART: u64 = 32;
@@ -27,9 +25,12 @@ struct Entry {
 impl Twins {
     /// A table for a checkpoint that uses up to `memory_limit` bytes for pages on their way.
     pub fn within(memory_limit: u64) -> Self {
-        let entries = memory_limit / PART / size_of::<Entry>() as u64;
-        let entries = (entries / 2 + 1).next_power_of_two().clamp(1 << 10, MOST);
-        Self { entries: vec![Entry::default(); entries as usize], shared: Vec::new() }
+        Self { entries: vec![Entry::default(); entries(memory_limit) as usize], shared: Vec::new() }
+    }
+
+    /// Bytes that the table of such a checkpoint may come to take.
+    pub fn room(memory_limit: u64) -> u64 {
+        entries(memory_limit) * size_of::<Entry>() as u64
     }
 
     /// The slot that was last said to have such a page. It may have another one by now.
@@ -67,7 +68,10 @@ impl Twins {
     }
 }
 
-const _: () = assert!(MOST * size_of::<Entry>() as u64 <= 128 << 20 && PAGE == 4096);
+fn entries(memory_limit: u64) -> u64 {
+    let entries = memory_limit / PART / size_of::<Entry>() as u64;
+    (entries / 2 + 1).next_power_of_two().clamp(1 << 10, MOST)
+}
 
 #[cfg(test)]
 mod tests {
@@ -77,6 +81,8 @@ mod tests {
     fn the_table_forgets_but_does_not_mix_up() {
         let mut twins = Twins::within(1 << 20);
         let places = twins.entries.len() as u128;
+        assert_eq!(places, 1 << 10);
+        assert_eq!((Twins::room(256 << 20), Twins::room(u64::MAX)), (8 << 20, 128 << 20));
         assert_eq!(twins.find(0), None);
         twins.note(0, 0);
         twins.note(5, 7);
