@@ -246,12 +246,13 @@ mod tests {
             external: vec!["unix:@a".parse().unwrap()],
             tcp: Some(Policy::Close),
             udp: Some(queue::Policy::Drop),
+            compression: Some(Compression::Zstd),
         };
         let command = Command::Checkpoint { kill: false, pid: None, less };
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close","udp":"drop"}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close","udp":"drop","compression":"zstd"}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };
