@@ -6,9 +6,11 @@ use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::advice;
 use crate::object::memory::backing::{self, Backing, Files, Object, ObjectKind, Source};
-use crate::object::spaces::Spaces;
+use crate::object::records::{Sound, are_pages};
+use crate::object::spaces::{Spaces, is_object_space};
 use crate::procfs::Vma;
 use crate::remote::Call;
+use crate::sys::PAGE;
 
 /// The record of a process's mappings.
 pub const KIND: RecordKind = RecordKind { id: 3, version: 1, name: "mappings" };
@@ -241,4 +243,42 @@ pub fn finish(mapping: &Mapping, name_at: Option<u64>) -> Vec<Call> {
         calls.push(Call::new(SYS_MSEAL, &[mapping.start, mapping.len(), 0]));
     }
     calls
+}
+
+impl Sound for Mappings {
+    fn fault(&self) -> Option<String> {
+        let mut free_from = 0;
+        self.all.iter().find_map(|mapping| {
+            let fault = if mapping.start < free_from { Some("overlaps the one before it") } else { mapping.fault() };
+            free_from = mapping.end;
+            fault.map(|fault| format!("the mapping of pid {} at {:#x} {fault}", self.pid, mapping.start))
+        })
+    }
+}
+
+impl Mapping {
+    fn fault(&self) -> Option<&'static str> {
+        let Self { start, end, .. } = *self;
+        if !are_pages(start, end) {
+            return Some("is not whole pages");
+        }
+        if !self.offset.is_multiple_of(PAGE) || self.offset.checked_add(self.len()).is_none_or(|end| end > 1 << 63) {
+            return Some("is of a part that no file can have");
+        }
+        if !self.page_size.is_power_of_two() || self.page_size < PAGE {
+            return Some("has pages of an impossible size");
+        }
+        let inside = |&(at, len): &(u64, u64)| at >= start && at.checked_add(len).is_some_and(|guarded| guarded <= end);
+        if !self.guards.iter().all(inside) {
+            return Some("has guard pages outside of itself");
+        }
+        match &self.backing {
+            Backing::Object(object) if !is_object_space(object.space) => {
+                Some("is of an object with an impossible number")
+            }
+            Backing::Object(object) if object.size > 1 << 63 => Some("is of an object of an impossible size"),
+            Backing::Aio(ring) if ring.bytes.len() as u64 > self.len() => Some("is a ring that is larger than itself"),
+            _ => None,
+        }
+    }
 }
