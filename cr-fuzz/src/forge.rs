@@ -13,6 +13,8 @@
 //! | … | area of records |
 //! | the rest | index |
 
+use cr::image::FORMAT_VERSION;
+
 /// The number of the checkpoint, the job and the parent are not those of the index in header and footer.
 const OTHER_NAMES: u8 = 1;
 /// The page counts of the index are not put right.
@@ -88,10 +90,12 @@ impl<'a> Parts<'a> {
             self.count_pages();
         }
         let named = self.flags & OTHER_NAMES == 0 && self.index.len() >= ROOT;
-        let root = |at: usize, len: usize| if named { self.index[self.index.len() - ROOT + at..][..len].to_vec() } else { vec![1; len] };
+        let root = |at: usize, len: usize| {
+            if named { self.index[self.index.len() - ROOT + at..][..len].to_vec() } else { vec![1; len] }
+        };
 
         let mut out = b"\x93CRIMG\r\n".to_vec();
-        out.extend(2_u32.to_le_bytes());
+        out.extend(FORMAT_VERSION.to_le_bytes());
         out.extend((PAGE as u32).to_le_bytes());
         out.extend([62, 0, 0, 0]);
         out.extend((PAGE as u32).to_le_bytes());
@@ -119,7 +123,7 @@ impl<'a> Parts<'a> {
         let footer_at = out.len();
         let has_parent = named && self.parent().is_some();
         out.extend(b"CRFOOT\r\n");
-        out.extend(2_u32.to_le_bytes());
+        out.extend(FORMAT_VERSION.to_le_bytes());
         out.extend((FOOTER as u32).to_le_bytes());
         out.extend(root(0, 8));
         let parent = if has_parent { self.root(PARENT_ID) } else { 0 };
@@ -195,7 +199,8 @@ fn seal(image: &mut [u8], records_at: usize) -> [u8; 32] {
     let header = blake3::hash(&image[..PAGE - 32]);
     image[PAGE - 32..PAGE].copy_from_slice(header.as_bytes());
     let footer = image.len() - FOOTER;
-    let metadata = *blake3::Hasher::new().update(&image[..PAGE]).update(&image[records_at..footer]).finalize().as_bytes();
+    let metadata =
+        *blake3::Hasher::new().update(&image[..PAGE]).update(&image[records_at..footer]).finalize().as_bytes();
     image[footer + 96..footer + 128].copy_from_slice(&metadata);
     let hash = blake3::hash(&image[footer..footer + FOOTER - 32]);
     image[footer + FOOTER - 32..].copy_from_slice(hash.as_bytes());

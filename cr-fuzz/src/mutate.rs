@@ -100,7 +100,6 @@ fn change_word(input: &mut [u8], size: usize, random: &mut Random) {
     input[at..at + size].copy_from_slice(&new.to_le_bytes()[..size]);
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -404,6 +404,17 @@ mod tests {
         plan.orphans.iter().map(|o| (o.parent, o.session, o.node.pid)).collect()
     }
 
+    /// Else whoever goes from child to parent would not come to an end, or too deep.
+    #[test]
+    fn nobody_descends_from_himself_or_from_too_many() {
+        for all in [vec![of(5, 5, 0, 0)], vec![of(5, 6, 0, 0), of(6, 5, 0, 0)], vec![of(5, 1, 0, 0), of(5, 1, 0, 0)]] {
+            assert_eq!(plan(&all).unwrap_err().pid, 5);
+        }
+        let line = |count: i32| (10..10 + count).map(|pid| of(pid, pid - 1, 0, 0)).collect::<Vec<_>>();
+        plan(&line(1000)).unwrap();
+        assert_eq!(plan(&line(1001)).unwrap_err().pid, 1010);
+    }
+
     #[test]
     fn a_child_in_its_parents_former_session_is_made_before_the_parent_leaves_it() {
         // 10 was born into our session, made 11, led a session, made 12; 12 led one of its own.

@@ -138,7 +138,9 @@ impl Sound for Stored {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::FilePath;
     use super::super::eventfd::Eventfd;
+    use super::super::opath::PathOnly;
     use super::*;
 
     fn files(counts: &[u64]) -> Files {
@@ -166,6 +168,20 @@ mod tests {
     fn alike_descriptions_stay_several() {
         let delta = stored(&[5, 5, 5], &[5]);
         assert_eq!(delta.join(&files(&[5])), Some(files(&[5, 5, 5])));
+    }
+
+    /// A few bytes of a delta could stand for more than there is memory.
+    #[test]
+    fn what_is_inherited_too_often_is_no_record() {
+        let large = PathOnly { path: FilePath(vec![b'a'; 1 << 20]), flags: 0, kind: 0, rdev: 0 };
+        let large = Description::PathOnly(large);
+        let parent = Files { descriptions: vec![large], ..Files::default() };
+        let delta = |count| Stored {
+            files: Files::default(),
+            inherited: (0..count).map(|at| Inherited { at, from: 0 }).collect(),
+        };
+        assert_eq!(delta(10).join(&parent).unwrap().descriptions.len(), 10);
+        assert_eq!(delta(100).join(&parent), None);
     }
 
     #[test]

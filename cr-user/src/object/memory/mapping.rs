@@ -282,3 +282,42 @@ impl Mapping {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(start: u64, end: u64) -> Mapping {
+        let (backing, guards) = (Backing::Anonymous, Vec::new());
+        let (prot, shared, offset, advice, page_size, name) = (3, false, 0, 0, 4096, None);
+        Mapping { start, end, prot, shared, offset, backing, advice, page_size, name, guards }
+    }
+
+    fn fault(all: &[Mapping]) -> Option<String> {
+        Mappings { pid: 7, all: all.to_vec() }.fault()
+    }
+
+    #[test]
+    fn mappings_that_cannot_be_are_named() {
+        assert_eq!(fault(&[mapping(0x1000, 0x2000), mapping(0x2000, 0x5000)]), None);
+        assert_eq!(fault(&[Mapping { guards: vec![(0x1000, 0x1000)], ..mapping(0x1000, 0x2000) }]), None);
+        let wrong = [
+            vec![mapping(0x2000, 0x1000)],
+            vec![mapping(0x1000, 0x1000)],
+            vec![mapping(0x1000, 0x2001)],
+            vec![mapping(0x1000, 1 << 63)],
+            vec![mapping(0x1000, 0x3000), mapping(0x2000, 0x4000)],
+            vec![Mapping { offset: u64::MAX - 0xfff, ..mapping(0x1000, 0x2000) }],
+            vec![Mapping { page_size: 0, ..mapping(0x1000, 0x2000) }],
+            vec![Mapping { guards: vec![(0x1000, u64::MAX)], ..mapping(0x1000, 0x2000) }],
+        ];
+        for all in wrong {
+            assert!(fault(&all).is_some_and(|fault| fault.contains("pid 7")), "{all:?}");
+        }
+        let object = |space, size| Backing::Object(Object { space, kind: ObjectKind::SharedAnonymous, size });
+        let of = |backing| fault(&[Mapping { backing, ..mapping(0x1000, 0x2000) }]);
+        assert_eq!(of(object(1 << 32, 0x1000)), None);
+        assert!(of(object(u64::MAX, 0x1000)).is_some() && of(object(5, 0x1000)).is_some());
+        assert!(of(object(1 << 32, u64::MAX)).is_some());
+    }
+}
