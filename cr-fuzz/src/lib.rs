@@ -1,11 +1,11 @@
 //! What reads a store, fed with bytes that nobody wrote. Whatever they are, it must say what is wrong or make sense of them: no
 //! panic, no allocation beyond what there is to read, no read outside the file.
 //!
-//! The same targets are run by `cargo fuzz` (`fuzz/`), with coverage and AddressSanitizer, and by this package's own tests, bounded
+//! The same targets are run by `cargo fuzz` (`fuzz/`), with coverage and `AddressSanitizer`, and by this package's own tests, bounded
 //! in time, without either. `fuzz/README.md` says how.
 //!
 //! Images protect themselves by hashes, which no mutation gets past. So a target's input is not an image but what one is made from:
-//! [`forge`] puts header, page checksums, counts and hashes around it, unless the input says not to.
+//! `forge` puts header, page checksums, counts and hashes around it, unless the input says not to.
 
 mod forge;
 mod mutate;

@@ -13,7 +13,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -22,7 +22,7 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 11) as usize % end
+        (self.draw() >> 11) as usize % end
     }
 }
 
@@ -50,12 +50,12 @@ const INTERESTING: [u64; 16] = [
 pub fn mutate(input: &mut Vec<u8>, most: usize, random: &mut Random) {
     for _ in 0..=random.below(4) {
         if input.is_empty() {
-            input.extend(random.next().to_le_bytes());
+            input.extend(random.draw().to_le_bytes());
         }
         let at = random.below(input.len());
         match random.below(16) {
             0 | 1 => input[at] ^= 1 << random.below(8),
-            2 => input[at] = random.next() as u8,
+            2 => input[at] = random.draw() as u8,
             3..=8 => change_word(input, 8, random),
             9..=11 => change_word(input, 4, random),
             12 => {

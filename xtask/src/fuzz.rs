@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the fuzzer, with coverage and AddressSanitizer. What every test run does of it is in `cr-fuzz/tests`.
+//! `cargo xtask fuzz`: the fuzzer, with coverage and `AddressSanitizer`. What every test run does of it is in `cr-fuzz/tests`.
 
 use std::{
     fs,

@@ -36,7 +36,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Set up what fuzzing takes, build with AddressSanitizer, and fuzz what reads a store (fuzz/README.md).
+    /// Set up what fuzzing takes, build with `AddressSanitizer`, and fuzz what reads a store (fuzz/README.md).
     Fuzz {
         /// `image`, `chain`, `records` or `control`; all of them, one after the other, if none is named.
         target: Option<String>,

@@ -601,18 +601,16 @@ pub fn restore_knobs(process: &Process) -> Result<()> {
 impl Sound for Process {
     /// Parents come before their children, so that whoever goes from child to parent comes to an end.
     fn fault_of_all(all: &[Self]) -> Option<String> {
-        let mut pids = HashSet::new();
         let all_pids: HashSet<i32> = all.iter().map(|process| process.pid).collect();
-        all.iter().find_map(|process| {
-            let (pid, ppid) = (process.pid, process.ppid);
-            let is_new = pids.insert(pid);
-            match () {
-                () if pid <= 0 || !is_new => Some(format!("it names pid {pid}, or names it twice")),
-                () if ppid == pid || all_pids.contains(&ppid) && !pids.contains(&ppid) => {
-                    Some(format!("pid {pid} comes before its parent {ppid}"))
-                }
-                () => None,
+        let mut seen = HashSet::new();
+        for &Self { pid, ppid, .. } in all {
+            if pid <= 0 || !seen.insert(pid) {
+                return Some(format!("it names pid {pid}, which is none, or names it twice"));
             }
-        })
+            if ppid == pid || (all_pids.contains(&ppid) && !seen.contains(&ppid)) {
+                return Some(format!("pid {pid} comes before its parent {ppid}"));
+            }
+        }
+        None
     }
 }
