@@ -106,12 +106,12 @@ impl<'a> Parts<'a> {
         out.resize(PAGE, 0);
 
         let pages: Vec<Vec<u8>> = (0..self.slots).map(|slot| vec![slot as u8; PAGE]).collect();
-        pages.iter().for_each(|page| out.extend(page));
+        out.extend(pages.iter().flatten());
         let records_at = out.len();
         out.extend(self.records);
         out.resize(out.len().next_multiple_of(16), 0);
         let checksums_at = out.len();
-        pages.iter().for_each(|page| out.extend(xxhash_rust::xxh3::xxh3_64(page).to_le_bytes()));
+        out.extend(pages.iter().flat_map(|page| xxhash_rust::xxh3::xxh3_64(page).to_le_bytes()));
         out.resize(out.len().next_multiple_of(16), 0);
         let index_at = out.len();
         out.extend(&self.index);
@@ -128,7 +128,7 @@ impl<'a> Parts<'a> {
         out.extend(root(0, 8));
         let parent = if has_parent { self.root(PARENT_ID) } else { 0 };
         let numbers = [PAGE, self.slots, records_at, checksums_at, index_at, self.index.len(), footer_at + FOOTER];
-        numbers.into_iter().for_each(|number| out.extend((number as u64).to_le_bytes()));
+        out.extend(numbers.into_iter().flat_map(|number| (number as u64).to_le_bytes()));
         out.extend(u64::from(has_parent).to_le_bytes());
         out.extend(parent.to_le_bytes());
         out.extend([0; 32]);

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use cr::describe::Details;
+use cr::image::JobId;
 use cr::object::KINDS;
 use cr::restore::check_records;
 use cr::store::prune::Rules;
@@ -61,7 +62,7 @@ fn make_store(scratch: &Scratch, input: &[u8]) {
     let len = usize::from(input.get(1).copied().unwrap_or(0));
     let (head, rest) = input.split_at(input.len().min(8));
     let (given, mut rest) = rest.split_at(rest.len().min(len.next_multiple_of(8)));
-    let job: String = JOB.iter().map(|byte| format!("{byte:02x}")).collect();
+    let job = JobId(JOB);
     let marker = format!(r#"{{"format":1,"job":"{job}"}}"#);
     let given = &given[..len.min(given.len())];
     scratch.file(MARKER, if head.first() == Some(&1) { given } else { marker.as_bytes() });

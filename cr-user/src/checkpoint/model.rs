@@ -297,7 +297,9 @@ impl Life {
         assert_eq!(ids, self.taken.keys().copied().collect::<Vec<_>>(), "{}", self.name());
         let report = self.writer.store().verify(2).expect("the store can be read");
         assert!(report.is_ok(), "{}: {:?}", self.name(), report.problems);
-        ids.into_iter().for_each(|id| self.check(id));
+        for id in ids {
+            self.check(id);
+        }
     }
 
     /// The checkpoint holds exactly the memory of its time, by both ways of asking. Of spaces that were not there any more, it may
