@@ -18,6 +18,8 @@ mod job;
 mod leave_out;
 mod look;
 mod member;
+#[cfg(test)]
+mod model;
 mod narrow;
 mod parallel;
 mod part;

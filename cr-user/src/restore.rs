@@ -121,6 +121,21 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     Ok(build(&chain, &saved, cuts, options)?.with(chain))
 }
 
+/// Reads all records of the newest image of a chain, as a restore does before it looks at the machine, and changes nothing.
+///
+/// # Errors
+/// When one is missing, or is not valid.
+pub fn check_records(chain: &Chain) -> Result<()> {
+    let saved = Saved::read(chain, Omitted::of_image(chain.newest())?)?;
+    for living in &saved.living {
+        let owner = saved.owner_of_memory(living.pid());
+        if saved.find(owner).is_none() {
+            return Err(saved::incomplete(chain.newest().id(), process::KIND.name, owner));
+        }
+    }
+    Ok(())
+}
+
 /// A restored job, but for the chain that it came from.
 #[derive(Debug)]
 struct Built {

@@ -9,6 +9,9 @@ use super::{PAGE_SIZE, Parent, RecordKind};
 /// One past the last page number: beyond it, byte addresses would not fit 64 bits.
 const PAGES_END: u64 = 1 << 52;
 
+/// One past the last number that a space can have, so that there is always room for the numbers of new ones.
+pub(super) const SPACES_END: u64 = 1 << 63;
+
 /// Pages counted by content.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -96,6 +99,9 @@ where
         if last_space >= Some(space) {
             return Err(format!("space {space} is out of order or named twice"));
         }
+        if space >= SPACES_END {
+            return Err(format!("space {space:#x} is out of range"));
+        }
         last_space = Some(space);
         let mut free_from = 0;
         for Extent { first_page, pages, content } in extents {
@@ -116,7 +122,10 @@ where
                 Content::Zero => &mut counts.zero,
                 Content::Absent => &mut counts.absent,
                 // Whether there is such a slot is for the chain to see.
-                Content::Borrowed { back, .. } if back > 0 => continue,
+                Content::Borrowed { back, slot } if back > 0 && is_slot_range(slot, pages) => continue,
+                Content::Borrowed { slot, .. } if !is_slot_range(slot, pages) => {
+                    return Err(format!("page {first_page:#x} of space {space} is said to be in slot {slot:#x}"));
+                }
                 Content::Borrowed { .. } => {
                     return Err(format!("page {first_page:#x} of space {space} is said to be borrowed from nowhere"));
                 }
@@ -125,6 +134,11 @@ where
         }
     }
     Ok(counts)
+}
+
+/// Whether some image could have these slots: their byte offsets fit 64 bits.
+fn is_slot_range(slot: u64, pages: u64) -> bool {
+    slot.checked_add(pages).is_some_and(|end| end < PAGES_END)
 }
 
 /// The first record that a reader who knows `known` cannot use.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs;
 
 /// The record of the job's control groups.
@@ -226,6 +227,13 @@ impl Mounts {
     fn lets_threads_part(&self, group: &Group) -> bool {
         let kind = || self.directory(group).and_then(|d| fs::read_to_string(d.join("cgroup.type")).ok());
         !group.hierarchy.is_empty() || kind().is_some_and(|kind| kind.trim() != "domain")
+    }
+}
+
+impl Sound for Cgroups {
+    fn fault(&self) -> Option<String> {
+        let wrong = self.members.iter().find(|member| member.set as usize >= self.sets.len());
+        wrong.map(|member| format!("thread {} is in groups that are not there", member.tid))
     }
 }
 

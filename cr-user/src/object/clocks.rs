@@ -13,6 +13,7 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, clock_offsets};
 
 /// The record of a process's clocks.
@@ -102,3 +103,5 @@ fn read(clock: ClockId) -> Result<i64> {
     let now = clock_gettime(clock).map_err(|e| Error::system("reading a clock", e))?;
     Ok(now.tv_sec() * SECOND + now.tv_nsec())
 }
+
+impl Sound for Clocks {}

@@ -1,6 +1,7 @@
 //! Credentials of each thread: users, groups, capabilities, and the bits that go with them.
 
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::Status;
 use crate::remote::{Answers, Call, Questions};
 
@@ -102,3 +103,5 @@ pub fn restore_calls(cred: &ThreadCredentials, have: u64, at: u64) -> (Vec<Call>
     }
     (calls, bytes)
 }
+
+impl Sound for Credentials {}

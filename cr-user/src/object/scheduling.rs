@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::remote::{Answers, Call, Questions};
 use crate::sys::task::{self, SchedAttr};
 
@@ -129,3 +130,5 @@ pub fn restore(s: &ThreadScheduling) -> Result<()> {
 pub fn restore_calls(s: &ThreadScheduling) -> Vec<Call> {
     vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, s.timer_slack])]
 }
+
+impl Sound for Scheduling {}

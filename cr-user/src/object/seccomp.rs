@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 use crate::remote::confinement::{Confinement, Filter};
 use crate::remote::{Call, freeze};
@@ -206,6 +207,13 @@ fn install(thread: usize, filter: &Filter, flags: u64, at: u64) -> Step {
 pub fn suspend(tid: i32) -> Result<()> {
     ptrace::set_options(tid, ptrace::OPTIONS_PUPPET | ptrace::O_SUSPEND_SECCOMP)
         .map_err(|e| Error::system(format!("suspending seccomp of thread {tid}"), e))
+}
+
+impl Sound for Seccomp {
+    fn fault(&self) -> Option<String> {
+        let wrong = self.threads.iter().find(|t| t.chain.iter().any(|filter| *filter as usize >= self.filters.len()));
+        wrong.map(|t| format!("thread {} is under a filter that is not there", t.tid))
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::remote::{Answers, Call, Questions};
 use crate::sys::ptrace::{self, SigInfo};
 
@@ -127,3 +128,5 @@ pub fn restore_calls(signals: &Signals, at: u64) -> (Vec<Call>, Vec<u8>) {
     }
     (calls, bytes)
 }
+
+impl Sound for Signals {}

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions, freeze, restart};
 use crate::sys::ptrace::{self, Regs};
@@ -433,6 +434,16 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     refusals
+}
+
+impl Sound for Threads {
+    fn fault(&self) -> Option<String> {
+        /// Far more than any CPU has.
+        const MOST: u32 = 1 << 20;
+        let wrong = self.all.iter().find(|t| t.xstate_len > MOST || t.xstate.len() > t.xstate_len as usize);
+        wrong
+            .map(|t| format!("the extended state of thread {} has {} of {} bytes", t.tid, t.xstate.len(), t.xstate_len))
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs;
 use crate::remote::{Answers, Call, Questions};
 
@@ -169,6 +170,8 @@ pub fn restore_calls(timers: &Timers, expired: &[i32], at: u64) -> (Vec<Call>, V
     }
     (calls, bytes)
 }
+
+impl Sound for Timers {}
 
 #[cfg(test)]
 mod tests {

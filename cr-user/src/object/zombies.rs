@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 
 /// The record of the job's zombies.
@@ -52,3 +53,5 @@ pub fn capture(pid: i32) -> Result<Zombie> {
         name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(),
     })
 }
+
+impl Sound for Zombie {}

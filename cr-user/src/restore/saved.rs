@@ -194,7 +194,7 @@ impl<T> ByPid<T> {
     }
 }
 
-fn incomplete(image: u64, record: &str, pid: i32) -> Error {
+pub(super) fn incomplete(image: u64, record: &str, pid: i32) -> Error {
     Error::NotHere {
         what: format!("checkpoint {image}"),
         why: format!("its record `{record}` has nothing of pid {pid}"),

@@ -9,6 +9,8 @@ use crate::image::{Compression, Finished, HeaderInfo, ImageWriter, Parent};
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
+/// Bytes that a pid and its line end can have.
+const LONGEST_PID: u64 = 32;
 
 /// A store that this process alone may write to, as long as this value (and every copy of its descriptor) lives.
 ///
@@ -33,7 +35,7 @@ impl StoreWriter {
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
                 // The pid is a courtesy: without it, the error is the same.
-                let _ = lock.file().read_to_string(&mut text);
+                let _ = lock.file().take(LONGEST_PID).read_to_string(&mut text);
                 return Err(Error::Locked { dir: store.dir, pid: parse_holder(&text) });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),

@@ -1,6 +1,6 @@
 //! What a controller does when it is asked, and we do where there is none: one checkpoint of a running job, the pruning of a store.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,6 +19,8 @@ use crate::store::{self, Store, StoreWriter};
 
 /// How long to wait for a lock whose holder does not answer: it may be starting, ending, or another `cr checkpoint`.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest answer in bytes: a line about each of some hundred thousand checkpoints.
+const LONGEST_ANSWER: u64 = 1 << 26;
 
 /// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be; with `kill`, ends the job once the
 /// checkpoint is durable.
@@ -150,7 +152,7 @@ fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(talking)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(talking)?;
+    BufReader::new(stream.take(LONGEST_ANSWER)).read_line(&mut answer).map_err(talking)?;
     if answer.is_empty() {
         return Err(talking(io::ErrorKind::UnexpectedEof.into()));
     }

@@ -154,7 +154,7 @@ fn only_pages_that_are_still_in_use_are_checked() {
 
 #[test]
 fn what_is_borrowed_from_nowhere_is_damage() {
-    for (back, slot, pages) in [(1, 2, 1), (1, 1, 2), (2, 0, 1), (1, u64::MAX, 1)] {
+    for (back, slot, pages) in [(1, 2, 1), (1, 1, 2), (2, 0, 1), (1, 1 << 51, 1)] {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = new_store(dir.path());
         let lender = store.begin().expect("begin");

@@ -77,6 +77,7 @@ use nix::unistd::{Whence, lseek64};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::spaces::is_object_space;
 use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
@@ -370,7 +371,8 @@ impl Files {
         let locks = self.locks.iter().all(|l| (l.description as usize) < self.descriptions.len());
         let settings = self.settings.iter().all(|s| (s.description as usize) < self.descriptions.len());
         let lost = self.lost_places.iter().all(|(_, l)| (*l as usize) < self.lost.len());
-        if table && pipes && lost && locks && settings && self.watches().all(watch) {
+        let spaces = self.descriptions.iter().filter_map(Description::space).all(is_object_space);
+        if table && pipes && spaces && lost && locks && settings && self.watches().all(watch) {
             return Ok(());
         }
         let why = "it refers to descriptions or pipes that it does not have".to_owned();
