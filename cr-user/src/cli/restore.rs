@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::common::{Supervision, exit_code};
 use super::output::{Progress, bytes};
-use super::{Execute, Output};
+use super::{Execute, Output, intact};
 
 const LONG: &str = "\
 Restarts a job as it was at a checkpoint: same pid, memory, threads, signals, timers and open files.
@@ -110,7 +110,7 @@ impl Execute for Args {
         let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
-        let outcome = outcome?;
+        let outcome = outcome.map_err(|error| intact::offer(error, &config.store, self.id, intact::command_with_id))?;
         if let Outcome::Detached(started) = &outcome {
             if output.json {
                 output.print_json(&json!({ "pid": started.pid, "cuts": started.cuts }));

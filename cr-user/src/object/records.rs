@@ -8,7 +8,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::image::{Image, ImageWriter, RecordKind};
+use crate::image::{self, Image, ImageWriter, RecordKind};
 
 /// Adds a record to an image under construction.
 ///
@@ -33,9 +33,13 @@ where
     T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>> + Deserialize<T, HighDeserializer<rancor::Error>>,
 {
     let bytes = image.record(kind)?;
-    rkyv::from_bytes::<T, rancor::Error>(bytes).map_err(|e| Error::NotHere {
-        what: format!("checkpoint {}", image.id()),
-        why: format!("its record `{}` is not valid ({e})", kind.name),
-        todo: "run `cr verify`, and restore an older checkpoint with --id".to_owned(),
+    rkyv::from_bytes::<T, rancor::Error>(bytes).map_err(|e| {
+        let what = format!("its record `{}` is not valid ({})", kind.name, first_line(&e.to_string()));
+        image::Error::damaged(image.path(), what).into()
     })
+}
+
+/// What comes after the first line is where rkyv's code found it.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }

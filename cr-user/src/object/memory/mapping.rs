@@ -14,7 +14,7 @@ use crate::remote::Call;
 pub const KIND: RecordKind = RecordKind { id: 3, version: 1, name: "mappings" };
 
 /// Every mapping of one process, ascending.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mappings {
     /// The process.
     pub pid: i32,
@@ -23,7 +23,7 @@ pub struct Mappings {
 }
 
 /// One mapping.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mapping {
     /// First byte.
     pub start: u64,
