@@ -4,6 +4,7 @@ mod chain;
 mod crash;
 mod damage;
 mod format;
+mod misplaced;
 mod prune;
 mod roundtrip;
 mod store;
