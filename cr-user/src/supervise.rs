@@ -147,7 +147,7 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
 
 /// Two controllers would stop the job in each other's way, and only one of them could follow what it writes.
 fn refuse_if_held_elsewhere(pid: i32, store: &Path) -> Result<()> {
-    let Ok(held) = find::store_of(pid) else { return Ok(()) };
+    let Ok(held) = store_of(pid) else { return Ok(()) };
     let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     if real(&held) == real(store) {
         // Which the lock of the store refuses, naming the controller.

@@ -14,7 +14,8 @@ const LONG: &str = "\
 Restarts a job as it was at a checkpoint: same pid, memory, threads, signals, timers and open files.
 
 The chain is validated in full first, and whatever the job needs is looked for: if a pid is taken, or a file changed, \
-shrank or vanished, the error names it and nothing is started. The job is tracked from its first instruction on, so \
+shrank or vanished, the error names it and nothing is started. If the checkpoint is damaged, the command line that \
+restores the newest intact one is printed. The job is tracked from its first instruction on, so \
 that its chain goes on with a delta.
 
 cr then waits for the job as `cr run` does: it passes signals on, takes checkpoints every --interval, and ends with the \

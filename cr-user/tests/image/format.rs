@@ -154,7 +154,13 @@ struct Read {
 /// A mapping of the record `mappings`, 160 bytes.
 fn mapping(bytes: &[u8], at: usize) -> Read {
     let stamp = |at: usize| {
-        format!("{} of {} bytes at {}.{}", string(bytes, at), field(bytes, at + 16), field(bytes, at + 24), field(bytes, at + 32))
+        format!(
+            "{} of {} bytes at {}.{}",
+            string(bytes, at),
+            field(bytes, at + 16),
+            field(bytes, at + 24),
+            field(bytes, at + 32)
+        )
     };
     // An enumeration: its tag, and its fields at their own alignment, which is 8 in all of these.
     let backing = at + 32;
