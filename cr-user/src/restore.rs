@@ -26,6 +26,7 @@ use std::time::Instant;
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::integrity;
 use crate::object::clocks;
 use crate::object::files::caller::{Caller, Lent};
 use crate::object::files::external::{self, Key};
@@ -36,6 +37,7 @@ use crate::object::omitted::Omitted;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::phases::Phases;
+use crate::recorded::Records;
 use crate::remote::{Call, Gadgets, freeze};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
@@ -94,7 +96,9 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
-    let mut saved = Saved::read(&chain, omitted)?;
+    let records = Records::read(&chain)?;
+    integrity::of(&chain, &records)?;
+    let mut saved = Saved::new(records)?;
     external::redirect(&mut saved.files, external, !options.resume)?;
     trust(store)?;
     let plan = saved.check(options.files, options.tcp(&saved))?;
@@ -126,11 +130,14 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
 /// # Errors
 /// When one is missing, or is not valid.
 pub fn check_records(chain: &Chain) -> Result<()> {
-    let saved = Saved::read(chain, Omitted::of_image(chain.newest())?)?;
+    let records = Records::read(chain)?;
+    integrity::of(chain, &records)?;
+    let saved = Saved::new(records)?;
     for living in &saved.living {
         let owner = saved.owner_of_memory(living.pid());
         if saved.find(owner).is_none() {
-            return Err(saved::incomplete(chain.newest().id(), process::KIND.name, owner));
+            let what = format!("pid {} has the memory of {owner}, which is not in it", living.pid());
+            return Err(image::Error::damaged(chain.newest().path(), what).into());
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ mod restore;
 mod size;
 mod solver;
 mod still;
+mod store;
 mod strangers;
 mod tree;
 
@@ -52,14 +53,17 @@ pub enum Group {
     Quiet,
     /// Memory that tracking takes.
     Footprint,
+    /// The store, without a job.
+    Store,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
+        Self::Store,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -90,6 +94,7 @@ impl Group {
             Self::Calls => "system calls of a tracked job and beside one",
             Self::Quiet => "an idle job, tracked",
             Self::Footprint => "memory that tracking takes",
+            Self::Store => "the store without a job",
         }
     }
 
@@ -110,6 +115,7 @@ impl Group {
             Self::Calls => calls::measure(setting),
             Self::Quiet => quiet::measure(setting),
             Self::Footprint => footprint::measure(setting),
+            Self::Store => store::measure(setting),
         }
     }
 }

@@ -6,6 +6,7 @@ mod checkpoint;
 mod common;
 mod export;
 mod faults;
+mod intact;
 mod list;
 mod logger;
 mod output;

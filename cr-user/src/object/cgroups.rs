@@ -14,7 +14,7 @@ use crate::procfs;
 pub const KIND: RecordKind = RecordKind { id: 30, version: 1, name: "cgroups" };
 
 /// Control groups of the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Cgroups {
     /// Every different set of groups: one of each hierarchy.
     pub sets: Vec<Vec<Group>>,
@@ -23,7 +23,7 @@ pub struct Cgroups {
 }
 
 /// One group.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Group {
     /// Its hierarchy: controllers or name (`cpu,cpuacct`, `name=systemd`), nothing for version 2.
     pub hierarchy: String,
@@ -32,7 +32,7 @@ pub struct Group {
 }
 
 /// Who is where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Member {
     /// The process.
     pub pid: i32,

@@ -22,7 +22,7 @@ pub const KIND: RecordKind = RecordKind { id: 9, version: 1, name: "clocks" };
 const SECOND: i64 = 1_000_000_000;
 
 /// Clocks of one process at the checkpoint, in nanoseconds.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Clocks {
     /// The process.
     pub pid: i32,

@@ -9,7 +9,7 @@ use crate::remote::{Answers, Call, Questions};
 pub const KIND: RecordKind = RecordKind { id: 6, version: 1, name: "credentials" };
 
 /// Credentials of every thread of one process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Credentials {
     /// The process.
     pub pid: i32,
@@ -18,7 +18,7 @@ pub struct Credentials {
 }
 
 /// Credentials of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadCredentials {
     /// The thread.
     pub tid: i32,

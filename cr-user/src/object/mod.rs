@@ -13,6 +13,7 @@ pub mod process;
 pub mod records;
 pub mod scheduling;
 pub mod seccomp;
+pub mod shown;
 pub mod signals;
 pub mod spaces;
 pub mod threads;

@@ -24,7 +24,7 @@ use crate::sys::{PAGE, task, vm};
 pub const KIND: RecordKind = RecordKind { id: 1, version: 2, name: "process" };
 
 /// One process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Process {
     /// Its pid, as the controller saw it.
     pub pid: i32,
@@ -39,6 +39,7 @@ pub struct Process {
     /// What it shares with its parent.
     pub sharing: Sharing,
     /// The arguments that it was started with, separated by zero bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub command_line: Vec<u8>,
     /// Its executable.
     pub exe: FileStamp,
@@ -83,7 +84,9 @@ pub struct Process {
 }
 
 /// Areas of a process's memory (`struct prctl_mm_map`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Layout {
     /// Code.
     pub code: (u64, u64),
@@ -100,7 +103,7 @@ pub struct Layout {
 }
 
 /// What must be the same, or be known, where the job is restarted.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Host {
     /// Kernel release.
     pub kernel: String,

@@ -8,7 +8,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::image::{Image, ImageWriter, RecordKind};
+use crate::image::{self, Image, ImageWriter, RecordKind};
 use crate::sys::PAGE;
 
 /// Adds a record to an image under construction.
@@ -61,14 +61,15 @@ where
     T::Archived: for<'a> CheckBytes<HighValidator<'a, rancor::Error>> + Deserialize<T, HighDeserializer<rancor::Error>>,
 {
     let bytes = image.record(kind)?;
-    let not_valid = |why: String| Error::NotHere {
-        what: format!("checkpoint {}", image.id()),
-        why: format!("its record `{}` is not valid ({why})", kind.name),
-        todo: "run `cr verify`, and restore an older checkpoint with --id".to_owned(),
+    let not_valid = |why: &str| {
+        let what = format!("its record `{}` is not valid ({why})", kind.name);
+        image::Error::damaged(image.path(), what).into()
     };
-    let record = rkyv::from_bytes::<T, rancor::Error>(bytes).map_err(|e| not_valid(e.to_string()))?;
-    match record.fault() {
-        None => Ok(record),
-        Some(fault) => Err(not_valid(fault)),
-    }
+    let record = rkyv::from_bytes::<T, rancor::Error>(bytes).map_err(|e| not_valid(first_line(&e.to_string())))?;
+    record.fault().map_or(Ok(record), |fault| Err(not_valid(&fault)))
+}
+
+/// What comes after the first line is where rkyv's code found it.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }

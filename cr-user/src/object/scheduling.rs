@@ -14,7 +14,7 @@ pub const KIND: RecordKind = RecordKind { id: 8, version: 1, name: "scheduling" 
 const SCHED_DEADLINE: u32 = 6;
 
 /// Scheduling of every thread of one process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Scheduling {
     /// The process.
     pub pid: i32,
@@ -23,7 +23,7 @@ pub struct Scheduling {
 }
 
 /// Scheduling of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadScheduling {
     /// The thread.
     pub tid: i32,
@@ -38,6 +38,7 @@ pub struct ThreadScheduling {
     /// Run time, deadline and period in nanoseconds.
     pub deadline: (u64, u64, u64),
     /// CPUs that it may run on, as the kernel's words; empty when it may run on all that were there.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub affinity: Vec<u8>,
     /// `ioprio_get(2)`.
     pub ioprio: i32,

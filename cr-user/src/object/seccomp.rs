@@ -22,7 +22,7 @@ const FLAG_LOG: u64 = 1 << 1;
 const FLAG_SPEC_ALLOW: u64 = 1 << 2;
 
 /// Seccomp of the job's threads; those that are under none are not named.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Seccomp {
     /// Every different filter of the job.
     pub filters: Vec<Filter>,
@@ -31,7 +31,7 @@ pub struct Seccomp {
 }
 
 /// Seccomp of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadSeccomp {
     /// The process.
     pub pid: i32,

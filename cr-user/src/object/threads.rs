@@ -13,7 +13,7 @@ use crate::track::iters::TaskHidden;
 pub const KIND: RecordKind = RecordKind { id: 2, version: 2, name: "threads" };
 
 /// All living threads of one process, the main one first.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Threads {
     /// The process.
     pub pid: i32,
@@ -24,24 +24,27 @@ pub struct Threads {
 }
 
 /// A main thread that has ended: what is still seen of it.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Head {
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
     /// What it gave to `exit(2)`.
     pub code: u8,
 }
 
 /// One thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Thread {
     /// Its number.
     pub tid: i32,
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
     /// General registers, in the order of `struct user_regs_struct`.
     pub regs: [u64; 27],
     /// Extended state in the standard XSAVE format, without the zeroes at its end.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub xstate: Vec<u8>,
     /// Bytes of the extended state with them.
     pub xstate_len: u32,
@@ -60,7 +63,7 @@ pub struct Thread {
 }
 
 /// A wait of which only the kernel knows how long it still is to take. Times are what is left, in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Wait {
     /// `nanosleep` or `clock_nanosleep` with a relative time.
     Sleep(Sleep),
@@ -73,7 +76,7 @@ pub enum Wait {
 }
 
 /// An interrupted sleep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Sleep {
     /// The clock.
     pub clock: i32,

@@ -12,7 +12,7 @@ use crate::remote::{Answers, Call, Questions};
 pub const KIND: RecordKind = RecordKind { id: 5, version: 1, name: "timers" };
 
 /// Timers of one process. Times are those left at the checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Timers {
     /// The process.
     pub pid: i32,
@@ -23,7 +23,7 @@ pub struct Timers {
 }
 
 /// One POSIX timer.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct PosixTimer {
     /// Its id.
     pub id: i32,

@@ -11,7 +11,7 @@ use crate::procfs::{self, Status};
 pub const KIND: RecordKind = RecordKind { id: 12, version: 1, name: "zombies" };
 
 /// One zombie.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Zombie {
     /// Its pid.
     pub pid: i32,
@@ -28,6 +28,7 @@ pub struct Zombie {
     /// The user that it ran as.
     pub uid: u32,
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
 }
 

@@ -28,7 +28,7 @@ pub use error::{Error, Result};
 pub use marker::MARKER;
 pub use pages::PageReader;
 pub use resolve::{Resolve, Resolved, Source};
-pub use verify::{Problem, Report};
+pub use verify::{Judge, Problem, Report};
 pub use writer::{LOCK, StoreWriter};
 
 use crate::disk::Disk;

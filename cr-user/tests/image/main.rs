@@ -4,6 +4,7 @@ mod chain;
 mod crash;
 mod damage;
 mod format;
+mod misplaced;
 mod packed;
 mod prune;
 mod roundtrip;

@@ -5,16 +5,16 @@ use std::collections::{HashMap, HashSet};
 use rkyv::rancor;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Description, Files, KIND, not_here};
+use super::{Description, Files, KIND};
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{self, Image};
 use crate::object::records::{Sound, get};
 
 /// So many bytes of descriptions may be there more often than they are stored.
 const MOST_REPEATED: usize = 64 << 20;
 
 /// The record in an image.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stored {
     /// Everything but the descriptions that the parent has.
     pub files: Files,
@@ -23,7 +23,7 @@ pub struct Stored {
 }
 
 /// A description that is as it was.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inherited {
     /// Its index among all.
     pub at: u32,
@@ -125,12 +125,10 @@ pub fn read(images: &[Image]) -> Result<Files> {
         }
     }
     let whole = records.into_iter().rev().try_fold(Files::default(), |parent, record| record.join(&parent));
-    let whole = whole.ok_or_else(|| {
-        let why = "it refers to descriptions that the checkpoints before it do not have".to_owned();
-        not_here("the record of open files".to_owned(), why, "restore an older checkpoint with --id")
-    })?;
-    whole.validate()?;
-    Ok(whole)
+    whole.ok_or_else(|| {
+        let what = "its record `files` refers to descriptions that the checkpoints before it do not have";
+        image::Error::damaged(images[0].path(), what).into()
+    })
 }
 
 /// That its parts lead somewhere can only be seen of the whole.

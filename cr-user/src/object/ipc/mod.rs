@@ -46,7 +46,7 @@ pub use table::{Kind, Row};
 pub const KIND: RecordKind = RecordKind { id: 10, version: 1, name: "ipc" };
 
 /// The System V objects of the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Ipc {
     /// The boot and the namespace in which the ids are valid.
     pub place: String,
@@ -61,7 +61,7 @@ pub struct Ipc {
 }
 
 /// What objects of all kinds have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Object {
     /// Its id.
     pub id: i32,

@@ -16,7 +16,7 @@ use crate::sys::PAGE;
 pub const KIND: RecordKind = RecordKind { id: 3, version: 1, name: "mappings" };
 
 /// Every mapping of one process, ascending.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mappings {
     /// The process.
     pub pid: i32,
@@ -25,7 +25,7 @@ pub struct Mappings {
 }
 
 /// One mapping.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mapping {
     /// First byte.
     pub start: u64,
