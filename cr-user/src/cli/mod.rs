@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod checkpoint;
 mod common;
+mod compact;
 mod export;
 mod faults;
 mod list;
@@ -40,6 +41,7 @@ Examples:
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
   cr prune --store ckpt --keep-last 10              remove old checkpoints that nothing builds on
+  cr compact --store ckpt                           make one full image of the newest checkpoint
   cr export --store ckpt --core core                a process of a checkpoint, for a debugger
 
 Exit codes:
@@ -82,6 +84,7 @@ enum Command {
     Show(show::Args),
     Verify(verify::Args),
     Prune(prune::Args),
+    Compact(compact::Args),
     Export(export::Args),
     Watch(watch::Args),
     #[command(hide = true)]
@@ -114,6 +117,7 @@ impl Command {
             Self::Show(args) => args,
             Self::Verify(args) => args,
             Self::Prune(args) => args,
+            Self::Compact(args) => args,
             Self::Export(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,

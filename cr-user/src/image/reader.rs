@@ -145,6 +145,15 @@ impl Image {
         Ok(&self.archive.file_bytes()[start..start + entry.len.to_native() as usize])
     }
 
+    /// All records as they are in the file, ascending by id: of each the id, the version and the archive.
+    pub fn records(&self) -> impl Iterator<Item = (u16, u16, &[u8])> + '_ {
+        self.index().records.iter().map(|entry| {
+            let start = entry.offset.to_native() as usize;
+            let archive = &self.archive.file_bytes()[start..start + entry.len.to_native() as usize];
+            (entry.id.to_native(), entry.version.to_native(), archive)
+        })
+    }
+
     /// The version of the record of that id, if the image holds one.
     pub fn record_version(&self, id: u16) -> Option<u16> {
         let entry = self.index().records.iter().find(|entry| entry.id.to_native() == id);

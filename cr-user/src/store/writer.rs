@@ -54,12 +54,17 @@ impl StoreWriter {
     /// Begins an image with the next free number. An unfinished image that could not be removed has its number still, and so
     /// has one that is being written.
     pub fn begin(&self) -> Result<ImageWriter> {
+        let id = self.next_id()?;
+        let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
+        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job })?)
+    }
+
+    /// The next free number.
+    pub(super) fn next_id(&self) -> Result<u64> {
         let names = self.store.names()?;
         let taken =
             names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
-        let id = taken.max().unwrap_or(0) + 1;
-        let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
-        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job })?)
+        Ok(taken.max().unwrap_or(0) + 1)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.
