@@ -4,14 +4,16 @@
 //! chain is compacted when either is true:
 //!
 //! 1. it has as many images as it may have;
-//! 2. the deltas together store more than [`SHARE`] of the pages that one full image would: a restore then reads from all over them.
-//!    Unless the last delta alone is [`NEARLY`] a full one: for a job that rewrites all it has, each compaction would be out of date at
+//! 2. the deltas together store more than [`SHARE`] of the pages that one full image would, and more than [`LEAST`]: a restore then
+//!    reads from all over them, for a time that is noticed. Unless the last delta alone is [`NEARLY`] a full one: for a job that rewrites all it has, each compaction would be out of date at
 //!    once, and [`Sizes`](super::Sizes) has a full checkpoint taken now and then.
 
 use std::fmt;
 
 /// Which share of a full image's pages the deltas of a chain may store.
 const SHARE: f64 = 0.25;
+/// How many pages they must store to be worth it: 64 MiB.
+const LEAST: u64 = 16_384;
 /// How large a delta must be, as a share of a full image, to be as good as one.
 const NEARLY: f64 = 0.75;
 
@@ -69,7 +71,7 @@ impl Length {
             None
         } else if images >= after {
             Some(Because::Images(images))
-        } else if share(deltas, SHARE) && !share(last, NEARLY) {
+        } else if deltas > LEAST && share(deltas, SHARE) && !share(last, NEARLY) {
             Some(Because::Pages { deltas, full })
         } else {
             None
@@ -92,9 +94,11 @@ impl fmt::Display for Because {
 mod tests {
     use super::*;
 
-    /// After how many deltas of so many pages on a full image of 1000 there is a reason, and which.
+    const FULL: u64 = 1_000_000;
+
+    /// After how many deltas of so many pages on a full image there is a reason, and which.
     fn after(deltas: impl Fn(u64) -> u64, most: u32) -> Option<(u64, Because)> {
-        let mut length = Length::full(1000);
+        let mut length = Length::full(FULL);
         (1..200).find_map(|n| {
             length.add(deltas(n));
             Some((n, length.compact_because(most)?))
@@ -105,26 +109,30 @@ mod tests {
     fn a_chain_has_a_bounded_length() {
         assert_eq!(after(|_| 1, 16), Some((15, Because::Images(16))));
         assert_eq!(after(|_| 0, 2), Some((1, Because::Images(2))));
-        assert_eq!(after(|_| 500, 0), None, "never");
+        assert_eq!(after(|_| FULL / 2, 0), None, "never");
         assert_eq!(Length::full(0).compact_because(1), None, "one image is no chain");
     }
 
     #[test]
     fn and_a_bounded_weight() {
-        assert_eq!(after(|_| 20, 16), Some((13, Because::Pages { deltas: 260, full: 1000 })));
-        assert_eq!(after(|_| 300, 16), Some((1, Because::Pages { deltas: 300, full: 1000 })));
+        assert_eq!(after(|_| FULL / 50, 16), Some((13, Because::Pages { deltas: FULL * 13 / 50, full: FULL })));
+        assert_eq!(after(|_| FULL / 3, 16), Some((1, Because::Pages { deltas: FULL / 3, full: FULL })));
         // The job has grown since: what counts is what a full image would hold now.
         let mut length = Length::full(10);
-        length.add(7);
-        length.learn_full(100);
+        length.add(FULL / 5);
+        length.learn_full(FULL);
         assert_eq!(length.compact_because(16), None);
+        // A small job restores in no time whatever its chain.
+        let mut small = Length::full(1000);
+        small.add(700);
+        assert_eq!(small.compact_because(16), None);
     }
 
     #[test]
     fn a_job_that_rewrites_everything_is_left_to_full_checkpoints() {
-        assert_eq!(after(|_| 900, 16), Some((15, Because::Images(16))));
+        assert_eq!(after(|_| FULL / 10 * 9, 16), Some((15, Because::Images(16))));
         // Once it does so no more, its chain is compacted.
-        let last = after(|n| if n < 4 { 900 } else { 10 }, 16);
-        assert_eq!(last, Some((4, Because::Pages { deltas: 2710, full: 1000 })));
+        let last = after(|n| if n < 4 { FULL / 10 * 9 } else { 10 }, 16);
+        assert_eq!(last, Some((4, Because::Pages { deltas: FULL / 10 * 27 + 10, full: FULL })));
     }
 }
