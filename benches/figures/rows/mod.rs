@@ -1,6 +1,7 @@
 //! The figures, in groups that can be measured one by one.
 
 mod calls;
+mod chain;
 mod delta;
 mod footprint;
 mod full;
@@ -30,6 +31,8 @@ pub enum Group {
     Delta,
     /// A restore.
     Restore,
+    /// A restore of a chain that is kept short.
+    Chain,
     /// What a job loses under `cr run`.
     Solver,
     /// The controller's resident memory.
@@ -56,10 +59,11 @@ pub enum Group {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
+        Self::Chain,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -79,6 +83,7 @@ impl Group {
             Self::Full => "first checkpoints",
             Self::Delta => "deltas",
             Self::Restore => "restores",
+            Self::Chain => "restores of a chain",
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
@@ -99,6 +104,7 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
+            Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),

@@ -16,6 +16,9 @@ use crate::sys::task;
 
 /// Pages between two looks at whether there is an order: 1 MiB.
 const SLICE: u64 = 256;
+/// So often checkpoints may get ahead of a compaction. Then it catches up with the last one before the next is taken, which waits for as
+/// long as copying one delta takes.
+const CATCHES: u32 = 8;
 /// Class "idle" of `ioprio_set(2)`: the disk is ours when nobody else wants it.
 const IDLE: i32 = 3 << 13;
 
@@ -52,6 +55,8 @@ struct Running {
     pace: Pace,
     /// When the next slice is in its turn.
     resume: Instant,
+    /// How often there were newer checkpoints when all pages had been copied.
+    behind: u32,
     /// Those who wait for it.
     replies: Vec<oneshot::Sender<Response>>,
 }
@@ -119,30 +124,43 @@ impl Compactor {
     /// Does a little, if it is time. What was published becomes what the job's next delta builds on.
     pub(super) fn work(&mut self, writer: &StoreWriter, job: Option<&mut Job>) {
         let Some(mut running) = self.running.take_if(|running| running.resume <= Instant::now()) else { return };
-        let concluded = match at_idle_priority(|| running.compaction.step(SLICE)) {
-            Ok(0) => running.compaction.conclude(writer),
-            Ok(bytes) => {
-                running.resume = Instant::now() + running.pace.pause(bytes);
-                self.running = Some(running);
-                return;
-            }
-            Err(error) => Err(error),
-        };
-        match concluded {
-            Ok(Conclusion::Behind(compaction)) => self.running = Some(Running { compaction, ..running }),
-            Ok(Conclusion::Overtaken { .. }) => {
-                running.replies.into_iter().for_each(|reply| drop(reply.send(answer(compact::nothing_to_do(writer)))));
-            }
-            Ok(Conclusion::Published { report, from, image, spaces }) => {
-                log::info!("checkpoint {} is checkpoint {} compacted ({} images)", report.id, from.id, report.images);
-                if job.is_some_and(|job| job.builds_on_instead(from, image, &spaces)) {
-                    self.length = Some(Length::full(report.stored_pages));
-                    self.news = Some(report.stored_bytes);
-                    self.not_before = 0;
+        loop {
+            match at_idle_priority(|| running.compaction.step(SLICE)) {
+                Err(error) => return self.fail(running.replies, error),
+                // Concluded at once: were it put off, a checkpoint might come first, time and again.
+                Ok(_) if running.compaction.left() == 0 => {}
+                Ok(_) if running.behind > CATCHES => continue,
+                Ok(bytes) => {
+                    // The first pass keeps to the bandwidth. What checkpoints have added since is not more than they wrote.
+                    let pause = if running.behind == 0 { running.pace.pause(bytes) } else { Duration::ZERO };
+                    running.resume = Instant::now() + pause;
+                    self.running = Some(running);
+                    return;
                 }
-                running.replies.into_iter().for_each(|reply| drop(reply.send(answer(Ok(report.clone())))));
             }
-            Err(error) => self.fail(running.replies, error),
+            match running.compaction.conclude(writer) {
+                Ok(Conclusion::Behind(compaction)) => {
+                    running = Running { compaction, behind: running.behind + 1, ..running };
+                    if running.behind <= CATCHES {
+                        self.running = Some(running);
+                        return;
+                    }
+                }
+                Ok(Conclusion::Overtaken { .. }) => {
+                    return answer_all(running.replies, || compact::nothing_to_do(writer));
+                }
+                Ok(Conclusion::Published { report, from, image, spaces }) => {
+                    let (id, images) = (report.id, report.images);
+                    log::info!("checkpoint {id} is checkpoint {} compacted ({images} images)", from.id);
+                    if job.is_some_and(|job| job.builds_on_instead(from, image, &spaces)) {
+                        self.length = Some(Length::full(report.stored_pages));
+                        self.news = Some(report.stored_bytes);
+                        self.not_before = 0;
+                    }
+                    return answer_all(running.replies, || Ok(report.clone()));
+                }
+                Err(error) => return self.fail(running.replies, error),
+            }
         }
     }
 
@@ -166,9 +184,13 @@ impl Compactor {
         }
         // As much again, for checkpoints meanwhile.
         let needed = 2 * pages * PAGE_SIZE as u64;
-        let free = statvfs(writer.store().dir()).map(|disk| disk.blocks_available() as u64 * disk.fragment_size() as u64);
+        let free =
+            statvfs(writer.store().dir()).map(|disk| disk.blocks_available() as u64 * disk.fragment_size() as u64);
         if free.is_ok_and(|free| free < needed) {
-            return Err(Error::system("making room for a full image and the next checkpoints", nix::errno::Errno::ENOSPC));
+            return Err(Error::system(
+                "making room for a full image and the next checkpoints",
+                nix::errno::Errno::ENOSPC,
+            ));
         }
         log::info!("compacting: {because}");
         if let Some(compaction) = Compaction::begin(writer, &self.automatic.options)? {
@@ -178,7 +200,8 @@ impl Compactor {
     }
 
     fn start(&mut self, compaction: Compaction, bandwidth: Option<u64>, replies: Vec<oneshot::Sender<Response>>) {
-        self.running = Some(Running { compaction, pace: Pace::new(bandwidth), resume: Instant::now(), replies });
+        self.running =
+            Some(Running { compaction, pace: Pace::new(bandwidth), resume: Instant::now(), behind: 0, replies });
     }
 
     fn fail(&mut self, replies: Vec<oneshot::Sender<Response>>, error: Error) {
@@ -195,6 +218,10 @@ impl Compactor {
         let images = self.length.as_ref().map_or(0, Length::images);
         self.not_before = images + self.automatic.after;
     }
+}
+
+fn answer_all(replies: Vec<oneshot::Sender<Response>>, done: impl Fn() -> Result<compact::Report>) {
+    replies.into_iter().for_each(|reply| drop(reply.send(answer(done()))));
 }
 
 fn answer(done: Result<compact::Report>) -> Response {

@@ -146,14 +146,15 @@ impl Engine {
                         let mut outcome = held.checkpoint(&writer, &how.options(&options));
                         match &mut outcome {
                             Ok(_) if kill => held.kill(),
-                            Ok(landed) => {
-                                landed.compacted = compactor.take_news();
-                                compactor.landed(&landed.report, &writer);
-                            }
+                            Ok(landed) => landed.compacted = compactor.take_news(),
                             Err(error) if error.is_full_disk() => compactor.make_room(),
                             Err(_) => (),
                         }
+                        let report = outcome.as_ref().ok().filter(|_| !kill).map(|landed| landed.report.clone());
                         let _ = reply.send(outcome);
+                        if let Some(report) = report {
+                            compactor.landed(&report, &writer);
+                        }
                     }
                 }
             }

@@ -325,12 +325,8 @@ mod tests {
             total_ms: 12,
         };
         let full = Report { compacted_from: None, images: 1, ..compacted.clone() };
-        let done = [
-            Done::Status(Box::new(status)),
-            Done::Pruned(pruned),
-            Done::Compacted(compacted),
-            Done::Compacted(full),
-        ];
+        let done =
+            [Done::Status(Box::new(status)), Done::Pruned(pruned), Done::Compacted(compacted), Done::Compacted(full)];
         let done = done.map(Response::ok);
         for response in done.into_iter().chain([Response::error(121, "gone")]) {
             let line = serde_json::to_string(&response).unwrap();
