@@ -184,8 +184,7 @@ impl Compactor {
         }
         // As much again, for checkpoints meanwhile.
         let needed = 2 * pages * PAGE_SIZE as u64;
-        let free =
-            statvfs(writer.store().dir()).map(|disk| disk.blocks_available() as u64 * disk.fragment_size() as u64);
+        let free = statvfs(writer.store().dir()).map(|disk| disk.blocks_available() * disk.fragment_size());
         if free.is_ok_and(|free| free < needed) {
             return Err(Error::system(
                 "making room for a full image and the next checkpoints",
