@@ -21,6 +21,7 @@ use crate::object::spaces::Spaces;
 use crate::object::threads;
 use crate::object::zombies::Zombie;
 use crate::recorded::Records;
+use crate::store::compact::Compacted;
 use crate::store::{Chain, Resolved, Source};
 
 pub use anatomy::{Anatomy, ImageFile, Pages, RecordPlace, Sources, SpaceRow};
@@ -50,6 +51,9 @@ pub struct Checkpoint {
     pub pid: i32,
     /// Why more was read than the kernel said had changed.
     pub widened: Vec<String>,
+    /// The checkpoint that it was made from by compaction, if it was not taken of the job itself.
+    #[serde(default)]
+    pub compacted_from: Option<u64>,
     /// Memory and processes that it leaves out.
     #[serde(default)]
     pub left_out: Vec<String>,
@@ -96,6 +100,7 @@ impl From<&Report> for Checkpoint {
             total_ms: milliseconds(report.total),
             pid: report.pid,
             widened: report.widened.clone(),
+            compacted_from: None,
             left_out: report.omitted.sentences(),
             missing: report.omitted.missing.iter().map(ToString::to_string).collect(),
         }
@@ -124,6 +129,7 @@ impl Checkpoint {
             total_ms: milliseconds(Duration::from_nanos(summary.statistics.total_ns)),
             pid: processes.first().map_or(0, |process| process.pid),
             widened: summary.widened,
+            compacted_from: Compacted::of_image(image).map(|compacted| compacted.from),
             left_out: omitted.sentences(),
             missing: omitted.missing.iter().map(ToString::to_string).collect(),
         })
@@ -405,7 +411,7 @@ mod tests {
         let expected = serde_json::json!({
             "id": 2, "kind": "delta", "parent": 1, "taken_at": "2023-11-14T22:13:20.123Z", "dirty_pages": 3,
             "stored_pages": 2, "stored_bytes": 9000, "frozen_ms": 1.5, "total_ms": 20.0, "pid": 42, "widened": ["why"],
-            "left_out": [], "missing": [],
+            "compacted_from": null, "left_out": [], "missing": [],
         });
         assert_eq!(json, expected);
     }

@@ -3,6 +3,7 @@
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
 pub mod checkpoint;
+pub mod compact;
 pub mod describe;
 pub mod disk;
 pub mod error;

@@ -19,6 +19,7 @@ use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
 use crate::object::zombies::{self, Zombie};
 use crate::store::Chain;
+use crate::store::compact::Compacted;
 
 /// What the newest image of a chain says of the job, but for its memory. Fields are named as the records are.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,6 +52,8 @@ pub struct Records {
     pub cgroups: Cgroups,
     /// What the checkpoint leaves out.
     pub omitted: Omitted,
+    /// Of which other checkpoint it was made; none: it was taken of the job itself.
+    pub compacted: Option<Compacted>,
 }
 
 impl Records {
@@ -75,6 +78,7 @@ impl Records {
             zombies: get(image, zombies::KIND)?,
             cgroups: get(image, cgroups::KIND)?,
             omitted: Omitted::of_image(image)?,
+            compacted: Compacted::of_image(image),
         })
     }
 }

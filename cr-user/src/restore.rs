@@ -137,7 +137,7 @@ pub fn check_records(chain: &Chain) -> Result<()> {
         let owner = saved.owner_of_memory(living.pid());
         if saved.find(owner).is_none() {
             let what = format!("pid {} has the memory of {owner}, which is not in it", living.pid());
-            return Err(image::Error::damaged(chain.newest().path(), what).into());
+            return Err(crate::image::Error::damaged(chain.newest().path(), what).into());
         }
     }
     Ok(())

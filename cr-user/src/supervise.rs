@@ -8,6 +8,7 @@
 mod background;
 mod board;
 mod client;
+mod compactor;
 mod control;
 mod engine;
 mod exit;
@@ -44,7 +45,8 @@ use control::Socket;
 use engine::{Engine, Origin};
 
 pub use background::LOG;
-pub use client::{checkpoint, prune, status};
+pub use client::{checkpoint, compact, prune, status};
+pub use compactor::Automatic;
 pub use control::SOCKET;
 pub use find::store_of;
 pub use journal::JOURNAL;
@@ -62,6 +64,8 @@ pub struct Config {
     pub checkpoints: checkpoint::Options,
     /// What becomes of TCP connections with somebody outside of the job, if that was said.
     pub tcp: Option<inet::Policy>,
+    /// When the chain is compacted.
+    pub compaction: Automatic,
 }
 
 /// A job that is held, and runs.
@@ -258,7 +262,7 @@ fn supervise(
     if matches!(origin, Origin::Chain { .. }) {
         become_reaper()?;
     }
-    let engine = Engine::start(origin, writer, config.checkpoints.clone(), true)?;
+    let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction))?;
     event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
 }
 

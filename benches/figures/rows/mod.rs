@@ -1,6 +1,7 @@
 //! The figures, in groups that can be measured one by one.
 
 mod calls;
+mod chain;
 mod delta;
 mod footprint;
 mod full;
@@ -31,6 +32,8 @@ pub enum Group {
     Delta,
     /// A restore.
     Restore,
+    /// A restore of a chain that is kept short.
+    Chain,
     /// What a job loses under `cr run`.
     Solver,
     /// The controller's resident memory.
@@ -64,6 +67,7 @@ impl Group {
         Self::Delta,
         Self::Restore,
         Self::Store,
+        Self::Chain,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -83,6 +87,7 @@ impl Group {
             Self::Full => "first checkpoints",
             Self::Delta => "deltas",
             Self::Restore => "restores",
+            Self::Chain => "restores of a chain",
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
@@ -104,6 +109,7 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
+            Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),

@@ -39,17 +39,28 @@ fn look_at(image: &Image) {
             }
             std::hint::black_box(image.lookup(space, extent.end_page()));
             if let Content::Stored { slot } = extent.content {
-                assert_eq!(image.page_bytes(slot, extent.pages).len() as u64, extent.pages * PAGE_SIZE as u64);
+                read(image, slot, extent.pages);
             }
         }
     }
     for slot in 0..image.slots() {
-        std::hint::black_box((image.checksum(slot), image.page_bytes(slot, 1)[0]));
+        std::hint::black_box(image.checksum(slot));
+        read(image, slot, 1);
     }
     std::hint::black_box((image.lookup(0, 0), image.lookup(u64::MAX, u64::MAX)));
     image.open_file().expect("nobody else changes it");
     // Two threads give the same verdict as one.
     assert_eq!(image.verify_pages(1).is_ok(), image.verify_pages(2).is_ok());
+}
+
+/// Reads pages, a few at a time: an image may name one slot again and again. Blocks that cannot be decoded are errors.
+fn read(image: &Image, slot: u64, pages: u64) {
+    let mut bytes = vec![0; 16 * PAGE_SIZE];
+    for done in (0..pages).step_by(16) {
+        let count = (pages - done).min(16) as usize;
+        let _ = image.read_pages(slot + done, &mut bytes[..count * PAGE_SIZE]);
+    }
+    std::hint::black_box(bytes);
 }
 
 /// The same for a chain. Says whether its pages are intact.
@@ -63,8 +74,7 @@ fn look_through(chain: &Chain) -> bool {
                 assert_eq!(chain.lookup(space, page), run.source.advanced(page - run.first_page));
             }
             if let Source::Stored { image, offset } = run.source {
-                let bytes = chain.images()[image].page_bytes(offset / PAGE_SIZE as u64 - 1, run.pages);
-                assert_eq!(bytes.len() as u64, run.pages * PAGE_SIZE as u64);
+                read(&chain.images()[image], offset / PAGE_SIZE as u64 - 1, run.pages);
             }
         }
         let contents: u64 = chain.content_pages(space).map(|(_, pages)| pages).sum();

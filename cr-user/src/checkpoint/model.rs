@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::sink::{Prior, Sink, Summed};
-use crate::image::{IndexInfo, PAGE_SIZE, Parent, page_checksums};
+use crate::image::{Compression, IndexInfo, PAGE_SIZE, Parent, page_digests};
 use crate::ranges::RangeSet;
 use crate::store::prune::Rules;
-use crate::store::{Chain, Source, Store, StoreWriter};
+use crate::store::{Chain, PageReader, Source, Store, StoreWriter};
 
 /// Page numbers that a space uses.
 const PAGES: u64 = 160;
@@ -213,7 +213,9 @@ impl Life {
             assert_eq!(chain.newest().as_parent(), parent);
             Arc::new(Prior::new(chain))
         });
-        let mut sink = Sink::new(self.writer.begin().expect("a new image"), prior.clone());
+        let any = [Compression::None, Compression::Lz4, Compression::Zstd, Compression::Auto];
+        let compression = any[self.random.below(any.len() as u64) as usize];
+        let mut sink = Sink::new(self.writer.begin_packed(compression).expect("a new image"), prior.clone(), 1 << 20);
         self.forked.iter().for_each(|(child, parent)| sink.relate(*child, *parent));
         let none = RangeSet::new();
         let mut owns = Vec::new();
@@ -308,10 +310,9 @@ impl Life {
         let (parent, memory) = &self.taken[&id];
         let chain = Chain::open(self.writer.store(), Some(id)).expect("a whole chain");
         assert_eq!(chain.newest().as_parent(), *parent);
-        let bytes = |source| match source {
-            Source::Stored { image, offset } => {
-                Some(chain.images()[image].page_bytes(offset / PAGE_SIZE as u64 - 1, 1).to_vec())
-            }
+        let mut reader = PageReader::new(&chain);
+        let mut bytes = |source| match source {
+            Source::Stored { image, offset } => Some(reader.get(image, offset, 1).expect("whole blocks").to_vec()),
             Source::Zero => Some(vec![0; PAGE_SIZE]),
             Source::Absent => None,
         };
@@ -345,7 +346,7 @@ fn absorb(sink: &mut Sink, space: u64, which: &RangeSet, pages: &Pages, prior: O
     let ranges: Vec<Range<u64>> = which.iter().collect();
     for ranges in ranges.chunks(3) {
         let bytes: Vec<u8> = ranges.iter().cloned().flatten().flat_map(|page| contents(pages[&page])).collect();
-        let sums = page_checksums(&bytes);
+        let sums = page_digests(&bytes);
         sink.absorb(space, ranges, Summed { bytes: &bytes, sums: &sums }, prior).expect("pages are written");
     }
 }

@@ -61,6 +61,7 @@ impl Execute for Args {
 fn print(output: Output, details: &Details) {
     let c = &details.checkpoint;
     let on = c.parent.map_or_else(String::new, |parent| format!(" on checkpoint {parent}"));
+    let on = c.compacted_from.map_or(on, |from| format!(" (compacted from {from})"));
     let mut facts = vec![
         ("checkpoint", format!("{}, a {}{on}", c.id, c.kind.name())),
         ("taken at", c.taken_at.clone()),

@@ -161,6 +161,11 @@ impl Packer {
         written
     }
 
+    /// Makes durable what was not written past the page cache.
+    pub(super) fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        self.state().out.sync(file)
+    }
+
     /// Writes what is left of so many slots; returns where the page segment ends, a multiple of 4096, and the table.
     pub(super) fn settle(&self, file: &DiskFile, slots: u64) -> io::Result<(u64, Vec<Entry>)> {
         let mut state = self.state();

@@ -5,11 +5,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::blocks::Entry;
-use super::codec::BLOCK_BYTES;
+use super::codec::{BLOCK_BYTES, Codec};
 use super::index::{ArchivedExtent, ArchivedIndex, Content, Parent, Statistics};
 use super::layout::{FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::validate::{check_blocks, check_index, find_stranger};
-use super::{BLOCK_PAGES, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec};
+use super::{BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec};
 use crate::sys::mmap::{MappedArchive, map_readonly};
 
 /// A published image, mapped and validated: everything except the pages themselves, which
@@ -151,6 +151,15 @@ impl Image {
         Ok(&self.archive.file_bytes()[start..start + entry.len.to_native() as usize])
     }
 
+    /// All records as they are in the file, ascending by id: of each the id, the version and the archive.
+    pub fn records(&self) -> impl Iterator<Item = (u16, u16, &[u8])> + '_ {
+        self.index().records.iter().map(|entry| {
+            let start = entry.offset.to_native() as usize;
+            let archive = &self.archive.file_bytes()[start..start + entry.len.to_native() as usize];
+            (entry.id.to_native(), entry.version.to_native(), archive)
+        })
+    }
+
     /// The version of the record of that id, if the image holds one.
     pub fn record_version(&self, id: u16) -> Option<u16> {
         let entry = self.index().records.iter().find(|entry| entry.id.to_native() == id);
@@ -187,6 +196,17 @@ impl Image {
     /// Whether its pages are in blocks, which may be compressed: then they have no place of their own in the file.
     pub fn is_packed(&self) -> bool {
         self.header.packed
+    }
+
+    /// How its pages are compressed, for others to be made like it.
+    pub fn compression(&self) -> Compression {
+        if !self.is_packed() {
+            return Compression::None;
+        }
+        let table = blocks::table(self.archive.file_bytes(), &self.footer);
+        let uses = |codec| table.iter().filter_map(Entry::decode).any(|entry| entry.codec == codec);
+        // Blocks as they are among those with LZ4 do not tell whether they were tried.
+        if uses(Codec::Zstd) { Compression::Zstd } else { Compression::Auto }
     }
 
     /// Byte offset of a slot in the file, where pages are not in blocks.

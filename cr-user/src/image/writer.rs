@@ -1,5 +1,6 @@
 //! Writes an image: pages as they come, then records, checksums, index and footer.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::page::{page_checksums, zero_page_checksum};
 use super::pages::Pages as Segments;
 use super::validate::{check_parent, check_spaces};
-use super::{Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use super::{Compression, Error, Image, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 use crate::disk::{Disk, DiskFile};
 
 /// What an image's header says about it.
@@ -160,6 +161,31 @@ impl ImageWriter {
         Err(self.inconsistent(format!("slot {first_slot} is in a block that is written already")))
     }
 
+    /// As [`write_summed`](Self::write_summed), but has the file system share the pages with another file, in which they are from byte
+    /// `offset` on. False: it cannot do that, and nothing was written.
+    pub(crate) fn share(&self, first_slot: u64, from: &File, offset: u64, checksums: &[u64]) -> Result<bool> {
+        let Way::Plain(segments) = &self.way else { return Ok(false) };
+        let len = (checksums.len() * PAGE_SIZE) as u64;
+        match segments.share(&self.file, from, offset, len, Image::slot_offset(first_slot)) {
+            Err(error) if cannot_share(&error) => return Ok(false),
+            shared => shared.map_err(|source| self.fail(source))?,
+        }
+        let first = first_slot as usize;
+        for (slot, checksum) in self.pages().checksums[first..first + checksums.len()].iter_mut().zip(checksums) {
+            *slot = checksum.to_le();
+        }
+        Ok(true)
+    }
+
+    /// Makes durable what went into the page cache until now, so that [`finish`](Self::finish) has less to wait for.
+    pub(crate) fn sync_pages(&self) -> Result<()> {
+        let synced = match &self.way {
+            Way::Plain(segments) => segments.sync(&self.file),
+            Way::Packed(packer) => packer.sync(&self.file),
+        };
+        synced.map_err(|source| self.fail(source))
+    }
+
     /// The checksum of what was last written to an allocated slot.
     pub fn checksum(&self, slot: u64) -> u64 {
         u64::from_le(self.pages().checksums[slot as usize])
@@ -184,11 +210,21 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// As [`finish`](Self::finish), with another number than the one that it began with.
+    pub(crate) fn finish_as(mut self, id: u64, info: IndexInfo) -> Result<Finished> {
+        self.header.id = id;
+        self.complete(info, true)
+    }
+
     /// Writes everything but the pages, and makes the whole file durable (`fdatasync`).
     ///
     /// Fails if any earlier write has failed, or if `info` names slots that do not exist, extents that overlap or are
     /// out of order, or a parent that is not older.
-    pub fn finish(mut self, mut info: IndexInfo) -> Result<Finished> {
+    pub fn finish(self, info: IndexInfo) -> Result<Finished> {
+        self.complete(info, false)
+    }
+
+    fn complete(mut self, mut info: IndexInfo, renumbered: bool) -> Result<Finished> {
         if self.failed.load(Ordering::Acquire) {
             return Err(self.inconsistent("an earlier write to it had failed"));
         }
@@ -213,6 +249,10 @@ impl ImageWriter {
             Way::Packed(packer) => packer.settle(&self.file, slots).map(|(end, blocks)| (end, Some(blocks))),
         }
         .map_err(|source| self.fail(source))?;
+        // Only now: buffered and direct writes must not meet.
+        if renumbered {
+            self.file.write_all_at(&self.header.encode(), 0).map_err(|source| self.fail(source))?;
+        }
         let (hash, file_bytes) = self.write_metadata(&checksums, pages_end, blocks, info, statistics)?;
         self.file.sync_data().map_err(|source| self.fail(source))?;
         let temporary = self.temporary.take();
@@ -298,6 +338,12 @@ impl Finished {
     pub(crate) fn keep(mut self) {
         self.temporary.path = None;
     }
+}
+
+/// Whether the file system cannot share these pages, as opposed to having failed.
+fn cannot_share(error: &std::io::Error) -> bool {
+    let never = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EXDEV, libc::EINVAL, libc::ENOSYS, libc::EPERM, libc::ETXTBSY];
+    error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|errno| never.contains(&errno))
 }
 
 /// Writes one area after the other, each aligned, and hashes what it writes.

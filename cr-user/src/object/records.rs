@@ -19,9 +19,20 @@ pub fn put<T>(image: &ImageWriter, kind: RecordKind, record: &T) -> Result<()>
 where
     T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
 {
+    Ok(image.record(kind, archive(kind, record)?)?)
+}
+
+/// A record as it is in an image.
+///
+/// # Errors
+/// When it cannot be archived.
+pub fn archive<T>(kind: RecordKind, record: &T) -> Result<Vec<u8>>
+where
+    T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
+{
     let bytes = rkyv::to_bytes::<rancor::Error>(record)
         .map_err(|e| Error::system(format!("archiving the record `{}` ({e})", kind.name), nix::errno::Errno::EINVAL))?;
-    Ok(image.record(kind, bytes.into_vec())?)
+    Ok(bytes.into_vec())
 }
 
 /// What a record can say that makes no sense, though it is a valid archive: numbers that lead nowhere, ranges that end before they

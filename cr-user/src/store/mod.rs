@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cr-store.json` | marks the directory as a store: `{"format":1,"job":"<32 hex digits>"}` |
 //! | `00000001.cr`, … | one published checkpoint each, named by its number |
+//! | `compacted.tmp` | a full image that is being made [of a chain](compact); it gets its number when it is published |
 //! | `*.tmp` | not published; what a dead writer left is removed by the next one |
 //! | `lock` | locked (`flock`) by the writer, whose pid it holds |
 //!
@@ -11,6 +12,7 @@
 //! ([`StoreWriter`]). Other names belong to other parts of `cr` and are left alone.
 
 mod chain;
+pub mod compact;
 mod error;
 mod marker;
 mod pages;

@@ -61,13 +61,18 @@ impl StoreWriter {
 
     /// The same, with pages compressed.
     pub fn begin_packed(&self, compression: Compression) -> Result<ImageWriter> {
-        let names = self.store.names()?;
-        let taken =
-            names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
-        let id = taken.max().unwrap_or(0) + 1;
+        let id = self.next_id()?;
         let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
         let info = HeaderInfo { id, job: self.store.job };
         Ok(ImageWriter::create_packed_on(&self.store.disk, &path, info, compression)?)
+    }
+
+    /// The next free number.
+    pub(super) fn next_id(&self) -> Result<u64> {
+        let names = self.store.names()?;
+        let taken =
+            names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
+        Ok(taken.max().unwrap_or(0) + 1)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.

@@ -11,6 +11,7 @@ use super::control::{self, Place};
 use super::protocol::{Answer, Command, Done, Less, Response, Status};
 use super::{once, signals};
 use crate::checkpoint::{self, Job};
+use crate::compact;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::object;
@@ -99,6 +100,22 @@ pub fn prune(store: &Store, rules: Rules, dry_run: bool) -> Result<Pruned> {
     }
 }
 
+/// Makes one full image of the newest checkpoint of a store and of all that it builds on. If a resident controller holds the store, it
+/// does it, between checkpoints and within its own limit of memory.
+///
+/// # Errors
+/// Those of [`compact::compact`], and when somebody else writes to the store.
+pub fn compact(store: &Store, options: &compact::Options) -> Result<compact::Report> {
+    let request = || Command::Compact { bandwidth: options.bandwidth };
+    if let Some(response) = ask(store.dir(), request())? {
+        return compacted(response);
+    }
+    match lock(store, request)? {
+        Turn::Writer(writer) => compact::compact(&writer, options),
+        Turn::Answered(response) => compacted(response),
+    }
+}
+
 enum Turn {
     Writer(StoreWriter),
     Answered(Response),
@@ -130,6 +147,14 @@ fn pruned(response: Response) -> Result<Pruned> {
     match response.answer {
         Answer::Ok(Done::Pruned(pruned)) => Ok(pruned),
         Answer::Ok(_) => Err(strange("something else than what it removed")),
+        Answer::Error(failure) => Err(failure.into()),
+    }
+}
+
+fn compacted(response: Response) -> Result<compact::Report> {
+    match response.answer {
+        Answer::Ok(Done::Compacted(report)) => Ok(report),
+        Answer::Ok(_) => Err(strange("something else than what it compacted")),
         Answer::Error(failure) => Err(failure.into()),
     }
 }

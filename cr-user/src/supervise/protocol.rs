@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Activity, MemoryRange, Options};
+use crate::compact::Report;
 use crate::describe::{Checkpoint, Kind};
 use crate::error::Error;
 use crate::image::Compression;
@@ -49,6 +50,12 @@ pub enum Command {
         /// Only say what would be removed.
         #[serde(default)]
         dry_run: bool,
+    },
+    /// Make one full image of the newest checkpoint and all that it builds on.
+    Compact {
+        /// Most bytes a second; none: as many as there can be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bandwidth: Option<u64>,
     },
     /// Say what you hold.
     Status,
@@ -124,6 +131,8 @@ pub enum Done {
     Status(Box<Status>),
     /// What was removed.
     Pruned(Pruned),
+    /// What was compacted.
+    Compacted(Report),
 }
 
 /// The state of a controller. The names are those of the documented JSON.
@@ -263,6 +272,11 @@ mod tests {
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(line, r#"{"v":1,"cmd":"prune","keep_last":3,"keep_bytes":1073741824,"dry_run":true}"#);
         assert_eq!(parse(&line).unwrap(), command);
+        let command = Command::Compact { bandwidth: Some(1 << 20) };
+        let line = serde_json::to_string(&command.clone().request()).unwrap();
+        assert_eq!(line, r#"{"v":1,"cmd":"compact","bandwidth":1048576}"#);
+        assert_eq!(parse(&line).unwrap(), command);
+        assert_eq!(parse(r#"{"v":1,"cmd":"compact"}"#).unwrap(), Command::Compact { bandwidth: None });
         let bare = Command::Prune { rules: Rules::default(), dry_run: false };
         assert_eq!(parse(r#"{"v":1,"cmd":"prune"}"#).unwrap(), bare, "which is refused when it is carried out");
     }
@@ -306,7 +320,20 @@ mod tests {
             problem: None,
         };
         let pruned = Pruned { dry_run: false, kept: vec![kept], removed: Vec::new() };
-        let done = [Done::Status(Box::new(status)), Done::Pruned(pruned)].map(Response::ok);
+        let compacted = Report {
+            id: 18,
+            compacted_from: Some(17),
+            images: 17,
+            stored_pages: 9,
+            stored_bytes: 50_000,
+            copied_pages: 2,
+            shared_pages: 7,
+            total_ms: 12,
+        };
+        let full = Report { compacted_from: None, images: 1, ..compacted.clone() };
+        let done =
+            [Done::Status(Box::new(status)), Done::Pruned(pruned), Done::Compacted(compacted), Done::Compacted(full)];
+        let done = done.map(Response::ok);
         for response in done.into_iter().chain([Response::error(121, "gone")]) {
             let line = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");

@@ -205,6 +205,7 @@ impl<'c> Desk<'c> {
                 self.board.ask(reply);
                 self.look.get_or_insert_with(|| self.engine.look());
             }
+            Command::Compact { bandwidth } => self.engine.compact(bandwidth, reply),
             Command::Prune { rules, dry_run } => self.engine.prune(rules, dry_run, reply),
             Command::Checkpoint { pid: Some(pid), .. } if pid != self.pid => {
                 let (dir, held) = (self.config.store.display(), self.pid);
