@@ -150,10 +150,9 @@ fn checkpoints_go_first_and_are_taken_along() {
         ..JobOptions::default()
     };
     let mut job = Job::start_with("writer", &options);
-    let mut last = 0;
     for _ in 0..6 {
         let start = Instant::now();
-        last = job.checkpoint().id;
+        let last = job.checkpoint().id;
         // Compacting takes sixteen seconds.
         assert!(last <= 3 || start.elapsed() < Duration::from_secs(12), "checkpoint {last} took {:?}", start.elapsed());
         job.advance(2);
