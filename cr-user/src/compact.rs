@@ -72,7 +72,7 @@ pub enum Conclusion {
         spaces: BTreeSet<u64>,
     },
     /// There are newer checkpoints, of which pages are still to be copied.
-    Behind(Compaction),
+    Behind(Box<Compaction>),
     /// There is a newer checkpoint that is full: there is nothing to compact.
     Overtaken {
         /// Its number.
@@ -127,7 +127,7 @@ impl Compaction {
             }
             let spaces = spaces(&chain)?;
             self.copying.catch_up(writer, chain, spaces)?;
-            return Ok(Conclusion::Behind(self));
+            return Ok(Conclusion::Behind(Box::new(self)));
         }
         let (figures, chain) = (self.copying.figures(), self.copying.chain());
         let (images, spaces) = (chain.images().len() as u64, self.copying.spaces().clone());
@@ -161,7 +161,7 @@ pub fn compact(writer: &StoreWriter, options: &Options) -> Result<Report> {
         match compaction.step(SLICE)? {
             0 => match compaction.conclude(writer)? {
                 Conclusion::Published { report, .. } => return Ok(report),
-                Conclusion::Behind(behind) => compaction = behind,
+                Conclusion::Behind(behind) => compaction = *behind,
                 Conclusion::Overtaken { .. } => return nothing_to_do(writer),
             },
             bytes => std::thread::sleep(pace.pause(bytes)),

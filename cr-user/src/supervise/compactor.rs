@@ -117,6 +117,7 @@ impl Compactor {
         if let Some(running) = self.running.take() {
             log::info!("the disk is full: gave up a compaction");
             let full = Error::system("compacting", nix::errno::Errno::ENOSPC);
+            drop(running.compaction);
             self.fail(running.replies, full);
         }
     }
@@ -126,7 +127,11 @@ impl Compactor {
         let Some(mut running) = self.running.take_if(|running| running.resume <= Instant::now()) else { return };
         loop {
             match at_idle_priority(|| running.compaction.step(SLICE)) {
-                Err(error) => return self.fail(running.replies, error),
+                Err(error) => {
+                    // Whoever hears of it finds nothing left behind.
+                    drop(running.compaction);
+                    return self.fail(running.replies, error);
+                }
                 // Concluded at once: were it put off, a checkpoint might come first, time and again.
                 Ok(_) if running.compaction.left() == 0 => {}
                 Ok(_) if running.behind > CATCHES => continue,
@@ -140,7 +145,7 @@ impl Compactor {
             }
             match running.compaction.conclude(writer) {
                 Ok(Conclusion::Behind(compaction)) => {
-                    running = Running { compaction, behind: running.behind + 1, ..running };
+                    running = Running { compaction: *compaction, behind: running.behind + 1, ..running };
                     if running.behind <= CATCHES {
                         self.running = Some(running);
                         return;
@@ -208,7 +213,9 @@ impl Compactor {
             self.failed(&error);
         }
         let response = answer(Err(error));
-        replies.into_iter().for_each(|reply| drop(reply.send(response.clone())));
+        for reply in replies {
+            let _ = reply.send(response.clone());
+        }
     }
 
     /// It could not be compacted, which nobody had asked for: says so, and tries again when as many images have come again.
@@ -220,7 +227,9 @@ impl Compactor {
 }
 
 fn answer_all(replies: Vec<oneshot::Sender<Response>>, done: impl Fn() -> Result<compact::Report>) {
-    replies.into_iter().for_each(|reply| drop(reply.send(answer(done()))));
+    for reply in replies {
+        let _ = reply.send(answer(done()));
+    }
 }
 
 fn answer(done: Result<compact::Report>) -> Response {

@@ -121,7 +121,7 @@ struct Wish {
 /// What the engine has to say.
 enum News {
     /// What became of the checkpoint under way.
-    Landed(Result<Landed>),
+    Landed(Box<Result<Landed>>),
     /// What the job is doing.
     Seen(Option<Activity>),
 }
@@ -259,7 +259,7 @@ impl<'c> Desk<'c> {
         tokio::select! {
             biased;
             seen = async { look.as_mut().expect("a question").seen().await }, if look.is_some() => News::Seen(seen),
-            outcome = async { flight.as_mut().expect("a flight").0.landed().await }, if flight.is_some() => News::Landed(outcome),
+            outcome = async { flight.as_mut().expect("a flight").0.landed().await }, if flight.is_some() => News::Landed(Box::new(outcome)),
         }
     }
 
