@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::sink::{Prior, Sink, Summed};
+use super::prior::Prior;
+use super::sink::{Sink, Summed};
 use crate::image::{Compression, IndexInfo, PAGE_SIZE, Parent, page_digests};
 use crate::ranges::RangeSet;
 use crate::store::prune::Rules;

@@ -239,7 +239,7 @@ impl Sink {
             }
             match pieces.last_mut() {
                 Some(last) if last.twins == twin.is_some() && last.slot + last.pages.len() as u64 == slot => {
-                    last.pages.end += 1
+                    last.pages.end += 1;
                 }
                 _ => pieces.push(Piece { pages: n..n + 1, slot, twins: twin.is_some() }),
             }

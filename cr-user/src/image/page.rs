@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn checksums_are_the_lower_halves_of_digests() {
-        let bytes: Vec<u8> = (0..3 * PAGE_SIZE).map(|n| (n * n >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * PAGE_SIZE).map(|n| ((n * n) >> 3) as u8).collect();
         let digests = page_digests(&bytes);
         assert_eq!(digests.iter().map(|digest| *digest as u64).collect::<Vec<_>>(), page_checksums(&bytes));
         assert_eq!(page_digests(&ZERO_PAGE)[0] as u64, zero_page_checksum());

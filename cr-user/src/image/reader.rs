@@ -322,9 +322,10 @@ impl Image {
 
     /// Where in the file the bytes of a slot are: where pages are in blocks, those of its block.
     pub(super) fn place_of(&self, slot: u64) -> u64 {
-        match self.is_packed() {
-            true => self.block(slot / BLOCK_PAGES).map_or(0, |entry| entry.offset),
-            false => Self::slot_offset(slot),
+        if self.is_packed() {
+            self.block(slot / BLOCK_PAGES).map_or(0, |entry| entry.offset)
+        } else {
+            Self::slot_offset(slot)
         }
     }
 

@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn text_is_text_and_the_rest_is_hexadecimal() {
         let shown = |bytes: &[u8]| serde_json::to_value(Bytes(bytes)).unwrap();
-        assert_eq!(shown(b"sleep\x00100\x00"), "sleep\0100\0");
+        assert_eq!(shown(b"sleep\x00100\x00"), "sleep\x00100\0");
         assert_eq!(shown("Zürich".as_bytes()), "Zürich");
         assert_eq!(shown(b""), "");
         for (bytes, hex) in [(&b"\xff\x00"[..], "ff00"), (b"\x01a", "0161"), (b"\0\0", "0000")] {

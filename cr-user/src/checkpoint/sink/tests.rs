@@ -46,7 +46,8 @@ fn fill(sink: &mut Sink, prior: Option<&Prior>, random: &mut Random, kinds: u64,
         }
         let sums = page_digests(&bytes);
         sink.hurry(random.below(3) == 0);
-        sink.absorb(space, &[first..first + count], Summed { bytes: &bytes, sums: &sums }, prior).expect("absorb");
+        sink.absorb(space, std::slice::from_ref(&(first..first + count)), Summed { bytes: &bytes, sums: &sums }, prior)
+            .expect("absorb");
     }
 }
 
