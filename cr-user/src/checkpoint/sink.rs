@@ -179,39 +179,23 @@ impl Sink {
     fn store(&mut self, space: u64, first: u64, pages: Summed<'_>) -> Result<()> {
         let end = first + pages.sums.len() as u64;
         let old = self.forget(space, first..end);
-        let mut at = first;
         let rewrites = self.writer.rewrites();
-        let slots: Vec<_> = old
-            .into_iter()
-            .filter(|_| rewrites)
-            .filter_map(|(page, run)| match run.content {
-                Held::Slot(slot) if !self.twins.is_shared(slot..slot + run.pages) => {
-                    Some((page..page + run.pages, Some(slot)))
-                }
-                _ => None,
-            })
-            .collect();
-        for (range, slot) in slots.into_iter().chain([(end..end, None)]) {
-            self.store_piece(space, at..range.start, None, pages, first)?;
-            self.store_piece(space, range.clone(), slot, pages, first)?;
-            at = range.end;
+        let part = |pages: &Range<u64>, first: u64| (pages.start - first) as usize..(pages.end - first) as usize;
+        let mut rewritten = RangeSet::new();
+        // Before any page is found to be the same as what is in one of these slots.
+        for (page, run) in old.into_iter().filter(|_| rewrites) {
+            if let Held::Slot(slot) = run.content
+                && !self.twins.is_shared(slot..slot + run.pages)
+            {
+                let range = page..page + run.pages;
+                self.write(space, page, slot, pages.part(part(&range, first)))?;
+                rewritten.insert(range);
+            }
+        }
+        for range in RangeSet::from(first..end).difference(&rewritten).iter() {
+            self.store_new(space, range.start, pages.part(part(&range, first)))?;
         }
         Ok(())
-    }
-
-    fn store_piece(
-        &mut self,
-        space: u64,
-        range: Range<u64>,
-        slot: Option<u64>,
-        all: Summed<'_>,
-        first: u64,
-    ) -> Result<()> {
-        let part = all.part((range.start - first) as usize..(range.end - first) as usize);
-        match slot {
-            Some(slot) => self.write(space, range.start, slot, part),
-            None => self.store_new(space, range.start, part),
-        }
     }
 
     /// Writes pages into new slots, those of them that are not in some slot already.

@@ -166,12 +166,12 @@ fn every_flipped_bit_is_found() {
         let file = File::options().write(true).open(&path).expect("open");
         let end_of_pages = field(&bytes[bytes.len() - FOOTER..], 40) as usize;
         let mut unguarded = 0;
-        for at in 0..bytes.len() {
+        for (at, byte) in bytes.iter().enumerate() {
             // Blocks are long, and each byte of them costs a decoding.
             if (4096..end_of_pages).contains(&at) && at % 37 != 0 {
                 continue;
             }
-            file.write_all_at(&[bytes[at] ^ 1 << (at % 8)], at as u64).expect("write");
+            file.write_all_at(&[byte ^ (1 << (at % 8))], at as u64).expect("write");
             let found = Image::open(&path, KNOWN).and_then(|image| image.verify_pages(1));
             match found {
                 Err(Error::Damaged { .. } | Error::DamagedPages { .. } | Error::NotAnImage { .. }) => (),
@@ -184,7 +184,7 @@ fn every_flipped_bit_is_found() {
                 }
                 Ok(()) => panic!("byte {at} is not guarded"),
             }
-            file.write_all_at(&[bytes[at]], at as u64).expect("write");
+            file.write_all_at(&[*byte], at as u64).expect("write");
         }
         let tried = (end_of_pages - 4096) / 37;
         assert!(unguarded * 4 < tried, "{unguarded} of {tried}");
