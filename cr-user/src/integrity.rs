@@ -1,5 +1,5 @@
-//! Whether a checkpoint is a whole: its records fit together ([`references`]), and the chain holds just the memory of which they
-//! speak ([`coverage`]). Pages, hashes and parents are for [`crate::store`] to check.
+//! Whether a checkpoint is a whole: its records fit together (`references`), and the chain holds just the memory of which they
+//! speak (`coverage`). Pages, hashes and parents are for [`crate::store`] to check.
 //!
 //! `cr verify` and `cr restore` ask the same. It depends on nothing but the chain: whether a job can be restored on this machine,
 //! now, is another question.
