@@ -25,12 +25,23 @@ pub fn check(chain: &Chain) -> Result<()> {
 /// # Errors
 /// What is wrong, as damage of the newest image.
 pub fn of(chain: &Chain, records: &Records) -> Result<()> {
+    of_records(chain, records)?;
+    coverage::check(chain, records).map_err(|what| damaged(chain, what))
+}
+
+/// The same, but for what the chain holds of the job's memory.
+///
+/// # Errors
+/// What is wrong, as damage of the newest image.
+pub fn of_records(chain: &Chain, records: &Records) -> Result<()> {
     // What leads to processes that were left out leads nowhere: that is said of it, and it is not restored.
     let stands_alone = records.omitted.missing.is_empty();
     let whole = if stands_alone { references::check(records) } else { Ok(()) };
-    whole
-        .and_then(|()| coverage::check(chain, records))
-        .map_err(|what| Error::Image(image::Error::damaged(chain.newest().path(), what)))
+    whole.map_err(|what| damaged(chain, what))
+}
+
+fn damaged(chain: &Chain, what: String) -> Error {
+    Error::Image(image::Error::damaged(chain.newest().path(), what))
 }
 
 /// What [`Store::verify_with`](crate::store::Store::verify_with) asks of each checkpoint.

@@ -125,13 +125,14 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     Ok(build(&chain, &saved, cuts, options)?.with(chain))
 }
 
-/// Reads all records of the newest image of a chain, as a restore does before it looks at the machine, and changes nothing.
+/// Reads all records of the newest image of a chain, as a restore does before it looks at the machine and but for what the chain holds
+/// of memory, and changes nothing.
 ///
 /// # Errors
 /// When one is missing, or is not valid.
 pub fn check_records(chain: &Chain) -> Result<()> {
     let records = Records::read(chain)?;
-    integrity::of(chain, &records)?;
+    integrity::of_records(chain, &records)?;
     let saved = Saved::new(records)?;
     for living in &saved.living {
         let owner = saved.owner_of_memory(living.pid());
