@@ -75,7 +75,7 @@ fn pages_that_are_the_same_are_stored_once() {
     assert!(full.stored_pages > 60 * 256 && full.stored_bytes < 8 * MIB, "{full:?}");
     // And as many as there are take their room.
     let full = through_a_chain("alike", &with_args(under("none", &[]), &["--mib", "32", "--kinds", "1000000"]), "none");
-    assert!(full.stored_bytes > 30 * MIB, "{full:?}");
+    assert!(full.stored_bytes > 28 * MIB, "{full:?}");
 }
 
 /// Where memory is short, pages are written while the job stands still: as they are.
