@@ -148,12 +148,12 @@ fn memory_that_nothing_is_said_of() {
 
 #[test]
 fn mappings_over_each_other() {
-    expect_found(&["out of order"], |forged| forged.records.mappings[0].all.swap(0, 1));
-    expect_found(&["out of order"], |forged| {
+    expect_found(&["overlaps the one before it"], |forged| forged.records.mappings[0].all.swap(0, 1));
+    expect_found(&["overlaps the one before it"], |forged| {
         let next = forged.records.mappings[0].all[1].start;
         forged.records.mappings[0].all[0].end = next + 4096;
     });
-    expect_found(&["not of whole pages"], |forged| forged.records.mappings[0].all[0].offset = 7);
+    expect_found(&["a part that no file can have"], |forged| forged.records.mappings[0].all[0].offset = 7);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn records_that_lead_nowhere() {
         forged.records.signals.push(again);
     });
     expect_found(&["comes before its parent"], |forged| forged.records.process.swap(0, 1));
-    expect_found(&["there twice"], |forged| {
+    expect_found(&["names it twice"], |forged| {
         let again = forged.records.process[1].clone();
         forged.records.process.push(again);
     });

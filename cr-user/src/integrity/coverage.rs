@@ -7,7 +7,7 @@
 //! | shared, of a file that is not stored | the file |
 //! | the kernel's pages, rings of Linux AIO | the kernel, the record |
 //!
-//! Since mappings do not overlap and a chain gives each page of a space one meaning, that is one source for each. A checkpoint names
+//! Since mappings do not overlap (a record in which they do is not read) and a chain gives each page of a space one meaning, that is one source for each. A checkpoint names
 //! as absent what was unmapped since its parent, so whatever still has content is mapped. Spaces of processes and objects that have
 //! ended stay in older images, and are no longer spoken of.
 
@@ -15,19 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::object::files::Description;
 use crate::object::memory::backing::{Backing, Object};
-use crate::object::memory::{Mapping, Mappings};
 use crate::object::spaces::Spaces;
 use crate::ranges::RangeSet;
 use crate::recorded::Records;
 use crate::store::{Chain, Resolved, Source};
 use crate::sys::PAGE;
 
-/// One past the last byte that a process can have.
-const END_OF_MEMORY: u64 = 1 << 56;
-
 /// What does not fit, in words that complete "PATH is damaged: …".
 pub(super) fn check(chain: &Chain, records: &Records) -> Result<(), String> {
-    records.mappings.iter().try_for_each(check_order)?;
     let mut room = BTreeMap::new();
     for of in &records.mappings {
         let pages = of.all.iter().filter(|m| m.has_own_content()).map(|m| m.start / PAGE..m.end / PAGE);
@@ -66,33 +61,6 @@ pub(super) fn check(chain: &Chain, records: &Records) -> Result<(), String> {
 fn content(chain: &Chain, space: u64) -> RangeSet {
     let runs = chain.resolve(space).filter(|run| run.source != Source::Absent);
     RangeSet::from_unsorted(runs.map(|Resolved { first_page, pages, .. }| first_page..first_page + pages).collect())
-}
-
-/// Mappings of whole pages, ascending, none over another.
-fn check_order(mappings: &Mappings) -> Result<(), String> {
-    let mut free_from = 0;
-    for mapping in &mappings.all {
-        let Mapping { start, end, offset, .. } = *mapping;
-        let whole = start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE);
-        if !whole
-            || start >= end
-            || start < free_from
-            || end > END_OF_MEMORY
-            || offset.checked_add(end - start).is_none()
-        {
-            let pid = mappings.pid;
-            return Err(format!("the mapping {start:#x}-{end:#x} of pid {pid} is out of order, or not of whole pages"));
-        }
-        let within = |&(at, len): &(u64, u64)| at >= start && at.checked_add(len).is_some_and(|guarded| guarded <= end);
-        if !mapping.guards.iter().all(within) {
-            return Err(format!(
-                "a guard page of the mapping {start:#x}-{end:#x} of pid {} is outside of it",
-                mappings.pid
-            ));
-        }
-        free_from = end;
-    }
-    Ok(())
 }
 
 /// Spaces of objects, with the bytes that each has.
