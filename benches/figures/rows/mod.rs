@@ -1,7 +1,6 @@
 //! The figures, in groups that can be measured one by one.
 
 mod calls;
-mod chain;
 mod delta;
 mod footprint;
 mod full;
@@ -13,7 +12,6 @@ mod restore;
 mod size;
 mod solver;
 mod still;
-mod store;
 mod strangers;
 mod tree;
 
@@ -32,8 +30,6 @@ pub enum Group {
     Delta,
     /// A restore.
     Restore,
-    /// A restore of a chain that is kept short.
-    Chain,
     /// What a job loses under `cr run`.
     Solver,
     /// The controller's resident memory.
@@ -56,18 +52,14 @@ pub enum Group {
     Quiet,
     /// Memory that tracking takes.
     Footprint,
-    /// The store, without a job.
-    Store,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 14] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
-        Self::Store,
-        Self::Chain,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -87,7 +79,6 @@ impl Group {
             Self::Full => "first checkpoints",
             Self::Delta => "deltas",
             Self::Restore => "restores",
-            Self::Chain => "restores of a chain",
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
@@ -99,7 +90,6 @@ impl Group {
             Self::Calls => "system calls of a tracked job and beside one",
             Self::Quiet => "an idle job, tracked",
             Self::Footprint => "memory that tracking takes",
-            Self::Store => "the store without a job",
         }
     }
 
@@ -109,7 +99,6 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
-            Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),
@@ -121,7 +110,6 @@ impl Group {
             Self::Calls => calls::measure(setting),
             Self::Quiet => quiet::measure(setting),
             Self::Footprint => footprint::measure(setting),
-            Self::Store => store::measure(setting),
         }
     }
 }

@@ -20,7 +20,6 @@ pub mod parked;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
-pub mod reflink;
 pub mod socket;
 pub mod stub;
 pub mod task;

@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use crate::sys::check;
 
 /// `struct termios2` of `asm-generic/termbits.h`.
-#[derive(
-    serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq,
-)]
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Settings {
     /// `c_iflag`.
     pub input: u32,

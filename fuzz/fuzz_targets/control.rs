@@ -1,3 +1,0 @@
-#![no_main]
-
-cr_fuzz_targets::target!("control");
