@@ -1,4 +1,5 @@
-//! Traits that only userspace needs.
+//! Traits that only userspace needs. Here, and not where the program keeps all else that is unsafe: other crates' traits can be implemented
+//! for a type only where it is defined.
 #![expect(unsafe_code, reason = "the traits are promises about the layout, which the types' own files assert")]
 
 use crate::{

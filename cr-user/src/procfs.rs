@@ -461,6 +461,7 @@ mod tests {
     fn own_mappings_have_flags() {
         let me = std::process::id() as i32;
         assert!(smaps(me).unwrap().iter().any(|v| v.name == "[stack]" && v.has("gd") && v.page_size == 4096));
-        assert!(threads(me).unwrap().contains(&me));
+        let threads = threads(me).unwrap();
+        assert!(threads.contains(&me) && threads.is_sorted(), "{threads:?}");
     }
 }
