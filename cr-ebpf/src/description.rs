@@ -3,16 +3,11 @@
 //!
 //! Whatever is not known in full is said not to be covered; then it is looked at.
 
-use aya_ebpf::{
-    Global,
-    helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel as probe_read},
-    macros::map,
-    maps::PerCpuArray,
-};
+use aya_ebpf::{Global, helpers::generated::bpf_probe_read_kernel as probe_read, macros::map, maps::PerCpuArray};
 use cr_common::{FileRecord, KernelField, covered};
 
 use crate::{
-    kernel::{offset, read},
+    kernel::{offset, read, read_at},
     sockets,
 };
 
@@ -116,7 +111,7 @@ fn is_closed_by_exec(scratch: &mut Scratch, task: u64, fd: u32) -> u32 {
         let table: u64 = read(read(task, &offset::TASK_FILES), &offset::FILES_TABLE);
         let bits: u64 = read(table, &offset::TABLE_CLOEXEC);
         (scratch.task, scratch.sixty_four) = (task, sixty_four);
-        scratch.cloexec = first_word(bits + sixty_four * 8);
+        scratch.cloexec = read_at(bits + sixty_four * 8);
     }
     (scratch.cloexec >> (fd % 64) & 1) as u32
 }
@@ -220,7 +215,7 @@ fn loaded_entry(scratch: &Scratch, dentry: u64) -> u64 {
     let start = if within % 8 == 0 && index < DENTRY - 1 {
         [word(&scratch.dentry, index), word(&scratch.dentry, index + 1)]
     } else {
-        two_words(name)
+        read_at(name)
     };
     let is_removed = scratch.of_entry(&offset::DENTRY_HASHED) == 0;
     let lengths = scratch.of_entry(&offset::DENTRY_HASH_LEN);
@@ -231,7 +226,7 @@ fn loaded_entry(scratch: &Scratch, dentry: u64) -> u64 {
 #[inline(always)]
 fn entry(dentry: u64) -> u64 {
     let is_removed = read::<u64>(dentry, &offset::DENTRY_HASHED) == 0;
-    let start = two_words(read(dentry, &offset::DENTRY_NAME));
+    let start = read_at(read(dentry, &offset::DENTRY_NAME));
     let lengths = read(dentry, &offset::DENTRY_HASH_LEN);
     entry_of(dentry, read(dentry, &offset::DENTRY_SEQ), is_removed, lengths, start)
 }
@@ -296,7 +291,7 @@ pub(crate) fn at<const N: usize>(words: &[u64; N], structure: u64, field: &Globa
     match words.get(offset as usize / 8) {
         _ if offset == KernelField::ABSENT => 0,
         Some(word) => word >> (offset % 8 * 8),
-        None => first_word(structure.wrapping_add(u64::from(offset))),
+        None => read_at(structure.wrapping_add(u64::from(offset))),
     }
 }
 
@@ -311,12 +306,7 @@ fn anonymous(scratch: &Scratch, hash: u64) -> (u32, u64) {
     const EPOLL: u64 = u64::from_le_bytes(*b"[eventpo");
     let private = scratch.of_file(&offset::FILE_PRIVATE);
     let name: u64 = read(scratch.of_file(&offset::FILE_DENTRY), &offset::DENTRY_NAME);
-    let mut start = [0u8; 8];
-    // SAFETY: the helper checks the address and fails on a bad one.
-    if unsafe { bpf_probe_read_kernel_buf(name as *const u8, &mut start) }.is_err() {
-        return (covered::NOTHING, 0);
-    }
-    match u64::from_le_bytes(start) {
+    match read_at(name) {
         EVENTFD => {
             let flags: u32 = read(private, &offset::EVENTFD_FLAGS);
             (covered::EVENTFD, mix(mix(hash, read(private, &offset::EVENTFD_COUNT)), u64::from(flags)))
@@ -350,7 +340,7 @@ fn watches(head: u64) -> u64 {
     if head == 0 {
         return 0;
     }
-    let (mut node, mut all) = (first_word(head), 0u64);
+    let (mut node, mut all): (u64, u64) = (read_at(head), 0);
     for _ in 0..SETS {
         if node == 0 {
             return all;
@@ -361,19 +351,7 @@ fn watches(head: u64) -> u64 {
         let mut one = mix(read(item, &offset::WATCH_SET), u64::from(number) << 32 | u64::from(event[0]));
         one = mix(one, u64::from(event[1]) << 32 | u64::from(event[2]));
         all = all.wrapping_add(one);
-        node = first_word(node);
+        node = read_at(node);
     }
     if node == 0 { all } else { u64::MAX }
-}
-
-#[inline(always)]
-fn first_word(at: u64) -> u64 {
-    // SAFETY: the helper checks the address and fails on a bad one.
-    unsafe { bpf_probe_read_kernel(at as *const u64) }.unwrap_or(0)
-}
-
-#[inline(always)]
-fn two_words(at: u64) -> [u64; 2] {
-    // SAFETY: the helper checks the address and fails on a bad one.
-    unsafe { bpf_probe_read_kernel(at as *const [u64; 2]) }.unwrap_or_default()
 }

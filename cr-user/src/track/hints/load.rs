@@ -155,7 +155,7 @@ pub(super) fn load(object: &[u8], regions: u32, follow: bool) -> Result<Loaded, 
         let watched = LOCK_TRACEPOINTS.into_iter().try_for_each(&mut attach);
         locks = watched.inspect_err(|e| log::info!("page tables are always asked about everything: {e}")).is_ok();
     }
-    // The verifier takes half a second in all: what only serves to follow is not loaded for a single look.
+    // The verifier takes its time: what only serves to follow is not loaded for a single look.
     let following = [ITER_JOB, ITER_WRITTEN, ITER_AT_REST].into_iter().filter(|_| follow);
     for (name, over) in [ITER_TASK, ITER_FILE, ITER_VMA].into_iter().chain(following) {
         let program: &mut Iter = program(&mut ebpf, name)?;
