@@ -106,6 +106,11 @@ pub fn checkpoint(pid: i32, store: &StoreDir, more: &[String]) -> Result<Value> 
     json(&output)
 }
 
+/// `cr compact --store STORE --json`, where nobody holds the store.
+pub fn compact(store: &StoreDir) -> Result<Value> {
+    json(&cr_tests::cr().args(["compact", "--json", "--store"]).arg(store.path()).output()?)
+}
+
 /// `cr restore --detach`: returns once the job runs, and gives its pid.
 pub fn restore(store: &StoreDir, more: &[String]) -> Result<i32> {
     let output =

@@ -18,16 +18,20 @@ mod job;
 mod leave_out;
 mod look;
 mod member;
+#[cfg(test)]
+mod model;
 mod narrow;
 mod parallel;
 mod part;
 mod precopy;
 mod preflight;
+mod prior;
 mod shown;
 mod sink;
 mod survey;
 mod terminals;
 mod told;
+mod twins;
 mod watch;
 
 use std::sync::Arc;
@@ -37,7 +41,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::error::{Error, Refusal, Result};
 use crate::family::Relative;
 use crate::fault;
-use crate::image::IndexInfo;
+use crate::image::{Compression, IndexInfo};
 use crate::object::files::external::Key;
 use crate::object::files::inet;
 use crate::object::files::net::{self, queue};
@@ -61,7 +65,8 @@ pub use leave_out::{LeaveOut, MemoryRange};
 use member::Member;
 use part::Part;
 use precopy::precopy;
-use sink::{Prior, Sink};
+use prior::Prior;
+use sink::Sink;
 use survey::Survey;
 use watch::{Look, Watch};
 
@@ -87,13 +92,26 @@ pub struct Options {
     pub udp: Option<queue::Policy>,
     /// Nobody waits for it: it may take longer, where that costs the job less.
     pub quiet: bool,
+    /// Whether and how pages are compressed; none: they are not.
+    pub compression: Option<Compression>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (leave_out, external) = (LeaveOut::default(), Vec::new());
         let (full, only, tcp, ends, quiet) = (false, None, inet::Policy::default(), false, false);
-        Self { memory_limit: 256 << 20, full, leave_out, only, external, tcp, ends, udp: None, quiet }
+        Self {
+            memory_limit: 256 << 20,
+            full,
+            leave_out,
+            only,
+            external,
+            tcp,
+            ends,
+            udp: None,
+            quiet,
+            compression: None,
+        }
     }
 }
 
@@ -213,7 +231,11 @@ impl Job {
             guess(&mut self.members);
         }
         steps.end("guess");
-        let mut sink = Sink::new(writer.begin()?, prior.clone());
+        let mut sink = Sink::new(
+            writer.begin_packed(options.compression.unwrap_or_default())?,
+            prior.clone(),
+            options.memory_limit,
+        );
         fault::point("precopy")?;
         if pace == Pace::Thorough {
             self.audit();

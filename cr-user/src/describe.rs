@@ -1,5 +1,7 @@
 //! Checkpoints in words and numbers, as `cr list`, `cr show` and the controller tell of them.
 
+mod anatomy;
+
 use std::ops::Range;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Report;
 use crate::error::Result;
 use crate::image::Image;
-use crate::object::files::{self, Description, Files};
+use crate::object::files::{Description, Files};
 use crate::object::memory::advice;
 use crate::object::memory::backing::{Backing, Object, ObjectKind};
 use crate::object::memory::{self, Mappings};
@@ -16,9 +18,13 @@ use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
 use crate::object::records::get;
 use crate::object::spaces::Spaces;
-use crate::object::threads::{self, Threads};
-use crate::object::zombies::{self, Zombie};
-use crate::store::{Chain, Source};
+use crate::object::threads;
+use crate::object::zombies::Zombie;
+use crate::recorded::Records;
+use crate::store::compact::Compacted;
+use crate::store::{Chain, Resolved, Source};
+
+pub use anatomy::{Anatomy, ImageFile, Pages, RecordPlace, Sources, SpaceRow};
 
 /// One checkpoint: a row of `cr list`. The names are those of the documented JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +51,9 @@ pub struct Checkpoint {
     pub pid: i32,
     /// Why more was read than the kernel said had changed.
     pub widened: Vec<String>,
+    /// The checkpoint that it was made from by compaction, if it was not taken of the job itself.
+    #[serde(default)]
+    pub compacted_from: Option<u64>,
     /// Memory and processes that it leaves out.
     #[serde(default)]
     pub left_out: Vec<String>,
@@ -91,6 +100,7 @@ impl From<&Report> for Checkpoint {
             total_ms: milliseconds(report.total),
             pid: report.pid,
             widened: report.widened.clone(),
+            compacted_from: None,
             left_out: report.omitted.sentences(),
             missing: report.omitted.missing.iter().map(ToString::to_string).collect(),
         }
@@ -119,6 +129,7 @@ impl Checkpoint {
             total_ms: milliseconds(Duration::from_nanos(summary.statistics.total_ns)),
             pid: processes.first().map_or(0, |process| process.pid),
             widened: summary.widened,
+            compacted_from: Compacted::of_image(image).map(|compacted| compacted.from),
             left_out: omitted.sentences(),
             missing: omitted.missing.iter().map(ToString::to_string).collect(),
         })
@@ -149,6 +160,9 @@ pub struct Details {
     pub files: Vec<OpenFile>,
     /// What the checkpoint leaves out of the job.
     pub omitted: Omitted,
+    /// What it is made of.
+    #[serde(flatten)]
+    pub anatomy: Anatomy,
 }
 
 /// A process.
@@ -192,8 +206,14 @@ pub struct Mapping {
     pub kind: &'static str,
     /// The file, or the name of the memory; empty for none.
     pub path: String,
+    /// Its pages.
+    pub pages: u64,
     /// Pages of it that the chain stores.
     pub stored_pages: u64,
+    /// Where they are. A private mapping of an object has pages of its own, and the object's besides.
+    pub sources: Sources,
+    /// Where its other pages come from: `zero`, `file`, `kernel` or `record`.
+    pub rest: &'static str,
 }
 
 /// An open file description.
@@ -218,24 +238,22 @@ impl Details {
     /// When a record is not valid.
     pub fn of_chain(chain: &Chain) -> Result<Self> {
         let image = chain.newest();
-        let processes: Vec<Process> = get(image, process::KIND)?;
-        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
-        let threads: Vec<Threads> = get(image, threads::KIND)?;
-        let mappings: Vec<Mappings> = get(image, memory::KIND)?;
-        let files = files::stored::read(chain.images())?;
+        let records = Records::read(chain)?;
         // Of several processes, the first is the job's own.
-        let first = processes.first();
+        let first = records.process.first();
+        let threads = records.threads.iter();
         Ok(Self {
             checkpoint: Checkpoint::of_image(image)?,
             job: image.job().to_string(),
             command: first.map(|process| command_line(&process.command_line)).unwrap_or_default(),
             cwd: first.map(|process| process.cwd.clone()).unwrap_or_default(),
             kernel: first.map(|process| process.host.kernel.clone()).unwrap_or_default(),
-            processes: relatives(&processes, &zombies),
-            threads: threads.iter().flat_map(|of_one| of_one.all.iter().map(|t| thread(of_one.pid, t))).collect(),
-            mappings: mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
-            files: files_of(&files),
-            omitted: Omitted::of_image(image)?,
+            processes: relatives(&records.process, &records.zombies),
+            threads: threads.flat_map(|of_one| of_one.all.iter().map(|t| thread(of_one.pid, t))).collect(),
+            mappings: records.mappings.iter().flat_map(|of_one| mappings_of(chain, of_one)).collect(),
+            files: files_of(&records.files),
+            omitted: records.omitted.clone(),
+            anatomy: Anatomy::of(chain, records),
         })
     }
 }
@@ -273,21 +291,23 @@ fn files_of(files: &Files) -> Vec<OpenFile> {
 }
 
 fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
-    let own = stored(chain, Spaces::of_process(mappings.pid));
+    let own = Content::of(chain, Spaces::of_process(mappings.pid));
     let describe = |mapping: &memory::Mapping| {
         let pages = mapping.start / PAGE..mapping.end / PAGE;
-        let (kind, path, stored_pages) = match &mapping.backing {
-            Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), own.count_in(pages.clone())),
-            Backing::Kernel(name) => ("kernel", name.clone(), 0),
-            Backing::Aio(_) => ("aio", String::new(), 0),
-            Backing::File(stamp) => ("file", stamp.path.clone(), own.count_in(pages.clone())),
+        let mut sources = Sources::default();
+        if mapping.has_own_content() {
+            own.count_in(pages.clone(), &mut sources);
+        }
+        let (kind, path, rest) = match &mapping.backing {
+            Backing::Anonymous => ("anonymous", mapping.name.clone().unwrap_or_default(), "zero"),
+            Backing::Kernel(name) => ("kernel", name.clone(), "kernel"),
+            Backing::Aio(_) => ("aio", String::new(), "record"),
+            Backing::File(stamp) => ("file", stamp.path.clone(), "file"),
             Backing::Object(Object { space, kind, .. }) => {
                 let first = mapping.offset / PAGE;
-                let shown = first..first + mapping.len() / PAGE;
-                // A private mapping of an object has pages of its own besides.
-                let count = stored(chain, *space).count_in(shown) + own.count_in(pages.clone());
+                Content::of(chain, *space).count_in(first..first + mapping.len() / PAGE, &mut sources);
                 let (kind, path) = object(kind);
-                (kind, path, count)
+                (kind, path, "zero")
             }
         };
         Mapping {
@@ -297,7 +317,10 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
             perms: perms(mapping),
             kind,
             path,
-            stored_pages,
+            pages: pages.end - pages.start,
+            stored_pages: sources.stored_in.values().sum(),
+            sources,
+            rest,
         }
     };
     mappings.all.iter().map(describe).collect()
@@ -305,21 +328,31 @@ fn mappings_of(chain: &Chain, mappings: &Mappings) -> Vec<Mapping> {
 
 const PAGE: u64 = crate::sys::PAGE;
 
-/// The pages of a space that the chain stores, ascending.
-struct Stored(Vec<Range<u64>>);
-
-fn stored(chain: &Chain, space: u64) -> Stored {
-    let runs = chain.resolve(space).filter(|run| matches!(run.source, Source::Stored { .. }));
-    Stored(runs.map(|run| run.first_page..run.first_page + run.pages).collect())
+/// The runs of pages of a space that have content, ascending.
+struct Content<'c> {
+    chain: &'c Chain,
+    runs: Vec<Resolved>,
 }
 
-impl Stored {
-    /// How many of `pages` these are.
-    fn count_in(&self, pages: Range<u64>) -> u64 {
-        let first = self.0.partition_point(|run| run.end <= pages.start);
-        let runs = self.0[first..].iter().take_while(|run| run.start < pages.end);
-        runs.map(|run| run.end.min(pages.end) - run.start.max(pages.start)).sum()
+impl<'c> Content<'c> {
+    fn of(chain: &'c Chain, space: u64) -> Self {
+        Self { chain, runs: chain.resolve(space).filter(|run| run.source != Source::Absent).collect() }
     }
+
+    /// Adds those of `pages`.
+    fn count_in(&self, pages: Range<u64>, sources: &mut Sources) {
+        for (part, source) in within(&self.runs, pages) {
+            sources.add(self.chain, source, part);
+        }
+    }
+}
+
+/// How many pages of each of the runs are among `pages`.
+fn within(runs: &[Resolved], pages: Range<u64>) -> impl Iterator<Item = (u64, Source)> + '_ {
+    let end = |run: &Resolved| run.first_page + run.pages;
+    let first = runs.partition_point(|run| end(run) <= pages.start);
+    let runs = runs[first..].iter().take_while(move |run| run.first_page < pages.end);
+    runs.map(move |run| (end(run).min(pages.end) - run.first_page.max(pages.start), run.source))
 }
 
 fn object(kind: &ObjectKind) -> (&'static str, String) {
@@ -378,18 +411,21 @@ mod tests {
         let expected = serde_json::json!({
             "id": 2, "kind": "delta", "parent": 1, "taken_at": "2023-11-14T22:13:20.123Z", "dirty_pages": 3,
             "stored_pages": 2, "stored_bytes": 9000, "frozen_ms": 1.5, "total_ms": 20.0, "pid": 42, "widened": ["why"],
-            "left_out": [], "missing": [],
+            "compacted_from": null, "left_out": [], "missing": [],
         });
         assert_eq!(json, expected);
     }
 
     #[test]
-    fn stored_pages_are_counted_within_a_range() {
-        let stored = Stored(vec![2..5, 7..9]);
-        assert_eq!(stored.count_in(0..100), 5);
-        assert_eq!(stored.count_in(4..8), 2);
-        assert_eq!(stored.count_in(5..7), 0);
-        assert_eq!(stored.count_in(9..20), 0);
+    fn pages_are_counted_within_a_range() {
+        let run = |pages: Range<u64>| Resolved {
+            first_page: pages.start,
+            pages: pages.end - pages.start,
+            source: Source::Zero,
+        };
+        let runs = [run(2..5), run(7..9)];
+        let count = |pages: Range<u64>| within(&runs, pages).map(|(pages, _)| pages).sum::<u64>();
+        assert_eq!([count(0..100), count(4..8), count(5..7), count(9..20)], [5, 2, 0, 0]);
     }
 
     #[test]

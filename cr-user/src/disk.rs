@@ -7,9 +7,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+
+use crate::sys::reflink;
 
 /// One change to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +196,14 @@ impl DiskFile {
             }
         }
         Ok(())
+    }
+
+    /// Has the file share a range of another one's blocks. A witness, who is to see bytes, makes it a disk that cannot do that.
+    pub(crate) fn share_range(&self, from: &File, from_offset: u64, len: u64, offset: u64) -> io::Result<()> {
+        if self.disk.0.is_some() {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        Ok(reflink::share_range(from.as_fd(), from_offset, len, self.file.as_fd(), offset)?)
     }
 
     /// Cuts the file, or extends it with zeroes.

@@ -143,6 +143,16 @@ impl Error {
         Self::System { what: what.into(), source: source.into() }
     }
 
+    /// Whether it failed because a disk is full.
+    pub fn is_full_disk(&self) -> bool {
+        match self {
+            Self::System { source, .. } => is_disk_full(source),
+            Self::Image(image::Error::DiskFull { .. })
+            | Self::Store(store::Error::Image(image::Error::DiskFull { .. })) => true,
+            _ => false,
+        }
+    }
+
     /// The documented exit code of `cr` for this error.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -178,7 +178,9 @@ fn session(sid: i32) -> Vec<i32> {
 }
 
 /// What a process shares with its parent as threads of one process do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Sharing {
     /// The address space (`CLONE_VM`).
     pub memory: bool,

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Every point, in the order in which a first checkpoint, a restore and then a pruning pass them.
+/// Every point, in the order in which a first checkpoint, a restore, a compaction and then a pruning pass them.
 pub const POINTS: &[&str] = &[
     "preflight",
     "attach.frozen",
@@ -38,6 +38,9 @@ pub const POINTS: &[&str] = &[
     "restore.tracking",
     "restore.threads",
     "restore.run",
+    "compact.copy",
+    "compact.publish",
+    "compact.published",
     "prune.remove",
     "prune.removed",
 ];

@@ -3,6 +3,7 @@
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
 pub mod checkpoint;
+pub mod compact;
 pub mod describe;
 pub mod disk;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod export;
 pub mod family;
 pub mod fault;
 pub mod image;
+pub mod integrity;
 pub mod netlink;
 pub mod netlock;
 pub mod object;
@@ -18,6 +20,7 @@ pub mod policy;
 pub mod probe;
 pub mod procfs;
 pub mod ranges;
+pub mod recorded;
 pub mod remote;
 pub mod restore;
 pub mod store;

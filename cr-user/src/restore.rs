@@ -15,6 +15,7 @@ mod memory;
 mod outside;
 mod saved;
 mod soul;
+mod unpack;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,6 +26,7 @@ use std::time::Instant;
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::integrity;
 use crate::object::clocks;
 use crate::object::files::caller::{Caller, Lent};
 use crate::object::files::external::{self, Key};
@@ -35,6 +37,7 @@ use crate::object::omitted::Omitted;
 use crate::object::process;
 use crate::object::spaces::Spaces;
 use crate::phases::Phases;
+use crate::recorded::Records;
 use crate::remote::{Call, Gadgets, freeze};
 use crate::store::{Chain, Store};
 use crate::sys::ptrace::Regs;
@@ -93,7 +96,9 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
-    let mut saved = Saved::read(&chain, omitted)?;
+    let records = Records::read(&chain)?;
+    integrity::of(&chain, &records)?;
+    let mut saved = Saved::new(records)?;
     external::redirect(&mut saved.files, external, !options.resume)?;
     trust(store)?;
     let plan = saved.check(options.files, options.tcp(&saved))?;
@@ -118,6 +123,25 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
     verify(cores)?;
     let cuts = files::roll_back(store.disk(), &plan, &store.dir().join(CUT_DIRECTORY), chain.newest().id())?;
     Ok(build(&chain, &saved, cuts, options)?.with(chain))
+}
+
+/// Reads all records of the newest image of a chain, as a restore does before it looks at the machine and but for what the chain holds
+/// of memory, and changes nothing.
+///
+/// # Errors
+/// When one is missing, or is not valid.
+pub fn check_records(chain: &Chain) -> Result<()> {
+    let records = Records::read(chain)?;
+    integrity::of_records(chain, &records)?;
+    let saved = Saved::new(records)?;
+    for living in &saved.living {
+        let owner = saved.owner_of_memory(living.pid());
+        if saved.find(owner).is_none() {
+            let what = format!("pid {} has the memory of {owner}, which is not in it", living.pid());
+            return Err(crate::image::Error::damaged(chain.newest().path(), what).into());
+        }
+    }
+    Ok(())
 }
 
 /// A restored job, but for the chain that it came from.

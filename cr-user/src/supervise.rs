@@ -8,6 +8,7 @@
 mod background;
 mod board;
 mod client;
+mod compactor;
 mod control;
 mod engine;
 mod exit;
@@ -22,7 +23,7 @@ mod signals;
 mod watch;
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
@@ -44,7 +45,8 @@ use control::Socket;
 use engine::{Engine, Origin};
 
 pub use background::LOG;
-pub use client::{checkpoint, prune, status};
+pub use client::{checkpoint, compact, prune, status};
+pub use compactor::Automatic;
 pub use control::SOCKET;
 pub use find::store_of;
 pub use journal::JOURNAL;
@@ -62,6 +64,8 @@ pub struct Config {
     pub checkpoints: checkpoint::Options,
     /// What becomes of TCP connections with somebody outside of the job, if that was said.
     pub tcp: Option<inet::Policy>,
+    /// When the chain is compacted.
+    pub compaction: Automatic,
 }
 
 /// A job that is held, and runs.
@@ -139,9 +143,28 @@ pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnc
 pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
     Job::open(pid)?;
+    refuse_if_held_elsewhere(pid, &config.store)?;
     let mask = signals::block()?;
     let store = Store::create_or_open(&config.store, object::KINDS)?;
     here_or_behind(config, &store, Origin::Process(pid), detach.then_some(mask), started)
+}
+
+/// Two controllers would stop the job in each other's way, and only one of them could follow what it writes.
+fn refuse_if_held_elsewhere(pid: i32, store: &Path) -> Result<()> {
+    let Ok(held) = store_of(pid) else { return Ok(()) };
+    let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    if real(&held) == real(store) {
+        // Which the lock of the store refuses, naming the controller.
+        return Ok(());
+    }
+    Err(Error::NotAllowed {
+        pid,
+        why: format!("the controller of the store {} holds it", held.display()),
+        todo: format!(
+            "stop that one first (SIGTERM to it: the job runs on), or ask it: cr checkpoint {pid} --store {}",
+            held.display()
+        ),
+    })
 }
 
 /// Restarts the job from checkpoint `id` (none: the newest), and supervises it until it ends.
@@ -239,7 +262,7 @@ fn supervise(
     if matches!(origin, Origin::Chain { .. }) {
         become_reaper()?;
     }
-    let engine = Engine::start(origin, writer, config.checkpoints.clone(), true)?;
+    let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction))?;
     event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
 }
 

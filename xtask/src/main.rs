@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod command;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -35,6 +36,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Set up what fuzzing takes, build with `AddressSanitizer`, and fuzz what reads a store (fuzz/README.md).
+    Fuzz {
+        /// `image`, `chain`, `records` or `control`; all of them, one after the other, if none is named.
+        target: Option<String>,
+        /// For how long each is fuzzed.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Set up, build for release, and measure the promised figures (as root, with sudo where not root), then the hot paths.
     ///
     /// With `overhead`: what jobs lose by being tracked and checkpointed.
@@ -53,6 +62,7 @@ fn main() -> ExitCode {
         Task::Run { args } if args.is_empty() => run::main_job(),
         Task::Run { args } => run::cr(&args),
         Task::Test { args } => test::run(&args),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Bench { args } => bench::run(&args),
     };
     done.unwrap_or_else(|error| {

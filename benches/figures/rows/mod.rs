@@ -1,6 +1,7 @@
 //! The figures, in groups that can be measured one by one.
 
 mod calls;
+mod chain;
 mod delta;
 mod footprint;
 mod full;
@@ -12,6 +13,7 @@ mod restore;
 mod size;
 mod solver;
 mod still;
+mod store;
 mod strangers;
 mod tree;
 
@@ -30,6 +32,8 @@ pub enum Group {
     Delta,
     /// A restore.
     Restore,
+    /// A restore of a chain that is kept short.
+    Chain,
     /// What a job loses under `cr run`.
     Solver,
     /// The controller's resident memory.
@@ -52,14 +56,18 @@ pub enum Group {
     Quiet,
     /// Memory that tracking takes.
     Footprint,
+    /// The store, without a job.
+    Store,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
+        Self::Store,
+        Self::Chain,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -79,6 +87,7 @@ impl Group {
             Self::Full => "first checkpoints",
             Self::Delta => "deltas",
             Self::Restore => "restores",
+            Self::Chain => "restores of a chain",
             Self::Solver => "the solver with and without checkpoints",
             Self::Resident => "the controller's memory",
             Self::Tree => "a tree of processes",
@@ -90,6 +99,7 @@ impl Group {
             Self::Calls => "system calls of a tracked job and beside one",
             Self::Quiet => "an idle job, tracked",
             Self::Footprint => "memory that tracking takes",
+            Self::Store => "the store without a job",
         }
     }
 
@@ -99,6 +109,7 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
+            Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),
             Self::Tree => tree::measure(setting),
@@ -110,6 +121,7 @@ impl Group {
             Self::Calls => calls::measure(setting),
             Self::Quiet => quiet::measure(setting),
             Self::Footprint => footprint::measure(setting),
+            Self::Store => store::measure(setting),
         }
     }
 }

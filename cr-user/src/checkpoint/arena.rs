@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapMut};
 
 use crate::checkpoint::parallel::{Crew, quietly};
-use crate::checkpoint::sink::{Prior, Sink, Summed};
+use crate::checkpoint::prior::Prior;
+use crate::checkpoint::sink::{Sink, Summed};
+use crate::checkpoint::twins::Twins;
 use crate::error::{Error, Result};
-use crate::image::page_checksums;
+use crate::image::page_digests;
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 
@@ -124,7 +126,7 @@ impl Arena {
     /// When the machine has no memory for them.
     pub fn prepare(&mut self, expected: u64, limit: u64, ranges: usize) -> Result<()> {
         self.free.extend(self.filled.drain(..).map(|(_, chunk)| chunk));
-        let bookkeeping = BASE + ranges as u64 * PER_RANGE;
+        let bookkeeping = BASE + Twins::room(limit) + ranges as u64 * PER_RANGE;
         self.limit = (limit.saturating_sub(bookkeeping) / CHUNK).max(2) as usize;
         let warm = (expected.div_ceil(CHUNK) as usize + SPARE).min(self.limit);
         self.free.truncate(warm);
@@ -154,9 +156,11 @@ impl Arena {
         let mut pieces = VecDeque::from(pieces);
         while !pieces.is_empty() {
             // A few at a time: before the limit is reached all of them fit, and after it little is written between reads.
+            sink.hurry(true);
             while self.filled.len() + cpus().min(pieces.len()) > self.limit && !self.filled.is_empty() {
                 self.drain_one(sink, prior)?;
             }
+            sink.hurry(false);
             let room = (self.limit - self.filled.len()).max(1).min(pieces.len());
             let mut batch = Vec::with_capacity(room);
             for piece in pieces.drain(..room) {
@@ -214,7 +218,7 @@ impl Arena {
         if let Some((piece, chunk)) = self.filled.pop_front() {
             let prior = if piece.compare { prior } else { None };
             let bytes = &chunk[..piece.len()];
-            let sums = page_checksums(bytes);
+            let sums = page_digests(bytes);
             let mut at = 0;
             let absorbed = piece.parts.iter().try_for_each(|part| {
                 let pages = at..at + part.pages();

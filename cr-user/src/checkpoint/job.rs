@@ -1,6 +1,6 @@
 //! The job that checkpoints are taken of: its processes, and what is known of them from one checkpoint to the next.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -175,6 +175,18 @@ impl Job {
     /// The checkpoint that the next delta builds on.
     pub fn builds_on(&self) -> Option<u64> {
         self.parent.map(|parent| parent.id)
+    }
+
+    /// If the next delta would build on `from`: makes it build on `image`, a full image of the same checkpoint, which has pages of these
+    /// content spaces alone. Says whether it does now.
+    pub fn builds_on_instead(&mut self, from: Parent, image: Parent, spaces: &BTreeSet<u64>) -> bool {
+        if self.parent != Some(from) {
+            return false;
+        }
+        self.parent = Some(image);
+        // Of what the job did not have any more the chain says nothing now.
+        self.content.retain(|space, _| spaces.contains(space));
+        true
     }
 
     /// Says that the calling process is the job's parent and subreaper, and has no children but the job's: orphans among

@@ -20,7 +20,7 @@ use crate::remote::freeze::Stopped;
 use crate::remote::{Gadgets, Puppet};
 use crate::sys::fd;
 use crate::track::hints::AddressSpaceId;
-use crate::track::{Heat, Oracle};
+use crate::track::{Heat, Oracle, oracle};
 
 /// A living process of the job.
 #[derive(Debug)]
@@ -211,6 +211,10 @@ impl Member {
     /// # Errors
     /// When the process dies, or a test wanted it.
     pub fn open_oracle(&mut self, stopped: &Stopped) -> Result<Option<String>> {
+        if oracle::is_anothers(self.pid) {
+            self.hopeless = true;
+            return Ok(Some("another controller tracks the job's memory: everything was read".to_owned()));
+        }
         let gadgets = self.known.gadgets(self.pid)?;
         let mut puppet = Puppet::begin(self.pid, &stopped.tids(), gadgets)?;
         let opened = Oracle::open(&mut puppet, self.pid, self.table_of());

@@ -12,11 +12,12 @@ use crate::checkpoint::history::History;
 use crate::checkpoint::leave_out::LeaveOut;
 use crate::checkpoint::look;
 use crate::checkpoint::member::Member;
-use crate::checkpoint::sink::{Prior, Sink, Summed};
+use crate::checkpoint::prior::Prior;
+use crate::checkpoint::sink::{Sink, Summed};
 use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone};
 use crate::error::Result;
-use crate::image::page_checksums;
+use crate::image::page_digests;
 use crate::object::memory::aio;
 use crate::object::memory::read::Memory;
 use crate::procfs;
@@ -201,7 +202,7 @@ fn copy(
             let len = ranges.iter().map(|r| (r.end - r.start) * PAGE).sum::<u64>() as usize;
             let unread = memory.read(&ranges, &mut chunk[..len]);
             // Here, because the writer has more to do than the reader.
-            let sums = page_checksums(&chunk[..len]);
+            let sums = page_digests(&chunk[..len]);
             missed = missed.union(&unread);
             if full_in.send(Filled { ranges, unread, sums, chunk }).is_err() {
                 break;
@@ -218,7 +219,7 @@ struct Filled {
     ranges: Vec<Range<u64>>,
     /// Pages of these that could not be read: their bytes mean nothing.
     unread: RangeSet,
-    sums: Vec<u64>,
+    sums: Vec<u128>,
     chunk: MmapMut,
 }
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::checkpoint::prior::{Cursor, Prior};
+use crate::checkpoint::twins::Twins;
 use crate::error::Result;
 use crate::image::{self, Content, Extent, ImageWriter, Space};
 use crate::ranges::RangeSet;
-use crate::store::{Chain, Source};
 
 const PAGE: usize = image::PAGE_SIZE;
 
@@ -20,19 +21,19 @@ pub struct Sink {
     /// The address space that each was copied from by `fork`, as far as is known: pages that are still the same as there
     /// are stored once.
     forked_from: HashMap<u64, u64>,
-    /// Slots that several spaces have: they are not written again.
-    shared: RangeSet,
+    /// Pages of this image that are the same; slots in which there are several are not written again.
+    twins: Twins,
     /// The older images.
     older: Option<Arc<Prior>>,
 }
 
-/// Whole pages and the checksum of each.
+/// Whole pages and the digest of each, whose lower half is its checksum.
 #[derive(Clone, Copy, Debug)]
 pub struct Summed<'a> {
     /// The pages.
     pub bytes: &'a [u8],
-    /// Their checksums.
-    pub sums: &'a [u64],
+    /// Their digests.
+    pub sums: &'a [u128],
 }
 
 impl Summed<'_> {
@@ -71,9 +72,16 @@ impl Held {
 }
 
 impl Sink {
-    /// A sink into `writer`, for a delta on the `older` images.
-    pub fn new(writer: ImageWriter, older: Option<Arc<Prior>>) -> Self {
-        Self { writer, pages: HashMap::new(), forked_from: HashMap::new(), shared: RangeSet::new(), older }
+    /// A sink into `writer`, for a delta on the `older` images, by a checkpoint that uses up to `memory_limit` bytes for pages on their
+    /// way.
+    pub fn new(writer: ImageWriter, older: Option<Arc<Prior>>, memory_limit: u64) -> Self {
+        let twins = Twins::within(memory_limit);
+        Self { writer, pages: HashMap::new(), forked_from: HashMap::new(), twins, older }
+    }
+
+    /// From now on the job waits for what is taken in, or no longer: meanwhile nothing is compressed.
+    pub fn hurry(&self, hurried: bool) {
+        self.writer.hurry(hurried);
     }
 
     /// Says which address space was copied from which, if that is known.
@@ -110,7 +118,7 @@ impl Sink {
     fn absorb_range(&mut self, space: u64, first: u64, all: Summed<'_>, prior: Option<&Prior>) -> Result<()> {
         let mut cursor = prior.map(|p| p.cursor(space, first));
         let kind = |n: usize, page: &[u8], cursor: &mut Option<Cursor<'_>>| {
-            let (number, sum) = (first + n as u64, all.sums[n]);
+            let (number, sum) = (first + n as u64, all.sums[n] as u64);
             let same = cursor.as_mut().is_some_and(|c| c.is_same(number, sum, page));
             match (same, image::is_zero_page(page)) {
                 (true, _) => Some(Held::Unchanged),
@@ -132,7 +140,7 @@ impl Sink {
                 Some(held) => {
                     self.forget(space, page..page + count);
                     if let Held::Slot(slot) = held {
-                        self.shared.insert(slot..slot + count);
+                        self.twins.share(slot..slot + count);
                     }
                     self.hold(space, page, Run { pages: count, content: held });
                 }
@@ -151,7 +159,7 @@ impl Sink {
                 Held::Slot(slot) => (self.writer.checksum(slot) == sum).then_some(Held::Slot(slot)),
                 held @ Held::Borrowed { back, slot } => {
                     let older = self.older.as_ref()?;
-                    (older.chain.images().get(back as usize - 1)?.checksum(slot) == sum).then_some(held)
+                    (older.images().get(back as usize - 1)?.checksum(slot) == sum).then_some(held)
                 }
                 Held::Unchanged => self.in_older(parent, page, sum),
                 Held::Zero => None,
@@ -163,7 +171,7 @@ impl Sink {
     fn in_older(&self, parent: u64, page: u64, sum: u64) -> Option<Held> {
         let older = self.older.as_ref()?;
         let (image, slot) = older.cursor(parent, page).stored(page)?;
-        let same = older.chain.images()[image].checksum(slot) == sum;
+        let same = older.images()[image].checksum(slot) == sum;
         same.then_some(Held::Borrowed { back: image as u32 + 1, slot })
     }
 
@@ -171,43 +179,71 @@ impl Sink {
     fn store(&mut self, space: u64, first: u64, pages: Summed<'_>) -> Result<()> {
         let end = first + pages.sums.len() as u64;
         let old = self.forget(space, first..end);
-        let mut at = first;
-        let slots: Vec<_> = old
-            .into_iter()
-            .filter_map(|(page, run)| match run.content {
-                Held::Slot(slot) if self.is_own(slot..slot + run.pages) => Some((page..page + run.pages, Some(slot))),
-                _ => None,
-            })
-            .collect();
-        for (range, slot) in slots.into_iter().chain([(end..end, None)]) {
-            self.store_piece(space, at..range.start, None, pages, first)?;
-            self.store_piece(space, range.clone(), slot, pages, first)?;
-            at = range.end;
+        let rewrites = self.writer.rewrites();
+        let part = |pages: &Range<u64>, first: u64| (pages.start - first) as usize..(pages.end - first) as usize;
+        let mut rewritten = RangeSet::new();
+        // Before any page is found to be the same as what is in one of these slots.
+        for (page, run) in old.into_iter().filter(|_| rewrites) {
+            if let Held::Slot(slot) = run.content
+                && !self.twins.is_shared(slot..slot + run.pages)
+            {
+                let range = page..page + run.pages;
+                self.write(space, page, slot, pages.part(part(&range, first)))?;
+                rewritten.insert(range);
+            }
+        }
+        for range in RangeSet::from(first..end).difference(&rewritten).iter() {
+            self.store_new(space, range.start, pages.part(part(&range, first)))?;
         }
         Ok(())
     }
 
-    fn store_piece(
-        &mut self,
-        space: u64,
-        range: Range<u64>,
-        slot: Option<u64>,
-        all: Summed<'_>,
-        first: u64,
-    ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
+    /// Writes pages into new slots, those of them that are not in some slot already.
+    fn store_new(&mut self, space: u64, first: u64, all: Summed<'_>) -> Result<()> {
+        /// Pages that follow each other here and in the file.
+        struct Piece {
+            pages: Range<usize>,
+            slot: u64,
+            /// They are there already.
+            twins: bool,
         }
-        let pages = range.end - range.start;
-        let slot = slot.unwrap_or_else(|| self.writer.allocate(pages));
-        let part = all.part((range.start - first) as usize..(range.end - first) as usize);
-        self.writer.write_summed(slot, part.bytes, part.sums)?;
-        self.hold(space, range.start, Run { pages, content: Held::Slot(slot) });
+        let mut pieces: Vec<Piece> = Vec::new();
+        // From here on slots are not written yet.
+        let mut fresh = None;
+        for (n, digest) in all.sums.iter().enumerate() {
+            let is_there =
+                |slot: &u64| fresh.is_some_and(|f| *slot >= f) || self.writer.checksum(*slot) == *digest as u64;
+            let twin = self.twins.find(*digest).filter(is_there);
+            let slot = twin.unwrap_or_else(|| self.writer.allocate(1));
+            if twin.is_some() {
+                self.twins.share(slot..slot + 1);
+            } else {
+                fresh = fresh.or(Some(slot));
+                self.twins.note(*digest, slot);
+            }
+            match pieces.last_mut() {
+                Some(last) if last.twins == twin.is_some() && last.slot + last.pages.len() as u64 == slot => {
+                    last.pages.end += 1;
+                }
+                _ => pieces.push(Piece { pages: n..n + 1, slot, twins: twin.is_some() }),
+            }
+        }
+        for Piece { pages, slot, twins } in pieces {
+            let (page, count) = (first + pages.start as u64, pages.len() as u64);
+            if twins {
+                self.hold(space, page, Run { pages: count, content: Held::Slot(slot) });
+            } else {
+                self.write(space, page, slot, all.part(pages))?;
+            }
+        }
         Ok(())
     }
 
-    fn is_own(&self, slots: Range<u64>) -> bool {
-        self.shared.intersection(&RangeSet::from(slots)).is_empty()
+    fn write(&mut self, space: u64, first: u64, slot: u64, pages: Summed<'_>) -> Result<()> {
+        let sums: Vec<u64> = pages.sums.iter().map(|digest| *digest as u64).collect();
+        self.writer.write_summed(slot, pages.bytes, &sums)?;
+        self.hold(space, first, Run { pages: sums.len() as u64, content: Held::Slot(slot) });
+        Ok(())
     }
 
     fn hold(&mut self, space: u64, first: u64, run: Run) {
@@ -273,66 +309,5 @@ impl Sink {
     }
 }
 
-/// What the older images hold, for comparing.
-#[derive(Debug)]
-pub struct Prior {
-    chain: Chain,
-    runs: HashMap<u64, Vec<(Range<u64>, Source)>>,
-}
-
-impl Prior {
-    /// Prepares comparison with `chain`.
-    pub fn new(chain: Chain) -> Self {
-        let runs = chain
-            .space_ids()
-            .into_iter()
-            .map(|space| {
-                let runs = chain.resolve(space).map(|r| (r.first_page..r.first_page + r.pages, r.source)).collect();
-                (space, runs)
-            })
-            .collect();
-        Self { chain, runs }
-    }
-
-    fn cursor(&self, space: u64, page: u64) -> Cursor<'_> {
-        let runs = self.runs.get(&space).map_or(&[][..], Vec::as_slice);
-        let at = runs.partition_point(|(range, _)| range.end <= page);
-        Cursor { prior: self, runs: &runs[at..] }
-    }
-}
-
-/// A place in the older images, moving forward.
-#[derive(Clone, Debug)]
-struct Cursor<'p> {
-    prior: &'p Prior,
-    runs: &'p [(Range<u64>, Source)],
-}
-
-impl Cursor<'_> {
-    /// Where this page, at which the cursor stands, is stored: image and slot.
-    fn stored(&self, page: u64) -> Option<(usize, u64)> {
-        let (range, source) = self.runs.first()?;
-        match source.advanced(page.checked_sub(range.start)?) {
-            Source::Stored { image, offset } => Some((image, offset / PAGE as u64 - 1)),
-            Source::Zero | Source::Absent => None,
-        }
-    }
-
-    /// Whether the older images hold exactly this page. Checksums of 64 bits decide: the pages themselves are not read.
-    fn is_same(&mut self, page: u64, sum: u64, bytes: &[u8]) -> bool {
-        while self.runs.first().is_some_and(|(range, _)| range.end <= page) {
-            self.runs = &self.runs[1..];
-        }
-        match self.runs.first() {
-            Some((range, source)) if range.start <= page => match source.advanced(page - range.start) {
-                Source::Stored { image, offset } => {
-                    let slot = offset / PAGE as u64 - 1;
-                    self.prior.chain.images()[image].checksum(slot) == sum
-                }
-                Source::Zero => image::is_zero_page(bytes),
-                Source::Absent => false,
-            },
-            _ => false,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

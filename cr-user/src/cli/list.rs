@@ -12,7 +12,7 @@ Lists the checkpoints of a store, oldest first: a row each.
 
 DIRTY are pages (4 KiB) that had, or may have, changed since the checkpoint before; STORED those whose contents really \
 did. FROZEN is how long the job stood still, TOTAL how long it took until the checkpoint was durable. NOTE says why more \
-was read than the kernel said had changed. Works while a controller writes to the store.";
+was read than the kernel said had changed. One that is compacted from another is the same as that one, in one image. Works while a controller writes to the store.";
 
 const AFTER: &str = "\
 Examples:
@@ -20,7 +20,7 @@ Examples:
   cr list --store ckpt --json | jq '.[-1].stored_bytes'
 
 With --json: an array of {\"id\", \"kind\", \"parent\", \"taken_at\", \"dirty_pages\", \"stored_pages\", \"stored_bytes\", \
-\"frozen_ms\", \"total_ms\", \"pid\", \"widened\", \"left_out\", \"missing\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
+\"frozen_ms\", \"total_ms\", \"pid\", \"widened\", \"compacted_from\", \"left_out\", \"missing\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
 
 Exit codes: 0; 122 it is no store, or one of its checkpoints cannot be read";
 
@@ -80,7 +80,8 @@ impl Execute for Args {
 
 fn note(c: &Checkpoint) -> String {
     let partial = (!c.left_out.is_empty() || !c.missing.is_empty()).then(|| "partial: see cr show".to_owned());
-    partial.into_iter().chain(c.widened.iter().cloned()).collect::<Vec<_>>().join("; ")
+    let compacted = c.compacted_from.map(|from| format!("compacted from {from}"));
+    compacted.into_iter().chain(partial).chain(c.widened.iter().cloned()).collect::<Vec<_>>().join("; ")
 }
 
 fn print_table(output: Output, rows: &[Row]) {

@@ -4,8 +4,10 @@ mod attach;
 mod check;
 mod checkpoint;
 mod common;
+mod compact;
 mod export;
 mod faults;
+mod intact;
 mod list;
 mod logger;
 mod output;
@@ -40,6 +42,7 @@ Examples:
   cr list --store ckpt                              what is in the store
   cr restore --store ckpt                           restart the job from the newest checkpoint
   cr prune --store ckpt --keep-last 10              remove old checkpoints that nothing builds on
+  cr compact --store ckpt                           make one full image of the newest checkpoint
   cr export --store ckpt --core core                a process of a checkpoint, for a debugger
 
 Exit codes:
@@ -82,6 +85,7 @@ enum Command {
     Show(show::Args),
     Verify(verify::Args),
     Prune(prune::Args),
+    Compact(compact::Args),
     Export(export::Args),
     Watch(watch::Args),
     #[command(hide = true)]
@@ -114,6 +118,7 @@ impl Command {
             Self::Show(args) => args,
             Self::Verify(args) => args,
             Self::Prune(args) => args,
+            Self::Compact(args) => args,
             Self::Export(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,

@@ -8,13 +8,14 @@ use serde_json::json;
 
 use super::common::{Supervision, exit_code};
 use super::output::{Progress, bytes};
-use super::{Execute, Output};
+use super::{Execute, Output, intact};
 
 const LONG: &str = "\
 Restarts a job as it was at a checkpoint: same pid, memory, threads, signals, timers and open files.
 
 The chain is validated in full first, and whatever the job needs is looked for: if a pid is taken, or a file changed, \
-shrank or vanished, the error names it and nothing is started. The job is tracked from its first instruction on, so \
+shrank or vanished, the error names it and nothing is started. If the checkpoint is damaged, the command line that \
+restores the newest intact one is printed. The job is tracked from its first instruction on, so \
 that its chain goes on with a delta.
 
 cr then waits for the job as `cr run` does: it passes signals on, takes checkpoints every --interval, and ends with the \
@@ -110,7 +111,7 @@ impl Execute for Args {
         let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
-        let outcome = outcome?;
+        let outcome = outcome.map_err(|error| intact::offer(error, &config.store, self.id, intact::command_with_id))?;
         if let Outcome::Detached(started) = &outcome {
             if output.json {
                 output.print_json(&json!({ "pid": started.pid, "cuts": started.cuts }));

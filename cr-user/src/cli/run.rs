@@ -6,7 +6,7 @@ use cr::supervise::{self, Command};
 
 use super::common::{Supervision, exit_code};
 use super::restore::tell_cuts;
-use super::{Execute, Output};
+use super::{Execute, Output, intact};
 
 const LONG: &str = "\
 Starts a job and takes checkpoints of it until it ends.
@@ -59,7 +59,11 @@ impl Execute for Args {
     fn execute(&self, _: Output) -> cr::Result<u8> {
         let (program, args) = self.command.split_first().expect("clap requires one");
         let command = Command { program: program.clone(), args: args.to_vec() };
-        let outcome = supervise::run(&self.supervision.config(), &command, self.resume, tell_cuts)?;
+        let config = self.supervision.config();
+        let outcome = supervise::run(&config, &command, self.resume, tell_cuts);
+        let restore = |id| format!("cr restore --store {} --id {id}", intact::quoted(config.store.as_os_str()));
+        let offer = |error| if self.resume { intact::offer(error, &config.store, None, restore) } else { error };
+        let outcome = outcome.map_err(offer)?;
         Ok(exit_code(&outcome))
     }
 }

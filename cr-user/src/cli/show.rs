@@ -11,6 +11,10 @@ const LONG: &str = "\
 Shows one checkpoint in detail: the job, its processes and threads, its mappings with the number of pages that the chain stores of each, \
 and its open files.
 
+With --json everything that the image holds is shown, but for the bytes of pages: besides the above the files of the chain \
+(images), the pages of each content space and which checkpoint has them (spaces), and every record as it is stored (records), \
+with its version and size (record_places). docs/show.md says what is where.
+
 Everything but the pages themselves is validated; `cr verify` checks those too.";
 
 const AFTER: &str = "\
@@ -18,6 +22,7 @@ Examples:
   cr show --store ckpt             the newest checkpoint
   cr show --store ckpt --id 3
   cr show --store ckpt --json | jq '.files[].path'
+  cr show --store ckpt --json | jq '.records.signals[0].actions'
 
 Exit codes: 0; 122 it is no store, has no such checkpoint, or it (or one that it builds on) is damaged";
 
@@ -56,6 +61,7 @@ impl Execute for Args {
 fn print(output: Output, details: &Details) {
     let c = &details.checkpoint;
     let on = c.parent.map_or_else(String::new, |parent| format!(" on checkpoint {parent}"));
+    let on = c.compacted_from.map_or(on, |from| format!(" (compacted from {from})"));
     let mut facts = vec![
         ("checkpoint", format!("{}, a {}{on}", c.id, c.kind.name())),
         ("taken at", c.taken_at.clone()),

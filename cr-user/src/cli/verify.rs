@@ -7,8 +7,9 @@ use super::output::Progress;
 use super::{Execute, Output};
 
 const LONG: &str = "\
-Reads every byte of every checkpoint and checks it: headers, hashes, records, the checksum of each page, and that each \
-delta builds on exactly the checkpoint that it was made on.
+Reads every byte of every checkpoint and checks it: headers, hashes, the checksum of each page, that each delta builds on \
+exactly the checkpoint that it was made on, that the records make sense together, and that each page of each mapping has \
+just one source: the memory that they speak of is what the chain holds.
 
 Says which checkpoints cannot be restored and why, and which is the newest that can.";
 
@@ -42,7 +43,7 @@ impl Execute for Args {
         let store = self.store.open()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let progress = Progress::start(format!("verifying {}", store.dir().display()));
-        let report = store.verify(threads);
+        let report = store.verify_with(threads, &cr::integrity::judge);
         progress.finish();
         let report = report?;
         if output.json {

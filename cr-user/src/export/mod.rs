@@ -32,7 +32,7 @@ use crate::object::records::get;
 use crate::object::signals::{self, Signals};
 use crate::object::spaces::Spaces;
 use crate::object::threads::{self, Threads};
-use crate::store::{Chain, Resolve, Resolved, Source};
+use crate::store::{Chain, PageReader, Resolve, Resolved, Source};
 use crate::sys::PAGE;
 
 use elf::Layout;
@@ -136,7 +136,7 @@ fn write(chain: &Chain, subject: &Subject, layout: &Layout, notes: &[u8], file: 
         file.write_all_at(&bytes, at).map_err(wrong)?;
     }
     file.write_all_at(notes, layout.notes_at()).map_err(wrong)?;
-    let mut copy = Copy { chain, file, path, over: false, written: 0 };
+    let mut copy = Copy { chain, file, path, over: false, written: 0, reader: PageReader::new(chain) };
     let mut own = Runs::new(chain, subject.space);
     for (segment, offset) in layout.with_content() {
         if let Content::Object { space, first_page } = segment.content {
@@ -190,6 +190,7 @@ struct Copy<'c> {
     /// Something else may have been written where these pages go.
     over: bool,
     written: u64,
+    reader: PageReader<'c>,
 }
 
 impl Copy<'_> {
@@ -212,11 +213,12 @@ impl Copy<'_> {
     fn stored(&mut self, image: usize, from: u64, pages: u64, to: u64) -> Result<()> {
         /// So many are checked before they are written, and are still in the cache.
         const AT_ONCE: u64 = 64;
-        let image = &self.chain.images()[image];
+        let number = image;
+        let image = &self.chain.images()[number];
         let first = (from - image::HEADER_BYTES) / PAGE;
         for done in (0..pages).step_by(AT_ONCE as usize) {
             let slot = first + done;
-            let bytes = image.page_bytes(slot, AT_ONCE.min(pages - done));
+            let bytes = self.reader.get(number, from + done * PAGE, AT_ONCE.min(pages - done))?;
             for (slot, page) in (slot..).zip(bytes.chunks_exact(PAGE as usize)) {
                 if page_checksum(page) != image.checksum(slot) {
                     return Err(image.damaged_page(slot).into());

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::{Error, Result};
+use super::{Error, Result, blocks};
 
 /// Bytes of a page, and the alignment of the page segment. Machines with larger pages are not supported yet.
 pub const PAGE_SIZE: usize = 4096;
@@ -14,7 +14,9 @@ pub const PAGE_SIZE: usize = 4096;
 pub const HEADER_BYTES: u64 = 4096;
 /// Version of the fixed parts and of the index. It is not the program's version, and records have their own.
 pub const FORMAT_VERSION: u32 = 2;
-/// Alignment of records, checksums, index and footer.
+/// Slots of a block, where pages are compressed.
+pub const BLOCK_PAGES: u64 = 16;
+/// Alignment of records, checksums, table of blocks, index and footer.
 pub(super) const ALIGNMENT: u64 = 16;
 /// Bytes of the footer.
 pub(super) const FOOTER_BYTES: u64 = 256;
@@ -26,7 +28,7 @@ const FOOTER_MAGIC: [u8; 8] = *b"CRFOOT\r\n";
 const HASH_BYTES: usize = 32;
 
 /// What must be the same for an image to be usable: offset in the header, bytes, value, name.
-const DESCRIPTOR: [(usize, usize, u64, &str); 11] = [
+const DESCRIPTOR: [(usize, usize, u64, &str); 12] = [
     (12, 4, HEADER_BYTES, "header size"),
     (16, 2, ARCHITECTURE, "architecture (ELF machine number)"),
     (18, 2, 0, "reserved field"),
@@ -37,8 +39,12 @@ const DESCRIPTOR: [(usize, usize, u64, &str); 11] = [
     (27, 1, 8, "archive format (rkyv 0.x)"),
     (28, 2, 1, "page checksum (1 XXH3-64)"),
     (30, 2, 1, "metadata hash (1 BLAKE3-256)"),
-    (32, 8, 0, "compression or encryption"),
+    (33, 1, 0, "encryption"),
+    (34, 6, 0, "reserved field"),
 ];
+
+/// Where the header says whether pages are in blocks.
+const PACKED: usize = 32;
 
 /// `e_machine` of ELF (`elf.h`).
 #[cfg(target_arch = "x86_64")]
@@ -69,6 +75,8 @@ pub struct RecordKind {
 pub(super) struct Header {
     pub(super) id: u64,
     pub(super) job: JobId,
+    /// Pages are in blocks, which may be compressed.
+    pub(super) packed: bool,
 }
 
 /// Where the areas are, and what they hash to.
@@ -84,6 +92,8 @@ pub(super) struct Footer {
     pub(super) index_len: u64,
     pub(super) file_bytes: u64,
     pub(super) hash: MetadataHash,
+    /// Where the table of blocks is; none where pages lie in the file as they are.
+    pub(super) blocks_offset: Option<u64>,
 }
 
 impl Header {
@@ -94,6 +104,7 @@ impl Header {
         for (at, len, value, _) in DESCRIPTOR {
             put(&mut bytes, at, len, value);
         }
+        put(&mut bytes, PACKED, 1, self.packed.into());
         put(&mut bytes, 40, 8, self.id);
         bytes[48..64].copy_from_slice(&self.job.0);
         seal(&mut bytes);
@@ -116,8 +127,16 @@ impl Header {
                 return Err(Error::Unsupported { path: path.to_owned(), what, found, known });
             }
         }
+        let packed = match get(bytes, PACKED, 1) {
+            0 => false,
+            1 => true,
+            found => {
+                let what = "compression (0 none, 1 blocks)";
+                return Err(Error::Unsupported { path: path.to_owned(), what, found, known: 1 });
+            }
+        };
         let job = JobId(bytes[48..64].try_into().expect("16 bytes"));
-        Ok(Self { id: get(bytes, 40, 8), job })
+        Ok(Self { id: get(bytes, 40, 8), job, packed })
     }
 }
 
@@ -144,6 +163,7 @@ impl Footer {
         }
         bytes[96..128].copy_from_slice(&self.hash);
         bytes[128..160].copy_from_slice(&self.parent.map_or([0; 32], |parent| parent.hash));
+        put(&mut bytes, 160, 8, self.blocks_offset.unwrap_or(0));
         seal(&mut bytes);
         bytes
     }
@@ -173,6 +193,7 @@ impl Footer {
             index_len: field(6),
             file_bytes: field(7),
             hash: bytes[96..128].try_into().expect("32 bytes"),
+            blocks_offset: Some(get(bytes, 160, 8)).filter(|offset| *offset > 0),
         };
         if footer.encode() != *bytes {
             return Err(Error::damaged(path, "the footer has contents where it must be empty"));
@@ -187,16 +208,28 @@ impl Footer {
         Ok(footer)
     }
 
-    /// Whether pages, records, checksums and index follow each other up to `end`, the footer's own offset.
+    /// Whether pages, records, checksums, blocks and index follow each other up to `end`, the footer's own offset.
     fn areas_fill(&self, end: u64) -> bool {
-        let pages_end = self.slots.checked_mul(PAGE_SIZE as u64).and_then(|bytes| bytes.checked_add(HEADER_BYTES));
+        let aligned = |end: Option<u64>| end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
         let checksums_end = self.slots.checked_mul(8).and_then(|bytes| bytes.checked_add(self.checksums_offset));
+        let (pages_fit, index_follows) = match self.blocks_offset {
+            None => {
+                let pages = self.slots.checked_mul(PAGE_SIZE as u64).and_then(|bytes| bytes.checked_add(HEADER_BYTES));
+                (pages == Some(self.records_offset), aligned(checksums_end) == Some(self.index_offset))
+            }
+            Some(blocks) => {
+                let table = blocks::count(self.slots).checked_mul(blocks::ENTRY_BYTES as u64);
+                let table_end = table.and_then(|bytes| bytes.checked_add(blocks));
+                let follows = aligned(checksums_end) == Some(blocks) && table_end == Some(self.index_offset);
+                (self.records_offset >= HEADER_BYTES && self.records_offset.is_multiple_of(PAGE_SIZE as u64), follows)
+            }
+        };
         let index_end = self.index_offset.checked_add(self.index_len);
-        pages_end == Some(self.records_offset)
+        pages_fit
+            && index_follows
             && self.records_offset <= self.checksums_offset
             && self.checksums_offset.is_multiple_of(ALIGNMENT)
-            && checksums_end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT)) == Some(self.index_offset)
-            && index_end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT)) == Some(end)
+            && aligned(index_end) == Some(end)
     }
 }
 

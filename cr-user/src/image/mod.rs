@@ -1,8 +1,10 @@
 //! The archive: one checkpoint is one file of page segments, records, checksums and an index.
 //!
 //! ```text
-//! header │ pages, 4096-aligned │ records, each 16-aligned │ page checksums │ index │ footer
+//! header │ pages, 4096-aligned │ records, each 16-aligned │ page checksums │ table of blocks │ index │ footer
 //! ```
+//!
+//! There are blocks, and a table of them, only where pages are compressed.
 //!
 //! The layout is described byte by byte in `docs/image-format.md`. This module knows how images are written
 //! ([`ImageWriter`]) and read ([`Image`]), and nothing of what the records mean: a record is the rkyv archive of one
@@ -11,6 +13,8 @@
 //! What it does *not* do: it does not know of chains ([`crate::store`] does), and it does not authenticate. The hashes
 //! find damage and mix-ups; somebody who can write to the store can write a consistent image.
 
+mod blocks;
+mod codec;
 mod error;
 mod index;
 mod layout;
@@ -21,10 +25,11 @@ mod validate;
 mod verify;
 mod writer;
 
+pub use codec::Compression;
 pub use error::{Error, Result};
 pub use index::{ArchivedExtent, ArchivedIndex, Content, Extent, Index, IndexInfo, Parent, Space, Statistics};
-pub use layout::{BadJobId, FORMAT_VERSION, HEADER_BYTES, JobId, MetadataHash, PAGE_SIZE, RecordKind};
-pub use page::{is_zero_page, page_checksum, page_checksums};
+pub use layout::{BLOCK_PAGES, BadJobId, FORMAT_VERSION, HEADER_BYTES, JobId, MetadataHash, PAGE_SIZE, RecordKind};
+pub use page::{is_zero_page, page_checksum, page_checksums, page_digests};
 pub use reader::{Image, Summary};
 pub(crate) use verify::{Run, verify_runs};
 pub use writer::{Finished, HeaderInfo, ImageWriter};

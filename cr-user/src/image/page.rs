@@ -27,3 +27,23 @@ pub fn page_checksums(pages: &[u8]) -> Vec<u64> {
     assert!(pages.len().is_multiple_of(PAGE_SIZE), "{} bytes are not whole pages", pages.len());
     pages.chunks_exact(PAGE_SIZE).map(page_checksum).collect()
 }
+
+/// XXH3-128 (seed 0) of whole pages, in their order: enough to tell which pages of a job are the same. Their lower halves are the
+/// pages' checksums. Panics if `pages` is not whole pages.
+pub fn page_digests(pages: &[u8]) -> Vec<u128> {
+    assert!(pages.len().is_multiple_of(PAGE_SIZE), "{} bytes are not whole pages", pages.len());
+    pages.chunks_exact(PAGE_SIZE).map(xxhash_rust::xxh3::xxh3_128).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_the_lower_halves_of_digests() {
+        let bytes: Vec<u8> = (0..3 * PAGE_SIZE).map(|n| ((n * n) >> 3) as u8).collect();
+        let digests = page_digests(&bytes);
+        assert_eq!(digests.iter().map(|digest| *digest as u64).collect::<Vec<_>>(), page_checksums(&bytes));
+        assert_eq!(page_digests(&ZERO_PAGE)[0] as u64, zero_page_checksum());
+    }
+}

@@ -7,6 +7,7 @@
 //! stores is never cached. So everything here happens under one lock, one write after the other; the header is written before
 //! the first page, and all that follows the pages only after [`Pages::settle`].
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::sync::{Mutex, PoisonError};
 
@@ -64,6 +65,28 @@ impl Pages {
             state.flush(file)?;
         }
         state.write_direct(file, bytes, offset)
+    }
+
+    /// Has the file share whole pages with another one from `from_offset` on, instead of writing them. The error may be that the file
+    /// system cannot do that, and then nothing has happened.
+    pub(super) fn share(
+        &self,
+        file: &DiskFile,
+        from: &File,
+        from_offset: u64,
+        len: u64,
+        offset: u64,
+    ) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is staged must not come later than this.
+        state.flush(file)?;
+        file.share_range(from, from_offset, len, offset)
+    }
+
+    /// Makes durable what was not written past the page cache.
+    pub(super) fn sync(&self, file: &DiskFile) -> io::Result<()> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.direct.is_none() { file.sync_data() } else { Ok(()) }
     }
 
     /// All pages are in the file, and from now on it may be written by way of `file`.

@@ -1,13 +1,15 @@
 //! Reads an image in place, after checking all of it that is not pages.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::blocks::Entry;
+use super::codec::{BLOCK_BYTES, Codec};
 use super::index::{ArchivedExtent, ArchivedIndex, Content, Parent, Statistics};
 use super::layout::{FOOTER_BYTES, Footer, HEADER_BYTES, Header};
-use super::validate::{check_index, find_stranger};
-use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use super::validate::{check_blocks, check_index, find_stranger};
+use super::{BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec};
 use crate::sys::mmap::{MappedArchive, map_readonly};
 
 /// A published image, mapped and validated: everything except the pages themselves, which
@@ -71,6 +73,10 @@ impl Image {
         let range = footer.index_offset as usize..(footer.index_offset + footer.index_len) as usize;
         let archive = MappedArchive::<ArchivedIndex>::new(map, range)
             .map_err(|why| Error::damaged(path, format!("the index is not valid: {why}")))?;
+        if header.packed != footer.blocks_offset.is_some() {
+            return Err(Error::damaged(path, "header and footer disagree on whether its pages are in blocks"));
+        }
+        check_blocks(archive.file_bytes(), &footer).map_err(|what| Error::damaged(path, what))?;
         check_index(archive.get(), &header, &footer).map_err(|what| Error::damaged(path, what))?;
         if let Some(stranger) = find_stranger(archive.get(), known) {
             let path = path.to_owned();
@@ -145,6 +151,15 @@ impl Image {
         Ok(&self.archive.file_bytes()[start..start + entry.len.to_native() as usize])
     }
 
+    /// All records as they are in the file, ascending by id: of each the id, the version and the archive.
+    pub fn records(&self) -> impl Iterator<Item = (u16, u16, &[u8])> + '_ {
+        self.index().records.iter().map(|entry| {
+            let start = entry.offset.to_native() as usize;
+            let archive = &self.archive.file_bytes()[start..start + entry.len.to_native() as usize];
+            (entry.id.to_native(), entry.version.to_native(), archive)
+        })
+    }
+
     /// The version of the record of that id, if the image holds one.
     pub fn record_version(&self, id: u16) -> Option<u16> {
         let entry = self.index().records.iter().find(|entry| entry.id.to_native() == id);
@@ -178,17 +193,105 @@ impl Image {
         self.footer.slots
     }
 
-    /// Byte offset of a slot in the file.
+    /// Whether its pages are in blocks, which may be compressed: then they have no place of their own in the file.
+    pub fn is_packed(&self) -> bool {
+        self.header.packed
+    }
+
+    /// How its pages are compressed, for others to be made like it.
+    pub fn compression(&self) -> Compression {
+        if !self.is_packed() {
+            return Compression::None;
+        }
+        let table = blocks::table(self.archive.file_bytes(), &self.footer);
+        let uses = |codec| table.iter().filter_map(Entry::decode).any(|entry| entry.codec == codec);
+        // Blocks as they are among those with LZ4 do not tell whether they were tried.
+        if uses(Codec::Zstd) { Compression::Zstd } else { Compression::Auto }
+    }
+
+    /// Byte offset of a slot in the file, where pages are not in blocks.
     pub fn slot_offset(slot: u64) -> u64 {
         HEADER_BYTES + slot * PAGE_SIZE as u64
     }
 
-    /// The bytes of `pages` slots from `slot` on, mapped. Panics if there are not so many slots; those that the
-    /// image's own extents name exist.
+    /// The bytes of `pages` slots from `slot` on, mapped. Panics if the pages are in blocks, or there are not so many slots; those
+    /// that the image's own extents name exist.
     pub fn page_bytes(&self, slot: u64, pages: u64) -> &[u8] {
+        assert!(!self.is_packed(), "pages in blocks have no bytes of their own");
         assert!(slot.checked_add(pages).is_some_and(|end| end <= self.footer.slots), "no such slots");
         let start = Self::slot_offset(slot) as usize;
         &self.archive.file_bytes()[start..start + pages as usize * PAGE_SIZE]
+    }
+
+    /// Copies the pages of slots, from `slot` on, out of the mapping. Panics if there are not so many slots.
+    ///
+    /// # Errors
+    /// When a block cannot be decoded.
+    pub fn read_pages(&self, slot: u64, out: &mut [u8]) -> Result<()> {
+        if !self.is_packed() {
+            out.copy_from_slice(self.page_bytes(slot, (out.len() / PAGE_SIZE) as u64));
+            return Ok(());
+        }
+        self.read_blocks(slot, out, |offset, stored| {
+            stored.copy_from_slice(&self.archive.file_bytes()[offset as usize..][..stored.len()]);
+            Ok(())
+        })
+    }
+
+    /// The same by way of a descriptor that [`open_file`](Self::open_file) gave: a file that shrank is an error then.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a block not be decoded.
+    pub fn read_pages_from(&self, file: &File, slot: u64, out: &mut [u8]) -> Result<()> {
+        assert!(
+            slot.checked_add((out.len() / PAGE_SIZE) as u64).is_some_and(|end| end <= self.footer.slots),
+            "no such slots"
+        );
+        let read = |offset, bytes: &mut [u8]| {
+            file.read_exact_at(bytes, offset).map_err(|source| Error::io(&self.path, "read", source))
+        };
+        if self.is_packed() { self.read_blocks(slot, out, read) } else { read(Self::slot_offset(slot), out) }
+    }
+
+    fn read_blocks(&self, slot: u64, out: &mut [u8], read: impl Fn(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+        let end = slot + (out.len() / PAGE_SIZE) as u64;
+        assert!(end <= self.footer.slots, "no such slots");
+        let (mut stored, mut whole) = (vec![0; BLOCK_BYTES], Vec::new());
+        let mut rest = out;
+        let mut at = slot;
+        while at < end {
+            let number = at / BLOCK_PAGES;
+            let block = blocks::slots_of(number, self.footer.slots);
+            let until = block.end.min(end);
+            let (now, later) = rest.split_at_mut((until - at) as usize * PAGE_SIZE);
+            let entry = self.block(number).ok_or_else(|| self.bad_block(number, "its entry in the table is wrong"))?;
+            let stored = &mut stored[..entry.len as usize];
+            read(entry.offset, stored)?;
+            let failed = |why: String| self.bad_block(number, &why);
+            if at == block.start && until == block.end {
+                codec::decode(entry.codec, stored, now).map_err(failed)?;
+            } else {
+                whole.resize((block.end - block.start) as usize * PAGE_SIZE, 0);
+                codec::decode(entry.codec, stored, &mut whole).map_err(failed)?;
+                now.copy_from_slice(&whole[(at - block.start) as usize * PAGE_SIZE..][..now.len()]);
+            }
+            (rest, at) = (later, until);
+        }
+        Ok(())
+    }
+
+    /// Where a block is.
+    fn block(&self, number: u64) -> Option<Entry> {
+        blocks::table(self.archive.file_bytes(), &self.footer).get(number as usize).and_then(Entry::decode)
+    }
+
+    fn bad_block(&self, number: u64, why: &str) -> Error {
+        let slots = blocks::slots_of(number, self.footer.slots);
+        let place = self.describe_slot(slots.start);
+        Error::damaged(
+            &self.path,
+            format!("the block of slots {} to {} ({place}) cannot be read: {why}", slots.start, slots.end - 1),
+        )
     }
 
     /// The checksum that the page in `slot` must have. Panics if there is no such slot.
@@ -217,9 +320,18 @@ impl Image {
         super::verify::verify_runs(std::slice::from_ref(self), vec![all], threads)
     }
 
+    /// Where in the file the bytes of a slot are: where pages are in blocks, those of its block.
+    pub(super) fn place_of(&self, slot: u64) -> u64 {
+        if self.is_packed() {
+            self.block(slot / BLOCK_PAGES).map_or(0, |entry| entry.offset)
+        } else {
+            Self::slot_offset(slot)
+        }
+    }
+
     /// What to say of a page that does not match its checksum.
     pub(crate) fn damaged_page(&self, slot: u64) -> Error {
-        let (path, offset) = (self.path.clone(), Self::slot_offset(slot));
+        let (path, offset) = (self.path.clone(), self.place_of(slot));
         Error::DamagedPages { path, bad: 1, offset, place: self.describe_slot(slot) }
     }
 

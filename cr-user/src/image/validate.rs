@@ -1,11 +1,16 @@
 //! The rules that an index must obey, checked by the writer before it writes and by the reader before it believes.
 
+use super::blocks::{self, Entry};
+use super::codec::Codec;
 use super::index::{ArchivedExtent, ArchivedIndex, ArchivedParent, Content, Extent, Statistics};
-use super::layout::{ALIGNMENT, Footer, Header};
-use super::{Parent, RecordKind};
+use super::layout::{ALIGNMENT, Footer, HEADER_BYTES, Header};
+use super::{PAGE_SIZE, Parent, RecordKind};
 
 /// One past the last page number: beyond it, byte addresses would not fit 64 bits.
 const PAGES_END: u64 = 1 << 52;
+
+/// One past the last number that a space can have, so that there is always room for the numbers of new ones.
+pub(super) const SPACES_END: u64 = 1 << 63;
 
 /// Pages counted by content.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -48,6 +53,33 @@ pub(super) fn check_index(index: &ArchivedIndex, header: &Header, footer: &Foote
     Ok(())
 }
 
+/// Blocks lie in the page segment and decode to no more than a block.
+pub(super) fn check_blocks(file: &[u8], footer: &Footer) -> Result<(), String> {
+    for (number, entry) in blocks::table(file, footer).iter().map(Entry::decode).enumerate() {
+        let slots = blocks::slots_of(number as u64, footer.slots);
+        let plain = (slots.end - slots.start) * PAGE_SIZE as u64;
+        let fits = |entry: Entry| {
+            let len = u64::from(entry.len);
+            let inside = entry.offset >= HEADER_BYTES
+                && entry.offset.checked_add(len).is_some_and(|end| end <= footer.records_offset);
+            let right = match entry.codec {
+                Codec::Raw => len == plain,
+                Codec::Lz4 | Codec::Zstd => len < plain,
+                Codec::Hole => len == 0,
+            };
+            inside && right
+        };
+        if !entry.is_some_and(fits) {
+            return Err(format!(
+                "the table of blocks does not say where slots {} to {} are",
+                slots.start,
+                slots.end - 1
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A parent is older than its child, so that no chain has a loop.
 pub(super) fn check_parent(id: u64, parent: Option<Parent>) -> Result<(), String> {
     match parent {
@@ -66,6 +98,9 @@ where
     for (space, extents) in spaces {
         if last_space >= Some(space) {
             return Err(format!("space {space} is out of order or named twice"));
+        }
+        if space >= SPACES_END {
+            return Err(format!("space {space:#x} is out of range"));
         }
         last_space = Some(space);
         let mut free_from = 0;
@@ -87,7 +122,10 @@ where
                 Content::Zero => &mut counts.zero,
                 Content::Absent => &mut counts.absent,
                 // Whether there is such a slot is for the chain to see.
-                Content::Borrowed { back, .. } if back > 0 => continue,
+                Content::Borrowed { back, slot } if back > 0 && is_slot_range(slot, pages) => continue,
+                Content::Borrowed { slot, .. } if !is_slot_range(slot, pages) => {
+                    return Err(format!("page {first_page:#x} of space {space} is said to be in slot {slot:#x}"));
+                }
                 Content::Borrowed { .. } => {
                     return Err(format!("page {first_page:#x} of space {space} is said to be borrowed from nowhere"));
                 }
@@ -96,6 +134,11 @@ where
         }
     }
     Ok(counts)
+}
+
+/// Whether some image could have these slots: their byte offsets fit 64 bits.
+fn is_slot_range(slot: u64, pages: u64) -> bool {
+    slot.checked_add(pages).is_some_and(|end| end < PAGES_END)
 }
 
 /// The first record that a reader who knows `known` cannot use.

@@ -1,7 +1,6 @@
 //! Compares stored pages with their checksums, on several threads.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -33,9 +32,8 @@ struct Bad {
 ///
 /// Pages are read with `pread`, not through the mapping: a copy into a buffer in the cache is cheaper than the page
 /// faults, and a file that shrank is an error rather than a SIGBUS.
-pub(crate) fn verify_runs(images: &[Image], mut runs: Vec<Run>, threads: usize) -> Result<()> {
-    runs.sort_unstable();
-    let chunks: Vec<Run> = runs.into_iter().flat_map(chunks_of).collect();
+pub(crate) fn verify_runs(images: &[Image], runs: Vec<Run>, threads: usize) -> Result<()> {
+    let chunks: Vec<Run> = each_once(runs).into_iter().flat_map(chunks_of).collect();
     let next = AtomicUsize::new(0);
     let work = || verify_share(images, &chunks, &next);
     let found = thread::scope(|scope| {
@@ -57,10 +55,24 @@ pub(crate) fn verify_runs(images: &[Image], mut runs: Vec<Run>, threads: usize) 
         Some((image, bad)) => Err(Error::DamagedPages {
             path: images[image].path().to_owned(),
             bad: bad.pages,
-            offset: Image::slot_offset(bad.first_slot),
+            offset: images[image].place_of(bad.first_slot),
             place: images[image].describe_slot(bad.first_slot),
         }),
     }
+}
+
+/// The slots of all runs, each once: many extents may name the same ones, and what is to be read must not be more than there is.
+fn each_once(mut runs: Vec<Run>) -> Vec<Run> {
+    runs.sort_unstable();
+    runs.dedup_by(|next, last| {
+        let end = last.slot + last.pages;
+        let joins = next.image == last.image && next.slot <= end;
+        if joins {
+            last.pages = end.max(next.slot + next.pages) - last.slot;
+        }
+        joins
+    });
+    runs
 }
 
 fn chunks_of(run: Run) -> impl Iterator<Item = Run> {
@@ -82,8 +94,7 @@ fn verify_share(images: &[Image], chunks: &[Run], next: &AtomicUsize) -> Result<
             _ => images[image].open_file()?,
         };
         let bytes = &mut buffer[..pages as usize * PAGE_SIZE];
-        file.read_exact_at(bytes, Image::slot_offset(slot))
-            .map_err(|source| Error::io(images[image].path(), "read", source))?;
+        images[image].read_pages_from(&file, slot, bytes)?;
         for (slot, page) in (slot..).zip(bytes.chunks_exact(PAGE_SIZE)) {
             if page_checksum(page) != images[image].checksum(slot) {
                 note(&mut found, image, Bad { pages: 1, first_slot: slot });
@@ -98,4 +109,17 @@ fn note(found: &mut BTreeMap<usize, Bad>, image: usize, bad: Bad) {
     let entry = found.entry(image).or_insert(Bad { pages: 0, first_slot: u64::MAX });
     entry.pages += bad.pages;
     entry.first_slot = entry.first_slot.min(bad.first_slot);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_that_many_name_are_read_once() {
+        let run = |image, slot, pages| Run { image, slot, pages };
+        let runs =
+            vec![run(1, 0, 9), run(0, 10, 5), run(0, 0, 4), run(0, 2, 1), run(0, 4, 1), run(0, 0, 4), run(0, 12, 9)];
+        assert_eq!(each_once(runs), [run(0, 0, 5), run(0, 10, 11), run(1, 0, 9)]);
+    }
 }

@@ -1,17 +1,19 @@
 //! Writes an image: pages as they come, then records, checksums, index and footer.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rkyv::rancor;
 
+use super::blocks::{Entry, Packer};
 use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
 use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::page::{page_checksums, zero_page_checksum};
 use super::pages::Pages as Segments;
 use super::validate::{check_parent, check_spaces};
-use super::{Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
+use super::{Compression, Error, Image, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 use crate::disk::{Disk, DiskFile};
 
 /// What an image's header says about it.
@@ -23,14 +25,22 @@ pub struct HeaderInfo {
     pub job: JobId,
 }
 
+/// How pages get into the file.
+#[derive(Debug)]
+enum Way {
+    /// As they are, each at the place of its slot.
+    Plain(Segments),
+    /// In blocks.
+    Packed(Packer),
+}
+
 /// An image in the making, under a temporary name. Dropped before it is published, it removes its file.
 ///
 /// It can be shared between threads: allocation is atomic, and writes to different slots may overlap in time.
 #[derive(Debug)]
 pub struct ImageWriter {
     file: DiskFile,
-    /// The way of pages into the file.
-    segments: Segments,
+    way: Way,
     temporary: Temporary,
     header: Header,
     pages: Mutex<Pages>,
@@ -72,14 +82,20 @@ impl ImageWriter {
 
     /// As [`create`](Self::create), on a disk that may have a witness.
     pub fn create_on(disk: &Disk, path: &Path, info: HeaderInfo) -> Result<Self> {
+        Self::create_packed_on(disk, path, info, Compression::None)
+    }
+
+    /// As [`create_on`](Self::create_on), with pages compressed.
+    pub fn create_packed_on(disk: &Disk, path: &Path, info: HeaderInfo, compression: Compression) -> Result<Self> {
         let file = disk.create_new(path).map_err(|source| Error::io(path, "create", source))?;
         let temporary = Temporary { path: Some(path.to_owned()), disk: disk.clone() };
-        let header = Header { id: info.id, job: info.job };
+        let packed = compression != Compression::None;
+        let header = Header { id: info.id, job: info.job, packed };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
-        let segments = Segments::open(&file);
+        let way = if packed { Way::Packed(Packer::new(&file, compression)) } else { Way::Plain(Segments::open(&file)) };
         Ok(Self {
             file,
-            segments,
+            way,
             temporary,
             header,
             pages: Mutex::new(Pages { checksums: Vec::new(), unwritten: zero_page_checksum().to_le() }),
@@ -91,6 +107,18 @@ impl ImageWriter {
     /// Number of the checkpoint within its store.
     pub fn id(&self) -> u64 {
         self.header.id
+    }
+
+    /// Whether a slot can be written a second time. Where pages are compressed it cannot.
+    pub fn rewrites(&self) -> bool {
+        matches!(self.way, Way::Plain(_))
+    }
+
+    /// From now on somebody waits for what is written, or no longer: meanwhile nothing is compressed.
+    pub fn hurry(&self, hurried: bool) {
+        if let Way::Packed(packer) = &self.way {
+            packer.hurry(hurried);
+        }
     }
 
     /// Reserves `pages` consecutive slots and returns the first. A slot that is never written reads as zeros and takes
@@ -106,7 +134,8 @@ impl ImageWriter {
     /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there. Large runs that are aligned
     /// to a page go to the disk as they lie, without a copy.
     ///
-    /// Two writes to one slot must not overlap in time. Panics if `pages` is not whole pages, or a slot not allocated.
+    /// Two writes to one slot must not overlap in time. Where pages are compressed, slots are written once, in ascending order (those
+    /// that are passed over stay zeros); else it is an error. Panics if `pages` is not whole pages, or a slot not allocated.
     pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
         self.write_summed(first_slot, pages, &page_checksums(pages))
     }
@@ -119,8 +148,42 @@ impl ImageWriter {
         for (slot, checksum) in self.pages().checksums[slots].iter_mut().zip(checksums) {
             *slot = checksum.to_le();
         }
-        let written = self.segments.write(&self.file, pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64);
-        written.map_err(|source| self.fail(source))
+        let written = match &self.way {
+            Way::Plain(segments) => {
+                segments.write(&self.file, pages, HEADER_BYTES + first_slot * PAGE_SIZE as u64).map(|()| true)
+            }
+            Way::Packed(packer) => packer.write(&self.file, first_slot, pages),
+        };
+        if written.map_err(|source| self.fail(source))? {
+            return Ok(());
+        }
+        self.failed.store(true, Ordering::Release);
+        Err(self.inconsistent(format!("slot {first_slot} is in a block that is written already")))
+    }
+
+    /// As [`write_summed`](Self::write_summed), but has the file system share the pages with another file, in which they are from byte
+    /// `offset` on. False: it cannot do that, and nothing was written.
+    pub(crate) fn share(&self, first_slot: u64, from: &File, offset: u64, checksums: &[u64]) -> Result<bool> {
+        let Way::Plain(segments) = &self.way else { return Ok(false) };
+        let len = (checksums.len() * PAGE_SIZE) as u64;
+        match segments.share(&self.file, from, offset, len, Image::slot_offset(first_slot)) {
+            Err(error) if cannot_share(&error) => return Ok(false),
+            shared => shared.map_err(|source| self.fail(source))?,
+        }
+        let first = first_slot as usize;
+        for (slot, checksum) in self.pages().checksums[first..first + checksums.len()].iter_mut().zip(checksums) {
+            *slot = checksum.to_le();
+        }
+        Ok(true)
+    }
+
+    /// Makes durable what went into the page cache until now, so that [`finish`](Self::finish) has less to wait for.
+    pub(crate) fn sync_pages(&self) -> Result<()> {
+        let synced = match &self.way {
+            Way::Plain(segments) => segments.sync(&self.file),
+            Way::Packed(packer) => packer.sync(&self.file),
+        };
+        synced.map_err(|source| self.fail(source))
     }
 
     /// The checksum of what was last written to an allocated slot.
@@ -147,11 +210,21 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// As [`finish`](Self::finish), with another number than the one that it began with.
+    pub(crate) fn finish_as(mut self, id: u64, info: IndexInfo) -> Result<Finished> {
+        self.header.id = id;
+        self.complete(info, true)
+    }
+
     /// Writes everything but the pages, and makes the whole file durable (`fdatasync`).
     ///
     /// Fails if any earlier write has failed, or if `info` names slots that do not exist, extents that overlap or are
     /// out of order, or a parent that is not older.
-    pub fn finish(mut self, mut info: IndexInfo) -> Result<Finished> {
+    pub fn finish(self, info: IndexInfo) -> Result<Finished> {
+        self.complete(info, false)
+    }
+
+    fn complete(mut self, mut info: IndexInfo, renumbered: bool) -> Result<Finished> {
         if self.failed.load(Ordering::Acquire) {
             return Err(self.inconsistent("an earlier write to it had failed"));
         }
@@ -168,8 +241,19 @@ impl ImageWriter {
             frozen_ns: info.frozen_ns,
             total_ns: info.total_ns,
         };
-        self.segments.settle(&self.file).map_err(|source| self.fail(source))?;
-        let (hash, file_bytes) = self.write_metadata(&checksums, info, statistics)?;
+        let slots = checksums.len() as u64;
+        let (pages_end, blocks) = match &self.way {
+            Way::Plain(segments) => {
+                segments.settle(&self.file).map(|()| (HEADER_BYTES + slots * PAGE_SIZE as u64, None))
+            }
+            Way::Packed(packer) => packer.settle(&self.file, slots).map(|(end, blocks)| (end, Some(blocks))),
+        }
+        .map_err(|source| self.fail(source))?;
+        // Only now: buffered and direct writes must not meet.
+        if renumbered {
+            self.file.write_all_at(&self.header.encode(), 0).map_err(|source| self.fail(source))?;
+        }
+        let (hash, file_bytes) = self.write_metadata(&checksums, pages_end, blocks, info, statistics)?;
         self.file.sync_data().map_err(|source| self.fail(source))?;
         let temporary = self.temporary.take();
         Ok(Finished { temporary, id: self.header.id, hash, file_bytes, statistics })
@@ -178,12 +262,13 @@ impl ImageWriter {
     fn write_metadata(
         &self,
         checksums: &[u64],
+        records_offset: u64,
+        blocks: Option<Vec<Entry>>,
         info: IndexInfo,
         statistics: Statistics,
     ) -> Result<(MetadataHash, u64)> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.header.encode());
-        let records_offset = HEADER_BYTES + size_of_val(checksums) as u64 / 8 * PAGE_SIZE as u64;
         let mut tail = Tail { writer: self, offset: records_offset, hasher };
 
         let mut records = std::mem::take(&mut *self.records.lock().unwrap_or_else(PoisonError::into_inner));
@@ -194,6 +279,8 @@ impl ImageWriter {
             entries.push(RecordEntry { id: kind.id, version: kind.version, offset, len: archive.len() as u64 });
         }
         let checksums_offset = tail.append(bytemuck::cast_slice(checksums))?;
+        let blocks = blocks.map(|blocks| blocks.into_iter().flat_map(Entry::encode).collect::<Vec<u8>>());
+        let blocks_offset = blocks.map(|table| tail.append(&table)).transpose()?;
         let index = Index {
             id: self.header.id,
             job: self.header.job.0,
@@ -216,6 +303,7 @@ impl ImageWriter {
             index_len: index.len() as u64,
             file_bytes: tail.offset + FOOTER_BYTES,
             hash: *tail.hasher.finalize().as_bytes(),
+            blocks_offset,
         };
         tail.append(&footer.encode())?;
         Ok((footer.hash, footer.file_bytes))
@@ -250,6 +338,12 @@ impl Finished {
     pub(crate) fn keep(mut self) {
         self.temporary.path = None;
     }
+}
+
+/// Whether the file system cannot share these pages, as opposed to having failed.
+fn cannot_share(error: &std::io::Error) -> bool {
+    let never = [libc::EOPNOTSUPP, libc::ENOTTY, libc::EXDEV, libc::EINVAL, libc::ENOSYS, libc::EPERM, libc::ETXTBSY];
+    error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|errno| never.contains(&errno))
 }
 
 /// Writes one area after the other, each aligned, and hashes what it writes.

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs;
 
 /// The record of the job's control groups.
 pub const KIND: RecordKind = RecordKind { id: 30, version: 1, name: "cgroups" };
 
 /// Control groups of the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Cgroups {
     /// Every different set of groups: one of each hierarchy.
     pub sets: Vec<Vec<Group>>,
@@ -22,7 +23,7 @@ pub struct Cgroups {
 }
 
 /// One group.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Group {
     /// Its hierarchy: controllers or name (`cpu,cpuacct`, `name=systemd`), nothing for version 2.
     pub hierarchy: String,
@@ -31,7 +32,7 @@ pub struct Group {
 }
 
 /// Who is where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Member {
     /// The process.
     pub pid: i32,
@@ -226,6 +227,13 @@ impl Mounts {
     fn lets_threads_part(&self, group: &Group) -> bool {
         let kind = || self.directory(group).and_then(|d| fs::read_to_string(d.join("cgroup.type")).ok());
         !group.hierarchy.is_empty() || kind().is_some_and(|kind| kind.trim() != "domain")
+    }
+}
+
+impl Sound for Cgroups {
+    fn fault(&self) -> Option<String> {
+        let wrong = self.members.iter().find(|member| member.set as usize >= self.sets.len());
+        wrong.map(|member| format!("thread {} is in groups that are not there", member.tid))
     }
 }
 

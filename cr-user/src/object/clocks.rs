@@ -13,6 +13,7 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, clock_offsets};
 
 /// The record of a process's clocks.
@@ -21,7 +22,7 @@ pub const KIND: RecordKind = RecordKind { id: 9, version: 1, name: "clocks" };
 const SECOND: i64 = 1_000_000_000;
 
 /// Clocks of one process at the checkpoint, in nanoseconds.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Clocks {
     /// The process.
     pub pid: i32,
@@ -102,3 +103,5 @@ fn read(clock: ClockId) -> Result<i64> {
     let now = clock_gettime(clock).map_err(|e| Error::system("reading a clock", e))?;
     Ok(now.tv_sec() * SECOND + now.tv_nsec())
 }
+
+impl Sound for Clocks {}

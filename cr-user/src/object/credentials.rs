@@ -1,6 +1,7 @@
 //! Credentials of each thread: users, groups, capabilities, and the bits that go with them.
 
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::Status;
 use crate::remote::{Answers, Call, Questions};
 
@@ -8,7 +9,7 @@ use crate::remote::{Answers, Call, Questions};
 pub const KIND: RecordKind = RecordKind { id: 6, version: 1, name: "credentials" };
 
 /// Credentials of every thread of one process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Credentials {
     /// The process.
     pub pid: i32,
@@ -17,7 +18,7 @@ pub struct Credentials {
 }
 
 /// Credentials of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadCredentials {
     /// The thread.
     pub tid: i32,
@@ -102,3 +103,5 @@ pub fn restore_calls(cred: &ThreadCredentials, have: u64, at: u64) -> (Vec<Call>
     }
     (calls, bytes)
 }
+
+impl Sound for Credentials {}

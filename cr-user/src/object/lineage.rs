@@ -6,6 +6,7 @@
 //! stands in for that one: it makes the process, and ends, and the parent gets it. Where the leader of a session, or of a process
 //! group, has ended long ago, another helper takes its number until all are made.
 
+use std::collections::HashMap;
 use std::io;
 
 use crate::error::{Error, Refusal};
@@ -96,6 +97,7 @@ pub struct Plan {
 /// # Errors
 /// The first process that cannot get into its session again.
 pub fn plan(all: &[Ancestry]) -> Result<Plan, Lost> {
+    check_generations(all)?;
     let mut builder = Builder { all, strays: Vec::new() };
     let top: Vec<&Ancestry> = all.iter().filter(|a| builder.find(a.ppid).is_none()).collect();
     // Whatever we make is born into our session, which is that of number 0.
@@ -129,6 +131,25 @@ pub fn plan(all: &[Ancestry]) -> Result<Plan, Lost> {
         plan.orphans.push(strays.remove(next));
     }
     Ok(plan)
+}
+
+/// Everybody descends from somebody outside of the job, over not too many others: what follows goes from child to parent, and
+/// into children by recursion.
+fn check_generations(all: &[Ancestry]) -> Result<(), Lost> {
+    const MOST: usize = 1000;
+    let mut by_pid: HashMap<i32, &Ancestry> = HashMap::new();
+    for one in all {
+        if by_pid.insert(one.pid, one).is_some() {
+            return Err(Lost { pid: one.pid, session: one.sid, reason: "another process has its number" });
+        }
+    }
+    for one in all {
+        let ancestors = std::iter::successors(Some(one), |one| by_pid.get(&one.ppid).copied());
+        if ancestors.take(MOST + 1).count() > MOST {
+            return Err(Lost { pid: one.pid, session: one.sid, reason: "it descends from more than 1000 others" });
+        }
+    }
+    Ok(())
 }
 
 /// A process group that its leader is not in: that has ended, or moved on to another one.
@@ -381,6 +402,17 @@ mod tests {
 
     fn orphans(plan: &Plan) -> Vec<(i32, i32, i32)> {
         plan.orphans.iter().map(|o| (o.parent, o.session, o.node.pid)).collect()
+    }
+
+    /// Else whoever goes from child to parent would not come to an end, or too deep.
+    #[test]
+    fn nobody_descends_from_himself_or_from_too_many() {
+        for all in [vec![of(5, 5, 0, 0)], vec![of(5, 6, 0, 0), of(6, 5, 0, 0)], vec![of(5, 1, 0, 0), of(5, 1, 0, 0)]] {
+            assert_eq!(plan(&all).unwrap_err().pid, 5);
+        }
+        let line = |count: i32| (10..10 + count).map(|pid| of(pid, pid - 1, 0, 0)).collect::<Vec<_>>();
+        plan(&line(1000)).unwrap();
+        assert_eq!(plan(&line(1001)).unwrap_err().pid, 1010);
     }
 
     #[test]

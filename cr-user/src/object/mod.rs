@@ -13,6 +13,7 @@ pub mod process;
 pub mod records;
 pub mod scheduling;
 pub mod seccomp;
+pub mod shown;
 pub mod signals;
 pub mod spaces;
 pub mod threads;
@@ -37,6 +38,7 @@ pub const KINDS: &[RecordKind] = &[
     ipc::KIND,
     zombies::KIND,
     omitted::KIND,
+    crate::store::compact::KIND,
 ];
 
 /// Whether what is kept from one checkpoint to the next is to be read besides, and compared: `CR_AUDIT` names kinds of that, with

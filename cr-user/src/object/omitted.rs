@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::{Image, RecordKind};
-use crate::object::records;
+use crate::object::records::{self, Sound, are_pages};
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 
@@ -171,6 +171,13 @@ fn first_of(all: &[impl fmt::Display]) -> String {
         words.push(format!("and {} more", all.len() - MOST));
     }
     words.join("; ")
+}
+
+impl Sound for Omitted {
+    fn fault(&self) -> Option<String> {
+        let wrong = self.memory.iter().find(|m| !are_pages(m.start, m.end) || m.first_page > 1 << 52);
+        wrong.map(|m| format!("it leaves out {:#x}-{:#x}, which is not whole pages", m.start, m.end))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The process itself: who it is, where its memory areas are, where it stands in the file system, and its knobs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +15,7 @@ use crate::image::RecordKind;
 use crate::object::memory::Mapping;
 use crate::object::memory::advice;
 use crate::object::memory::backing::FileStamp;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions};
 use crate::sys::{PAGE, task, vm};
@@ -23,7 +24,7 @@ use crate::sys::{PAGE, task, vm};
 pub const KIND: RecordKind = RecordKind { id: 1, version: 2, name: "process" };
 
 /// One process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Process {
     /// Its pid, as the controller saw it.
     pub pid: i32,
@@ -38,6 +39,7 @@ pub struct Process {
     /// What it shares with its parent.
     pub sharing: Sharing,
     /// The arguments that it was started with, separated by zero bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub command_line: Vec<u8>,
     /// Its executable.
     pub exe: FileStamp,
@@ -82,7 +84,9 @@ pub struct Process {
 }
 
 /// Areas of a process's memory (`struct prctl_mm_map`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize,
+)]
 pub struct Layout {
     /// Code.
     pub code: (u64, u64),
@@ -99,7 +103,7 @@ pub struct Layout {
 }
 
 /// What must be the same, or be known, where the job is restarted.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Host {
     /// Kernel release.
     pub kernel: String,
@@ -595,4 +599,21 @@ pub fn restore_knobs(process: &Process) -> Result<()> {
         log::warn!("pid {pid}: {e}");
     }
     Ok(())
+}
+
+impl Sound for Process {
+    /// Parents come before their children, so that whoever goes from child to parent comes to an end.
+    fn fault_of_all(all: &[Self]) -> Option<String> {
+        let all_pids: HashSet<i32> = all.iter().map(|process| process.pid).collect();
+        let mut seen = HashSet::new();
+        for &Self { pid, ppid, .. } in all {
+            if pid <= 0 || !seen.insert(pid) {
+                return Some(format!("it names pid {pid}, which is none, or names it twice"));
+            }
+            if ppid == pid || (all_pids.contains(&ppid) && !seen.contains(&ppid)) {
+                return Some(format!("pid {pid} comes before its parent {ppid}"));
+            }
+        }
+        None
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::remote::{Answers, Call, Questions};
 use crate::sys::task::{self, SchedAttr};
 
@@ -13,7 +14,7 @@ pub const KIND: RecordKind = RecordKind { id: 8, version: 1, name: "scheduling" 
 const SCHED_DEADLINE: u32 = 6;
 
 /// Scheduling of every thread of one process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Scheduling {
     /// The process.
     pub pid: i32,
@@ -22,7 +23,7 @@ pub struct Scheduling {
 }
 
 /// Scheduling of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadScheduling {
     /// The thread.
     pub tid: i32,
@@ -37,6 +38,7 @@ pub struct ThreadScheduling {
     /// Run time, deadline and period in nanoseconds.
     pub deadline: (u64, u64, u64),
     /// CPUs that it may run on, as the kernel's words; empty when it may run on all that were there.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub affinity: Vec<u8>,
     /// `ioprio_get(2)`.
     pub ioprio: i32,
@@ -129,3 +131,5 @@ pub fn restore(s: &ThreadScheduling) -> Result<()> {
 pub fn restore_calls(s: &ThreadScheduling) -> Vec<Call> {
     vec![Call::new(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, s.timer_slack])]
 }
+
+impl Sound for Scheduling {}

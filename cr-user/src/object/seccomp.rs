@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 use crate::remote::confinement::{Confinement, Filter};
 use crate::remote::{Call, freeze};
@@ -21,7 +22,7 @@ const FLAG_LOG: u64 = 1 << 1;
 const FLAG_SPEC_ALLOW: u64 = 1 << 2;
 
 /// Seccomp of the job's threads; those that are under none are not named.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Seccomp {
     /// Every different filter of the job.
     pub filters: Vec<Filter>,
@@ -30,7 +31,7 @@ pub struct Seccomp {
 }
 
 /// Seccomp of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadSeccomp {
     /// The process.
     pub pid: i32,
@@ -206,6 +207,13 @@ fn install(thread: usize, filter: &Filter, flags: u64, at: u64) -> Step {
 pub fn suspend(tid: i32) -> Result<()> {
     ptrace::set_options(tid, ptrace::OPTIONS_PUPPET | ptrace::O_SUSPEND_SECCOMP)
         .map_err(|e| Error::system(format!("suspending seccomp of thread {tid}"), e))
+}
+
+impl Sound for Seccomp {
+    fn fault(&self) -> Option<String> {
+        let wrong = self.threads.iter().find(|t| t.chain.iter().any(|filter| *filter as usize >= self.filters.len()));
+        wrong.map(|t| format!("thread {} is under a filter that is not there", t.tid))
+    }
 }
 
 #[cfg(test)]

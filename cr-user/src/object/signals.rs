@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::remote::{Answers, Call, Questions};
 use crate::sys::ptrace::{self, SigInfo};
 
@@ -15,20 +16,21 @@ const ACTION_LEN: usize = 32;
 const SIGSET_LEN: u64 = 8;
 
 /// Signal state of one process.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Signals {
     /// The process.
     pub pid: i32,
     /// Actions that are not the default.
     pub actions: Vec<Action>,
     /// Signals queued for the whole process, oldest first: the kernel's `siginfo_t`, 128 bytes each.
+    #[serde(serialize_with = "crate::object::shown::lists")]
     pub queued: Vec<Vec<u8>>,
     /// By thread: what it blocks, and what is queued for it alone.
     pub threads: Vec<ThreadSignals>,
 }
 
 /// What the process does with one signal: the kernel's `struct sigaction`.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Action {
     /// The signal.
     pub signal: i32,
@@ -43,13 +45,14 @@ pub struct Action {
 }
 
 /// Signal state of one thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct ThreadSignals {
     /// The thread.
     pub tid: i32,
     /// Blocked signals, bit `n - 1` for signal `n`.
     pub mask: u64,
     /// Signals queued for it, oldest first.
+    #[serde(serialize_with = "crate::object::shown::lists")]
     pub queued: Vec<Vec<u8>>,
 }
 
@@ -127,3 +130,5 @@ pub fn restore_calls(signals: &Signals, at: u64) -> (Vec<Call>, Vec<u8>) {
     }
     (calls, bytes)
 }
+
+impl Sound for Signals {}

@@ -8,6 +8,14 @@ const FIRST_OBJECT: u64 = 1 << 32;
 /// Stands for a device where segments are numbered.
 const SEGMENTS: u64 = u64::MAX;
 
+/// One past the last number that an image can have (`image/validate.rs`): there is always room for new ones.
+const END: u64 = 1 << 63;
+
+/// Whether the number can be that of an object, and another one can follow it.
+pub fn is_object_space(space: u64) -> bool {
+    Spaces::is_object(space) && space < END
+}
+
 /// Content spaces by the file that they belong to. A number stays with its object for the whole chain.
 #[derive(Clone, Debug, Default)]
 pub struct Spaces {

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 use crate::remote::{Answers, Call, Questions, freeze, restart};
 use crate::sys::ptrace::{self, Regs};
@@ -12,7 +13,7 @@ use crate::track::iters::TaskHidden;
 pub const KIND: RecordKind = RecordKind { id: 2, version: 2, name: "threads" };
 
 /// All living threads of one process, the main one first.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Threads {
     /// The process.
     pub pid: i32,
@@ -23,24 +24,27 @@ pub struct Threads {
 }
 
 /// A main thread that has ended: what is still seen of it.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Head {
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
     /// What it gave to `exit(2)`.
     pub code: u8,
 }
 
 /// One thread.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Thread {
     /// Its number.
     pub tid: i32,
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
     /// General registers, in the order of `struct user_regs_struct`.
     pub regs: [u64; 27],
     /// Extended state in the standard XSAVE format, without the zeroes at its end.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub xstate: Vec<u8>,
     /// Bytes of the extended state with them.
     pub xstate_len: u32,
@@ -59,7 +63,7 @@ pub struct Thread {
 }
 
 /// A wait of which only the kernel knows how long it still is to take. Times are what is left, in nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Wait {
     /// `nanosleep` or `clock_nanosleep` with a relative time.
     Sleep(Sleep),
@@ -72,7 +76,7 @@ pub enum Wait {
 }
 
 /// An interrupted sleep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Sleep {
     /// The clock.
     pub clock: i32,
@@ -433,6 +437,16 @@ pub fn refusals(pid: i32, tid: i32, status: &Status) -> Vec<crate::error::Refusa
         refuse("uses a shadow stack", "start the job with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     refusals
+}
+
+impl Sound for Threads {
+    fn fault(&self) -> Option<String> {
+        /// Far more than any CPU has.
+        const MOST: u32 = 1 << 20;
+        let wrong = self.all.iter().find(|t| t.xstate_len > MOST || t.xstate.len() > t.xstate_len as usize);
+        wrong
+            .map(|t| format!("the extended state of thread {} has {} of {} bytes", t.tid, t.xstate.len(), t.xstate_len))
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs;
 use crate::remote::{Answers, Call, Questions};
 
@@ -11,7 +12,7 @@ use crate::remote::{Answers, Call, Questions};
 pub const KIND: RecordKind = RecordKind { id: 5, version: 1, name: "timers" };
 
 /// Timers of one process. Times are those left at the checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Timers {
     /// The process.
     pub pid: i32,
@@ -22,7 +23,7 @@ pub struct Timers {
 }
 
 /// One POSIX timer.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct PosixTimer {
     /// Its id.
     pub id: i32,
@@ -169,6 +170,8 @@ pub fn restore_calls(timers: &Timers, expired: &[i32], at: u64) -> (Vec<Call>, V
     }
     (calls, bytes)
 }
+
+impl Sound for Timers {}
 
 #[cfg(test)]
 mod tests {

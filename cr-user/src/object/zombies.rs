@@ -4,13 +4,14 @@ use std::fs;
 
 use crate::error::{Error, Result};
 use crate::image::RecordKind;
+use crate::object::records::Sound;
 use crate::procfs::{self, Status};
 
 /// The record of the job's zombies.
 pub const KIND: RecordKind = RecordKind { id: 12, version: 1, name: "zombies" };
 
 /// One zombie.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Zombie {
     /// Its pid.
     pub pid: i32,
@@ -27,6 +28,7 @@ pub struct Zombie {
     /// The user that it ran as.
     pub uid: u32,
     /// Its name, at most 15 bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
 }
 
@@ -52,3 +54,5 @@ pub fn capture(pid: i32) -> Result<Zombie> {
         name: name.strip_suffix(b"\n").unwrap_or(&name).to_vec(),
     })
 }
+
+impl Sound for Zombie {}

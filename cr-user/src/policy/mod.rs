@@ -3,10 +3,12 @@
 
 mod auto;
 mod cadence;
+mod compact;
 mod daly;
 mod kind;
 
 pub use auto::{Auto, Bound, HIGHEST, LOWEST, Reasons, SAMPLES, Sample};
 pub use cadence::{Cadence, DEFAULT_MTBF, LEAST_MTBF};
+pub use compact::{Because, Length};
 pub use daly::{optimum, waste};
 pub use kind::Sizes;

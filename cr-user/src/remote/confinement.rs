@@ -12,7 +12,7 @@ use crate::remote::runner::Call;
 use crate::sys::ptrace;
 
 /// One filter: a classic BPF program, each instruction as the eight bytes of a `struct sock_filter`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Filter {
     /// Its instructions.
     pub program: Vec<u64>,

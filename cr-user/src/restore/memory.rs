@@ -19,7 +19,8 @@ use crate::remote::Call;
 use crate::restore::aio;
 use crate::restore::body::Body;
 use crate::restore::inherit::{self, Patch};
-use crate::store::{Chain, Source};
+use crate::restore::unpack::{self, Packed};
+use crate::store::{Chain, PageReader, Source};
 use crate::sys::{PAGE, fd, vm};
 
 /// Descriptors that the new process inherits for its mappings, numbered above all of its own.
@@ -149,17 +150,17 @@ impl Prepared {
         let common = common.map(|m| m.start / PAGE..m.end / PAGE).collect();
         let space = Spaces::of_process(body.pid());
         let patches = inherit::patches(chain, space, Spaces::of_process(parent), &common);
-        self.fill(body, mappings, &patches)
+        self.fill(body, mappings, &patches, chain)
     }
 
-    fn fill(&self, body: &mut Body, mappings: &[Mapping], patches: &[Patch]) -> Result<()> {
+    fn fill(&self, body: &mut Body, mappings: &[Mapping], patches: &[Patch], chain: &Chain) -> Result<()> {
         const MADV_POPULATE_WRITE: u64 = 23;
         /// Where a run is shorter, letting the kernel back each page as it is filled is as fast.
         const WORTH_POPULATING: u64 = 16;
         /// One read gives at most 2 GiB.
         const MOST: u64 = 1 << 18;
         let private: Vec<&Mapping> = mappings.iter().filter(|m| m.has_own_content()).collect();
-        let (mut calls, mut zeroed) = (Vec::new(), Vec::new());
+        let (mut calls, mut zeroed, mut packed) = (Vec::new(), Vec::new(), Vec::new());
         for patch in patches {
             let mut at = patch.first_page;
             let end = patch.first_page + patch.pages;
@@ -175,6 +176,11 @@ impl Prepared {
                             }
                             calls.push(Call::new(libc::SYS_madvise, &[address, len, MADV_POPULATE_WRITE]));
                         }
+                        if chain.images()[image].is_packed() {
+                            packed.push(Packed { page: at, pages: count, image, offset });
+                            at += count;
+                            continue;
+                        }
                         let from = self.images[image] as u64;
                         calls.push(Call::new(libc::SYS_pread64, &[from, address, len, offset]));
                     }
@@ -189,9 +195,10 @@ impl Prepared {
             }
         }
         body.start(calls, "filling the memory")?;
-        if !zeroed.is_empty() {
+        if !zeroed.is_empty() || !packed.is_empty() {
             body.settle()?;
         }
+        unpack::put(chain, body.pid(), &packed)?;
         for (address, len) in zeroed {
             vm::write(body.pid(), address, &vec![0; len as usize])
                 .map_err(|e| Error::system(format!("filling the memory at {address:#x}"), e))?;
@@ -244,10 +251,14 @@ fn nameless(path: &Path) -> std::io::Result<File> {
 /// When the file cannot be written.
 pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
     let size = file.metadata().map_err(|e| Error::system("examining a new file", e))?.len();
+    let mut reader = PageReader::new(chain);
     for run in chain.resolve(space) {
-        if let Source::Stored { image, offset } = run.source {
-            let bytes = stored(chain, image, offset, run.pages);
-            write_within(file, run.first_page * PAGE, bytes, size)?;
+        let Source::Stored { .. } = run.source else { continue };
+        for done in (0..run.pages).step_by(PageReader::USUAL as usize) {
+            if let Source::Stored { image, offset } = run.source.advanced(done) {
+                let bytes = reader.get(image, offset, PageReader::USUAL.min(run.pages - done))?;
+                write_within(file, (run.first_page + done) * PAGE, bytes, size)?;
+            }
         }
     }
     Ok(())
@@ -268,10 +279,11 @@ pub fn put_back_file(
     const ZEROES: [u8; image::PAGE_SIZE] = [0; image::PAGE_SIZE];
     let failed = |e| Error::system("putting a mapped file back", e);
     let mut now = [0; image::PAGE_SIZE];
+    let mut reader = PageReader::new(chain);
     let pages = RangeSet::from(range.start / PAGE..range.end.div_ceil(PAGE)).difference(left_out);
     for page in pages.iter().flatten() {
         let was = match chain.lookup(space, page) {
-            Source::Stored { image, offset } => stored(chain, image, offset, 1),
+            Source::Stored { image, offset } => reader.get(image, offset, 1)?,
             Source::Zero | Source::Absent => &ZEROES,
         };
         let len = (range.end - page * PAGE).min(PAGE) as usize;
@@ -281,10 +293,6 @@ pub fn put_back_file(
         }
     }
     Ok(())
-}
-
-fn stored(chain: &Chain, image: usize, offset: u64, pages: u64) -> &[u8] {
-    chain.images()[image].page_bytes(offset / PAGE - 1, pages)
 }
 
 fn write_within(file: &File, at: u64, bytes: &[u8], size: u64) -> Result<()> {

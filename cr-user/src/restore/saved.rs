@@ -1,24 +1,23 @@
 //! What a chain says of the job, read and checked before anything is made.
 
 use crate::error::{Error, Result};
-use crate::object::cgroups::{self, Cgroups};
+use crate::object::cgroups::Cgroups;
 use crate::object::clocks::{self, Clocks};
 use crate::object::credentials::{self, Credentials};
 use crate::object::files::{self, FilePolicy, Files, RollbackPlan, inet};
-use crate::object::ipc::{self, Ipc};
+use crate::object::ipc::Ipc;
 use crate::object::lineage::{self, Ancestry, Plan};
 use crate::object::memory::backing::Backing;
 use crate::object::memory::{self, Mapping, Mappings};
 use crate::object::omitted::Omitted;
 use crate::object::process::{self, Process};
-use crate::object::records::get;
 use crate::object::scheduling::{self, Scheduling};
-use crate::object::seccomp::{self, Seccomp};
+use crate::object::seccomp::Seccomp;
 use crate::object::signals::{self, Signals};
 use crate::object::threads::{self, Threads};
 use crate::object::timers::{self, Timers};
-use crate::object::zombies::{self, Zombie};
-use crate::store::Chain;
+use crate::object::zombies::Zombie;
+use crate::recorded::Records;
 
 /// The records of the newest image of a chain.
 #[derive(Debug)]
@@ -72,35 +71,25 @@ impl Living {
 }
 
 impl Saved {
-    /// Reads the records.
+    /// Sorts records, which fit together ([`integrity`](crate::integrity)), by process.
     ///
     /// # Errors
-    /// When one is missing or damaged.
-    pub fn read(chain: &Chain, omitted: Omitted) -> Result<Self> {
-        let image = chain.newest();
-        let id = image.id();
-        let processes: Vec<Process> = get(image, process::KIND)?;
-        let mut all_threads = ByPid::new(id, threads::KIND.name, get(image, threads::KIND)?, |r: &Threads| r.pid);
-        let mut mappings = ByPid::new(id, memory::KIND.name, get(image, memory::KIND)?, |r: &Mappings| r.pid);
-        let mut signals = ByPid::new(id, signals::KIND.name, get(image, signals::KIND)?, |r: &Signals| r.pid);
-        let mut timers = ByPid::new(id, timers::KIND.name, get(image, timers::KIND)?, |r: &Timers| r.pid);
-        let mut credentials =
-            ByPid::new(id, credentials::KIND.name, get(image, credentials::KIND)?, |r: &Credentials| r.pid);
-        let mut clocks = ByPid::new(id, clocks::KIND.name, get(image, clocks::KIND)?, |r: &Clocks| r.pid);
-        let mut scheduling =
-            ByPid::new(id, scheduling::KIND.name, get(image, scheduling::KIND)?, |r: &Scheduling| r.pid);
-        let zombies: Vec<Zombie> = get(image, zombies::KIND)?;
-        let ancestry = Ancestry::of_saved(&processes, &zombies);
+    /// When a process lacks one all the same, or cannot get into its session again.
+    pub fn new(records: Records) -> Result<Self> {
+        let Records { process, zombies, files, seccomp, ipc, cgroups, omitted, .. } = records;
+        let mut threads = ByPid::new(threads::KIND.name, records.threads, |r: &Threads| r.pid);
+        let mut mappings = ByPid::new(memory::KIND.name, records.mappings, |r: &Mappings| r.pid);
+        let mut signals = ByPid::new(signals::KIND.name, records.signals, |r: &Signals| r.pid);
+        let mut timers = ByPid::new(timers::KIND.name, records.timers, |r: &Timers| r.pid);
+        let mut credentials = ByPid::new(credentials::KIND.name, records.credentials, |r: &Credentials| r.pid);
+        let mut clocks = ByPid::new(clocks::KIND.name, records.clocks, |r: &Clocks| r.pid);
+        let mut scheduling = ByPid::new(scheduling::KIND.name, records.scheduling, |r: &Scheduling| r.pid);
+        let ancestry = Ancestry::of_saved(&process, &zombies);
         let mut living = Vec::new();
-        for process in processes {
+        for process in process {
             let pid = process.pid;
-            let threads = all_threads.take(pid)?;
-            let first = threads.all.first().map(|t| t.tid);
-            if first.is_none_or(|tid| tid != pid && threads.head.is_none()) {
-                return Err(incomplete(id, threads::KIND.name, pid));
-            }
             living.push(Living {
-                threads,
+                threads: threads.take(pid)?,
                 mappings: if process.sharing.memory { Vec::new() } else { mappings.take(pid)?.all },
                 signals: signals.take(pid)?,
                 timers: timers.take(pid)?,
@@ -110,21 +99,8 @@ impl Saved {
                 process,
             });
         }
-        if living.is_empty() {
-            return Err(incomplete(id, process::KIND.name, 0));
-        }
         let plan = lineage::plan(&ancestry).map_err(lineage::Lost::into_error)?;
-        Ok(Self {
-            living,
-            zombies,
-            files: files::stored::read(chain.images())?,
-            ipc: get(image, ipc::KIND)?,
-            seccomp: get(image, seccomp::KIND)?,
-            cgroups: get(image, cgroups::KIND)?,
-            plan,
-            ancestry,
-            omitted,
-        })
+        Ok(Self { living, zombies, files, seccomp, ipc, cgroups, plan, ancestry, omitted })
     }
 
     /// The job's root.
@@ -177,27 +153,22 @@ impl Saved {
 
 /// Records of which each process has one.
 struct ByPid<T> {
-    image: u64,
     name: &'static str,
     all: Vec<T>,
     pid: fn(&T) -> i32,
 }
 
 impl<T> ByPid<T> {
-    fn new(image: u64, name: &'static str, all: Vec<T>, pid: fn(&T) -> i32) -> Self {
-        Self { image, name, all, pid }
+    fn new(name: &'static str, all: Vec<T>, pid: fn(&T) -> i32) -> Self {
+        Self { name, all, pid }
     }
 
     fn take(&mut self, pid: i32) -> Result<T> {
         let at = self.all.iter().position(|r| (self.pid)(r) == pid);
-        at.map(|at| self.all.remove(at)).ok_or_else(|| incomplete(self.image, self.name, pid))
-    }
-}
-
-fn incomplete(image: u64, record: &str, pid: i32) -> Error {
-    Error::NotHere {
-        what: format!("checkpoint {image}"),
-        why: format!("its record `{record}` has nothing of pid {pid}"),
-        todo: "run `cr verify`, and restore an older checkpoint with --id".to_owned(),
+        at.map(|at| self.all.remove(at)).ok_or_else(|| Error::NotHere {
+            what: "the checkpoint".to_owned(),
+            why: format!("its record `{}` has nothing of pid {pid}", self.name),
+            todo: "run `cr verify`, and restore an older checkpoint with --id".to_owned(),
+        })
     }
 }

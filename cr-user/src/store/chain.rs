@@ -62,6 +62,12 @@ impl Chain {
         &self.images[0]
     }
 
+    /// The chain of its parent; none of a full checkpoint.
+    pub(super) fn into_parent(mut self) -> Option<Self> {
+        self.images.remove(0);
+        Some(self).filter(|parent| !parent.images.is_empty())
+    }
+
     /// Ids of all spaces that any image speaks of, ascending. The newest image's records say which still exist.
     pub fn space_ids(&self) -> BTreeSet<u64> {
         self.images.iter().flat_map(Image::space_ids).collect()

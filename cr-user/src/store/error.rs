@@ -129,6 +129,22 @@ pub enum Error {
         /// What it builds on.
         parent: u64,
     },
+    /// A compaction would need more memory than it may have.
+    #[error(
+        "cannot compact checkpoint {id} in {}: keeping account of its {runs} runs of pages takes {} MiB of memory, more than --memory-limit; give it more",
+        dir.display(),
+        needed.div_ceil(1 << 20)
+    )]
+    CompactionTooLarge {
+        /// The store.
+        dir: PathBuf,
+        /// The newest checkpoint.
+        id: u64,
+        /// Runs of pages.
+        runs: u64,
+        /// Bytes of memory.
+        needed: u64,
+    },
     /// Nothing was said of what to keep.
     #[error(
         "it was not said what to keep: give at least one of --keep-last, --keep-hourly, --keep-daily, --keep-weekly and --keep-bytes; nothing was removed"
@@ -164,7 +180,7 @@ impl Error {
         match self {
             Self::Image(error) => error.exit_code(),
             Self::Io { .. } => 124,
-            Self::NoRules => 2,
+            Self::NoRules | Self::CompactionTooLarge { .. } => 2,
             Self::Injected(_) => 125,
             _ => 122,
         }

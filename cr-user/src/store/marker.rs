@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,8 @@ pub const MARKER: &str = "cr-store.json";
 const UNFINISHED: &str = "cr-store.json.tmp";
 /// The version of the directory's layout.
 const FORMAT: u64 = 1;
+/// A marker has less bytes than this, also one of a newer format.
+const LONGEST: u64 = 1 << 16;
 
 /// The marker's contents.
 #[derive(Serialize, Deserialize)]
@@ -34,7 +36,7 @@ struct Format {
 /// The job of the store in `dir`; none if there is no marker (or no directory).
 pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
     let path = dir.join(MARKER);
-    let text = match fs::read(&path) {
+    let text = match read_start(&path) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(source) => return Err(Error::io(&path, "read", source)),
@@ -46,6 +48,18 @@ pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
     }
     let marker: Marker = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
     Ok(Some(marker.job.parse().map_err(|why| bad(format!("{why}, not `{}`", marker.job)))?))
+}
+
+/// The first bytes of a regular file: as many as a marker can have. Something else is refused, without waiting for the other end
+/// of a FIFO.
+fn read_start(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The job of the store in `dir`, which becomes a store if it is missing or empty.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cr-store.json` | marks the directory as a store: `{"format":1,"job":"<32 hex digits>"}` |
 //! | `00000001.cr`, … | one published checkpoint each, named by its number |
+//! | `compacted.tmp` | a full image that is being made [of a chain](compact); it gets its number when it is published |
 //! | `*.tmp` | not published; what a dead writer left is removed by the next one |
 //! | `lock` | locked (`flock`) by the writer, whose pid it holds |
 //!
@@ -11,8 +12,10 @@
 //! ([`StoreWriter`]). Other names belong to other parts of `cr` and are left alone.
 
 mod chain;
+pub mod compact;
 mod error;
 mod marker;
+mod pages;
 pub mod prune;
 mod resolve;
 mod verify;
@@ -25,8 +28,9 @@ use std::path::{Path, PathBuf};
 pub use chain::Chain;
 pub use error::{Error, Result};
 pub use marker::MARKER;
+pub use pages::PageReader;
 pub use resolve::{Resolve, Resolved, Source};
-pub use verify::{Problem, Report};
+pub use verify::{Judge, Problem, Report};
 pub use writer::{LOCK, StoreWriter};
 
 use crate::disk::Disk;

@@ -139,6 +139,11 @@ impl StoreWriter {
     /// durable: what was removed until then is gone, and what is left is whole.
     pub fn prune(&self, rules: &Rules, in_use: Option<u64>) -> Result<Pruned> {
         let plan = self.store().plan_pruning(rules, in_use)?;
+        if !plan.removed.is_empty() {
+            // An earlier pruning may have failed between a removal and its becoming durable. What is gone since must not come back
+            // without that on which it builds.
+            self.store().sync_names()?;
+        }
         for Fate { id, .. } in plan.removed.iter().rev() {
             fault::point("prune.remove")?;
             let path = self.store().image_path(*id);

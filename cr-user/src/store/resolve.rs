@@ -12,7 +12,8 @@ pub enum Source {
     Stored {
         /// Position in [`Chain::images`](super::Chain::images), 0 being the newest.
         image: usize,
-        /// Byte offset in that image's file, a multiple of 4096. The pages of a run follow each other.
+        /// Byte offset in that image's file, a multiple of 4096: of an image whose pages are in blocks, where the page would be if
+        /// they were not. The pages of a run follow each other.
         offset: u64,
     },
     /// All bytes are zero.

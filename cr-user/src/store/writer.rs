@@ -5,10 +5,12 @@ use std::io::{ErrorKind, Read};
 
 use super::{Error, Result, Store, TEMPORARY_SUFFIX, image_name, parse_image_name};
 use crate::disk::DiskFile;
-use crate::image::{Finished, HeaderInfo, ImageWriter, Parent};
+use crate::image::{Compression, Finished, HeaderInfo, ImageWriter, Parent};
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
+/// Bytes that a pid and its line end can have.
+const LONGEST_PID: u64 = 32;
 
 /// A store that this process alone may write to, as long as this value (and every copy of its descriptor) lives.
 ///
@@ -33,7 +35,7 @@ impl StoreWriter {
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
                 // The pid is a courtesy: without it, the error is the same.
-                let _ = lock.file().read_to_string(&mut text);
+                let _ = lock.file().take(LONGEST_PID).read_to_string(&mut text);
                 return Err(Error::Locked { dir: store.dir, pid: parse_holder(&text) });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
@@ -54,12 +56,23 @@ impl StoreWriter {
     /// Begins an image with the next free number. An unfinished image that could not be removed has its number still, and so
     /// has one that is being written.
     pub fn begin(&self) -> Result<ImageWriter> {
+        self.begin_packed(Compression::None)
+    }
+
+    /// The same, with pages compressed.
+    pub fn begin_packed(&self, compression: Compression) -> Result<ImageWriter> {
+        let id = self.next_id()?;
+        let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
+        let info = HeaderInfo { id, job: self.store.job };
+        Ok(ImageWriter::create_packed_on(&self.store.disk, &path, info, compression)?)
+    }
+
+    /// The next free number.
+    pub(super) fn next_id(&self) -> Result<u64> {
         let names = self.store.names()?;
         let taken =
             names.iter().filter_map(|name| parse_image_name(name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name)));
-        let id = taken.max().unwrap_or(0) + 1;
-        let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
-        Ok(ImageWriter::create_on(&self.store.disk, &path, HeaderInfo { id, job: self.store.job })?)
+        Ok(taken.max().unwrap_or(0) + 1)
     }
 
     /// Makes a finished image part of the store, atomically and durably: rename, then `fsync` of the directory.

@@ -1,6 +1,6 @@
 //! What a controller does when it is asked, and we do where there is none: one checkpoint of a running job, the pruning of a store.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,6 +11,7 @@ use super::control::{self, Place};
 use super::protocol::{Answer, Command, Done, Less, Response, Status};
 use super::{once, signals};
 use crate::checkpoint::{self, Job};
+use crate::compact;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::object;
@@ -19,6 +20,8 @@ use crate::store::{self, Store, StoreWriter};
 
 /// How long to wait for a lock whose holder does not answer: it may be starting, ending, or another `cr checkpoint`.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest answer in bytes: a line about each of some hundred thousand checkpoints.
+const LONGEST_ANSWER: u64 = 1 << 26;
 
 /// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be; with `kill`, ends the job once the
 /// checkpoint is durable.
@@ -97,6 +100,22 @@ pub fn prune(store: &Store, rules: Rules, dry_run: bool) -> Result<Pruned> {
     }
 }
 
+/// Makes one full image of the newest checkpoint of a store and of all that it builds on. If a resident controller holds the store, it
+/// does it, between checkpoints and within its own limit of memory.
+///
+/// # Errors
+/// Those of [`compact::compact`], and when somebody else writes to the store.
+pub fn compact(store: &Store, options: &compact::Options) -> Result<compact::Report> {
+    let request = || Command::Compact { bandwidth: options.bandwidth };
+    if let Some(response) = ask(store.dir(), request())? {
+        return compacted(response);
+    }
+    match lock(store, request)? {
+        Turn::Writer(writer) => compact::compact(&writer, options),
+        Turn::Answered(response) => compacted(response),
+    }
+}
+
 enum Turn {
     Writer(StoreWriter),
     Answered(Response),
@@ -132,6 +151,14 @@ fn pruned(response: Response) -> Result<Pruned> {
     }
 }
 
+fn compacted(response: Response) -> Result<compact::Report> {
+    match response.answer {
+        Answer::Ok(Done::Compacted(report)) => Ok(report),
+        Answer::Ok(_) => Err(strange("something else than what it compacted")),
+        Answer::Error(failure) => Err(failure.into()),
+    }
+}
+
 /// Asks the controller of a store; none if there is no controller.
 fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
     let talking = |e: io::Error| Error::system(format!("talking to the controller of {}", dir.display()), e);
@@ -150,7 +177,7 @@ fn ask(dir: &Path, command: Command) -> Result<Option<Response>> {
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(talking)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(talking)?;
+    BufReader::new(stream.take(LONGEST_ANSWER)).read_line(&mut answer).map_err(talking)?;
     if answer.is_empty() {
         return Err(talking(io::ErrorKind::UnexpectedEof.into()));
     }

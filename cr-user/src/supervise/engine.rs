@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
+use super::compactor::{Automatic, Compactor};
 use super::protocol::{Done, Less, Response};
 use super::{Cut, Started};
 use crate::checkpoint::{self, Activity, Job, Only, Report};
@@ -49,6 +50,8 @@ enum Order {
     Checkpoint { how: How, reply: oneshot::Sender<Result<Landed>> },
     /// Remove checkpoints that the rules do not keep.
     Prune { rules: Rules, dry_run: bool, reply: oneshot::Sender<Response> },
+    /// Make one image of the newest checkpoint and all that it builds on.
+    Compact { bandwidth: Option<u64>, reply: oneshot::Sender<Response> },
     /// Say what the job is doing.
     Look { reply: oneshot::Sender<Option<Activity>> },
 }
@@ -72,6 +75,8 @@ pub(super) struct Landed {
     pub(super) report: Report,
     /// What the job is doing since.
     pub(super) activity: Activity,
+    /// Bytes of the full image that was made of the chain since the checkpoint before.
+    pub(super) compacted: Option<u64>,
 }
 
 /// The thread, as its employer sees it.
@@ -98,7 +103,7 @@ pub(super) struct Begun {
 }
 
 impl Engine {
-    /// Starts the thread, which begins by getting hold of the job. With `stays`, more than one checkpoint is to be expected.
+    /// Starts the thread, which begins by getting hold of the job. Without `compaction`, one checkpoint is to be expected and no more.
     ///
     /// # Errors
     /// When the kernel makes no thread.
@@ -106,8 +111,9 @@ impl Engine {
         origin: Origin,
         writer: StoreWriter,
         options: checkpoint::Options,
-        stays: bool,
+        compaction: Option<Automatic>,
     ) -> Result<Self> {
+        let stays = compaction.is_some();
         let (orders, work) = mpsc::channel::<Order>();
         let (tell, begun) = oneshot::channel();
         let turn = Arc::new(AtomicU8::new(UNDECIDED));
@@ -127,19 +133,28 @@ impl Engine {
             if let Some(job) = held.job.as_mut().filter(|_| stays) {
                 job.watch();
             }
-            while let Some(order) = next_order(&work) {
+            let mut compactor = Compactor::new(compaction.unwrap_or(Automatic::NEVER));
+            while let Some(order) = next_order(&work, &mut compactor, &mut held, &writer) {
                 match order {
                     Order::Look { reply } => drop(reply.send(held.job.as_ref().map(Job::activity))),
                     Order::Prune { rules, dry_run, reply } => {
                         drop(reply.send(held.prune(&writer, &rules, dry_run)));
                     }
+                    Order::Compact { bandwidth, reply } => compactor.ask(bandwidth, &writer, reply),
                     Order::Checkpoint { how, reply } => {
                         let kill = how.kill;
-                        let outcome = held.checkpoint(&writer, &how.options(&options));
-                        if kill && outcome.is_ok() {
-                            held.kill();
+                        let mut outcome = held.checkpoint(&writer, &how.options(&options));
+                        match &mut outcome {
+                            Ok(_) if kill => held.kill(),
+                            Ok(landed) => landed.compacted = compactor.take_news(),
+                            Err(error) if error.is_full_disk() => compactor.make_room(),
+                            Err(_) => (),
                         }
+                        let report = outcome.as_ref().ok().filter(|_| !kill).map(|landed| landed.report.clone());
                         let _ = reply.send(outcome);
+                        if let Some(report) = report {
+                            compactor.landed(&report, &writer);
+                        }
                     }
                 }
             }
@@ -178,6 +193,11 @@ impl Engine {
     /// Orders a pruning, which is done between checkpoints. The engine answers by itself.
     pub(super) fn prune(&self, rules: Rules, dry_run: bool, reply: oneshot::Sender<Response>) {
         let _ = self.orders.send(Order::Prune { rules, dry_run, reply });
+    }
+
+    /// Orders a compaction, which is done between other orders. The engine answers by itself.
+    pub(super) fn compact(&self, bandwidth: Option<u64>, reply: oneshot::Sender<Response>) {
+        let _ = self.orders.send(Order::Compact { bandwidth, reply });
     }
 
     /// Asks what the job is doing. The answer comes once all that was ordered before is done.
@@ -229,22 +249,35 @@ impl How {
         options.quiet = self.quiet;
         options.ends = self.kill;
         options.udp = self.less.udp.or(options.udp);
+        options.compression = self.less.compression.or(options.compression);
         options
     }
 }
 
-/// Waits for an order. Meanwhile processes that end, though we hold what is left of their main thread, are let go to their
-/// parents.
-fn next_order(work: &mpsc::Receiver<Order>) -> Option<Order> {
+/// Waits for an order. Meanwhile the chain is compacted, if that is to be done; and processes that end, though we hold what is left of
+/// their main thread, are let go to their parents.
+fn next_order(
+    work: &mpsc::Receiver<Order>,
+    compactor: &mut Compactor,
+    held: &mut Held,
+    writer: &StoreWriter,
+) -> Option<Order> {
     /// How long a parent may have to wait to hear of it.
     const PATIENCE: Duration = Duration::from_millis(100);
-    while freeze::holds_ended() {
-        match work.recv_timeout(PATIENCE) {
-            Err(mpsc::RecvTimeoutError::Timeout) => freeze::let_go_of_ended(),
+    loop {
+        let ended = freeze::holds_ended().then_some(PATIENCE);
+        let order = match compactor.pause().into_iter().chain(ended).min() {
+            None => return work.recv().ok(),
+            Some(pause) => work.recv_timeout(pause),
+        };
+        match order {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                freeze::let_go_of_ended();
+                compactor.work(writer, held.job.as_mut());
+            }
             order => return order.ok(),
         }
     }
-    work.recv().ok()
 }
 
 fn died() -> Error {
@@ -275,7 +308,7 @@ impl Held {
             }
         };
         let report = job.checkpoint(writer, options)?;
-        Ok(Landed { report, activity: job.activity() })
+        Ok(Landed { report, activity: job.activity(), compacted: None })
     }
 
     /// Prunes the store, but for what the next delta builds on.

@@ -18,7 +18,7 @@ pub(super) fn checkpoint(
 ) -> Result<Checkpoint> {
     let store = writer.store().clone();
     let mut journal = Journal::open(store.dir());
-    let engine = Engine::start(Origin::Process(pid), writer, options.clone(), false)?;
+    let engine = Engine::start(Origin::Process(pid), writer, options.clone(), None)?;
     let taken = event_loop()?.block_on(take(engine, kill, &store));
     match taken {
         Ok(report) => {

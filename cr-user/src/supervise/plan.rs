@@ -78,8 +78,12 @@ impl Plan {
     }
 
     /// The checkpoint that began last is durable: learns from it, and counts the interval from its start on.
-    pub(super) fn learn(&mut self, Landed { report, activity }: &Landed) {
+    pub(super) fn learn(&mut self, Landed { report, activity, compacted }: &Landed) {
         let faults = self.faults_on_protected(report, activity);
+        if let Some(bytes) = compacted {
+            // Of what the job had at the checkpoint before.
+            self.sizes.took_full(*bytes, self.content_pages);
+        }
         self.faults = activity.write_faults;
         self.content_pages = activity.content_pages;
         if report.parent.is_none() {

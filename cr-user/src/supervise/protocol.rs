@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Activity, MemoryRange, Options};
+use crate::compact::Report;
 use crate::describe::{Checkpoint, Kind};
 use crate::error::Error;
+use crate::image::Compression;
 use crate::object::files::external::Key;
 use crate::object::files::inet::Policy;
 use crate::object::files::net::queue;
@@ -49,6 +51,12 @@ pub enum Command {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Make one full image of the newest checkpoint and all that it builds on.
+    Compact {
+        /// Most bytes a second; none: as many as there can be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bandwidth: Option<u64>,
+    },
     /// Say what you hold.
     Status,
 }
@@ -71,6 +79,9 @@ pub struct Less {
     /// What becomes of datagrams that the job has not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp: Option<queue::Policy>,
+    /// Whether and how pages are compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 impl From<&Options> for Less {
@@ -78,7 +89,8 @@ impl From<&Options> for Less {
         let all = &options.leave_out;
         let external = options.external.clone();
         let tcp = Some(options.tcp).filter(|tcp| *tcp != Policy::default());
-        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp, udp: options.udp }
+        let (udp, compression) = (options.udp, options.compression);
+        Self { skip_memory: all.asked.clone(), honour_dontdump: all.dont_dump, external, tcp, udp, compression }
     }
 }
 
@@ -119,6 +131,8 @@ pub enum Done {
     Status(Box<Status>),
     /// What was removed.
     Pruned(Pruned),
+    /// What was compacted.
+    Compacted(Report),
 }
 
 /// The state of a controller. The names are those of the documented JSON.
@@ -241,12 +255,13 @@ mod tests {
             external: vec!["unix:@a".parse().unwrap()],
             tcp: Some(Policy::Close),
             udp: Some(queue::Policy::Drop),
+            compression: Some(Compression::Zstd),
         };
         let command = Command::Checkpoint { kill: false, pid: None, less };
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(
             line,
-            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close","udp":"drop"}"#
+            r#"{"v":1,"cmd":"checkpoint","kill":false,"skip_memory":["0x1000-0x3000"],"honour_dontdump":true,"external":["unix:@a"],"tcp":"close","udp":"drop","compression":"zstd"}"#
         );
         assert_eq!(parse(&line).unwrap(), command);
         let command = Command::Checkpoint { kill: false, pid: Some(7), less: Less::default() };
@@ -257,6 +272,11 @@ mod tests {
         let line = serde_json::to_string(&command.clone().request()).unwrap();
         assert_eq!(line, r#"{"v":1,"cmd":"prune","keep_last":3,"keep_bytes":1073741824,"dry_run":true}"#);
         assert_eq!(parse(&line).unwrap(), command);
+        let command = Command::Compact { bandwidth: Some(1 << 20) };
+        let line = serde_json::to_string(&command.clone().request()).unwrap();
+        assert_eq!(line, r#"{"v":1,"cmd":"compact","bandwidth":1048576}"#);
+        assert_eq!(parse(&line).unwrap(), command);
+        assert_eq!(parse(r#"{"v":1,"cmd":"compact"}"#).unwrap(), Command::Compact { bandwidth: None });
         let bare = Command::Prune { rules: Rules::default(), dry_run: false };
         assert_eq!(parse(r#"{"v":1,"cmd":"prune"}"#).unwrap(), bare, "which is refused when it is carried out");
     }
@@ -300,7 +320,20 @@ mod tests {
             problem: None,
         };
         let pruned = Pruned { dry_run: false, kept: vec![kept], removed: Vec::new() };
-        let done = [Done::Status(Box::new(status)), Done::Pruned(pruned)].map(Response::ok);
+        let compacted = Report {
+            id: 18,
+            compacted_from: Some(17),
+            images: 17,
+            stored_pages: 9,
+            stored_bytes: 50_000,
+            copied_pages: 2,
+            shared_pages: 7,
+            total_ms: 12,
+        };
+        let full = Report { compacted_from: None, images: 1, ..compacted.clone() };
+        let done =
+            [Done::Status(Box::new(status)), Done::Pruned(pruned), Done::Compacted(compacted), Done::Compacted(full)];
+        let done = done.map(Response::ok);
         for response in done.into_iter().chain([Response::error(121, "gone")]) {
             let line = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");

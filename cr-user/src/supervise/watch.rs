@@ -121,7 +121,7 @@ struct Wish {
 /// What the engine has to say.
 enum News {
     /// What became of the checkpoint under way.
-    Landed(Result<Landed>),
+    Landed(Box<Result<Landed>>),
     /// What the job is doing.
     Seen(Option<Activity>),
 }
@@ -205,6 +205,7 @@ impl<'c> Desk<'c> {
                 self.board.ask(reply);
                 self.look.get_or_insert_with(|| self.engine.look());
             }
+            Command::Compact { bandwidth } => self.engine.compact(bandwidth, reply),
             Command::Prune { rules, dry_run } => self.engine.prune(rules, dry_run, reply),
             Command::Checkpoint { pid: Some(pid), .. } if pid != self.pid => {
                 let (dir, held) = (self.config.store.display(), self.pid);
@@ -258,7 +259,7 @@ impl<'c> Desk<'c> {
         tokio::select! {
             biased;
             seen = async { look.as_mut().expect("a question").seen().await }, if look.is_some() => News::Seen(seen),
-            outcome = async { flight.as_mut().expect("a flight").0.landed().await }, if flight.is_some() => News::Landed(outcome),
+            outcome = async { flight.as_mut().expect("a flight").0.landed().await }, if flight.is_some() => News::Landed(Box::new(outcome)),
         }
     }
 

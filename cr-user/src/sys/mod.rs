@@ -20,6 +20,7 @@ pub mod parked;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod reflink;
 pub mod socket;
 pub mod stub;
 pub mod task;

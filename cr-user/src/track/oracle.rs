@@ -121,6 +121,24 @@ impl Oracle {
     }
 }
 
+/// Whether somebody else tracks memory of a process that has no oracle of ours: the controller of another store, say. What its page
+/// tables say was written is then what was written since that one asked last, and to ask would take the answer away from it.
+pub fn is_anothers(pid: i32) -> bool {
+    let (Ok(pagemap), Ok(vmas)) = (pagemap_of(pid), procfs::maps(pid)) else { return false };
+    // Asked of a mapping that is not tracked, the kernel refuses.
+    let query = Query {
+        all: pagemap::IS_WRITTEN,
+        any: 0,
+        inverted: 0,
+        report: pagemap::IS_WRITTEN,
+        protect: false,
+        tracked_only: true,
+    };
+    vmas.iter()
+        .filter(|vma| !vma.shared)
+        .any(|vma| pagemap::scan(pagemap.as_fd(), vma.start, vma.start + PAGE, query, &mut [Region::default()]).is_ok())
+}
+
 /// `/proc/PID/pagemap`, for scans.
 ///
 /// # Errors

@@ -3,6 +3,11 @@
 use std::fs;
 
 use cr::image::{Content, Extent, IndexInfo, PAGE_SIZE, Parent, Space};
+use cr::object::memory::aio::AioRing;
+use cr::object::memory::backing::{Backing, FileStamp, Object, ObjectKind};
+use cr::object::memory::{self, Mapping, Mappings};
+use cr::object::{KINDS, records};
+use cr::store::Store;
 
 use crate::{FILES, Random, THREADS, new_store, publish};
 
@@ -125,4 +130,144 @@ fn the_documented_offsets_are_the_real_ones() {
         assert_eq!((field(&bytes, extent), field(&bytes, extent + 8)), (first_page, pages));
         assert_eq!((bytes[extent + 16], field(&bytes, extent + 24)), (tag, slot));
     }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+/// What the second reader makes of a mapping.
+#[derive(Debug, PartialEq)]
+struct Read {
+    start: u64,
+    end: u64,
+    prot: u32,
+    shared: bool,
+    offset: u64,
+    backing: String,
+    advice: u32,
+    page_size: u64,
+    name: Option<String>,
+    guards: Vec<(u64, u64)>,
+}
+
+/// A mapping of the record `mappings`, 160 bytes.
+fn mapping(bytes: &[u8], at: usize) -> Read {
+    let stamp = |at: usize| {
+        format!(
+            "{} of {} bytes at {}.{}",
+            string(bytes, at),
+            field(bytes, at + 16),
+            field(bytes, at + 24),
+            field(bytes, at + 32)
+        )
+    };
+    // An enumeration: its tag, and its fields at their own alignment, which is 8 in all of these.
+    let backing = at + 32;
+    let backing = match bytes[backing] {
+        0 => "anonymous".to_owned(),
+        1 => format!("kernel {}", string(bytes, backing + 8)),
+        2 => format!("file {}", stamp(backing + 8)),
+        3 => {
+            let (space, kind, size) = (field(bytes, backing + 8), backing + 16, field(bytes, backing + 64));
+            let kind = match bytes[kind] {
+                0 => "shared".to_owned(),
+                1 => format!("memfd {}", string(bytes, kind + 8)),
+                2 => format!("deleted {}", string(bytes, kind + 8)),
+                3 => format!("written {}", stamp(kind + 8)),
+                4 => format!("segment {}", word(bytes, kind + 4)),
+                other => panic!("no kind of object {other}"),
+            };
+            format!("object {space} of {size} bytes: {kind}")
+        }
+        4 => {
+            let (text, len) = vector(bytes, backing + 24);
+            format!("ring {} {:?}", word(bytes, backing + 8), &bytes[text..text + len])
+        }
+        other => panic!("no backing {other}"),
+    };
+    let (guards, count) = vector(bytes, at + 144);
+    Read {
+        start: field(bytes, at),
+        end: field(bytes, at + 8),
+        prot: word(bytes, at + 16),
+        shared: bytes[at + 20] == 1,
+        offset: field(bytes, at + 24),
+        backing,
+        advice: word(bytes, at + 104),
+        page_size: field(bytes, at + 112),
+        name: (bytes[at + 120] == 1).then(|| string(bytes, at + 128)),
+        guards: (0..count).map(|n| (field(bytes, guards + 16 * n), field(bytes, guards + 16 * n + 8))).collect(),
+    }
+}
+
+/// By the page's rules on how a structure is laid out, and by the order of the fields in the source.
+#[test]
+fn a_record_is_laid_out_as_documented() {
+    let stamp = FileStamp { path: "/usr/lib/a library with a long name.so".into(), size: 5, mtime: 6, mtime_ns: 7 };
+    let object = |kind| Backing::Object(Object { space: 1 << 32, kind, size: 8192 });
+    let ring = AioRing { id: 9, places: 10, head: 1, tail: 2, bytes: vec![1, 2, 3] };
+    let all = [
+        (Backing::Anonymous, "anonymous"),
+        (Backing::Kernel("[vdso]".into()), "kernel [vdso]"),
+        (Backing::File(stamp.clone()), "file /usr/lib/a library with a long name.so of 5 bytes at 6.7"),
+        (object(ObjectKind::SharedAnonymous), "object 4294967296 of 8192 bytes: shared"),
+        (object(ObjectKind::Memfd("m".into())), "object 4294967296 of 8192 bytes: memfd m"),
+        (object(ObjectKind::Deleted("/gone".into())), "object 4294967296 of 8192 bytes: deleted /gone"),
+        (
+            object(ObjectKind::Written(stamp)),
+            "object 4294967296 of 8192 bytes: written /usr/lib/a library with a long name.so of 5 bytes at 6.7",
+        ),
+        (object(ObjectKind::SystemV(77)), "object 4294967296 of 8192 bytes: segment 77"),
+        (Backing::Aio(ring), "ring 9 [1, 2, 3]"),
+    ];
+    let (mut mappings, mut wanted) = (Vec::new(), Vec::new());
+    for (n, (backing, words)) in (1..).zip(all) {
+        let (start, name) = (n << 20, (n % 2 == 0).then(|| format!("name {n}")));
+        let guards = (0..n % 3).map(|g| (start + g * 4096, 4096)).collect::<Vec<_>>();
+        mappings.push(Mapping {
+            start,
+            end: start + 8192,
+            prot: n as i32,
+            shared: n % 2 == 1,
+            offset: n * 4096,
+            backing,
+            advice: 1 << n,
+            page_size: 4096,
+            name: name.clone(),
+            guards: guards.clone(),
+        });
+        wanted.push(Read {
+            start,
+            end: start + 8192,
+            prot: n as u32,
+            shared: n % 2 == 1,
+            offset: n * 4096,
+            backing: words.to_owned(),
+            advice: 1 << n,
+            page_size: 4096,
+            name,
+            guards,
+        });
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let writer = Store::create_or_open(dir.path(), KINDS).and_then(|store| store.lock()).expect("a new store");
+    let image = writer.begin().expect("begin");
+    let record = vec![Mappings { pid: 40, all: Vec::new() }, Mappings { pid: 41, all: mappings }];
+    records::put(&image, memory::KIND, &record).expect("record");
+    writer.publish(image.finish(IndexInfo::default()).expect("finish")).expect("publish");
+    let bytes = fs::read(writer.store().image_path(1)).expect("read");
+
+    let footer = bytes.len() - FOOTER;
+    let root = (field(&bytes, footer + 56) + field(&bytes, footer + 64)) as usize - 176;
+    let (entry, count) = vector(&bytes, root + 144);
+    assert_eq!((count, short(&bytes, entry)), (1, 3));
+    let end = (field(&bytes, entry + 8) + field(&bytes, entry + 16)) as usize;
+    // The root of a record stands at its end: here a vector.
+    let (of_process, count) = vector(&bytes, end - 16);
+    assert_eq!((count, word(&bytes, of_process), word(&bytes, of_process + 24)), (2, 40, 41));
+    assert_eq!(vector(&bytes, of_process + 8).1, 0);
+    let (first, count) = vector(&bytes, of_process + 24 + 8);
+    let read: Vec<Read> = (0..count).map(|n| mapping(&bytes, first + 160 * n)).collect();
+    assert_eq!(read, wanted);
 }

@@ -1,9 +1,12 @@
 //! The image format and the store, without privileges (one test wants root and says so where it is not).
 
 mod chain;
+mod compact;
 mod crash;
 mod damage;
 mod format;
+mod misplaced;
+mod packed;
 mod prune;
 mod roundtrip;
 mod store;
@@ -14,7 +17,7 @@ use cr::image::{Content, Extent, IndexInfo, PAGE_SIZE, Parent, RecordKind, Space
 use cr::store::{Store, StoreWriter};
 
 /// The record kinds that these tests know.
-const KNOWN: &[RecordKind] = &[THREADS, FILES];
+const KNOWN: &[RecordKind] = &[THREADS, FILES, cr::store::compact::KIND];
 const THREADS: RecordKind = RecordKind { id: 1, version: 2, name: "threads" };
 const FILES: RecordKind = RecordKind { id: 7, version: 1, name: "files" };
 

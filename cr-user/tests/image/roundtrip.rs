@@ -137,12 +137,17 @@ fn what_contradicts_itself_is_not_written() {
     let spaces = |extents| IndexInfo { spaces: vec![Space { id: 1, extents }], ..IndexInfo::default() };
     let child_of = |id| IndexInfo { parent: Some(Parent { id, hash: [0; 32] }), ..IndexInfo::default() };
     let twice = vec![Space { id: 1, extents: vec![] }, Space { id: 1, extents: vec![] }];
+    let borrowed = |first_page, pages, slot| Extent { first_page, pages, content: Content::Borrowed { back: 1, slot } };
+    let beyond = vec![Space { id: 1 << 63, extents: vec![] }];
     let cases = [
         ("overlap", spaces(vec![stored(10, 2, 0), stored(11, 1, 0)])),
         ("out of order", spaces(vec![stored(10, 1, 0), stored(9, 1, 0)])),
         ("empty", spaces(vec![stored(10, 0, 0)])),
         ("no such slot", spaces(vec![stored(10, 2, 1)])),
         ("slots overflow", spaces(vec![stored(10, 2, u64::MAX - 1)])),
+        ("borrowed slots overflow", spaces(vec![borrowed(10, 1, u64::MAX)])),
+        ("borrowed slots that no file can have", spaces(vec![borrowed(10, 1, 1 << 52)])),
+        ("a space beyond all numbers", IndexInfo { spaces: beyond, ..IndexInfo::default() }),
         ("pages overflow", spaces(vec![Extent { first_page: 10, pages: u64::MAX, content: Content::Zero }])),
         ("beyond 64-bit addresses", spaces(vec![Extent { first_page: 1 << 52, pages: 1, content: Content::Zero }])),
         ("own parent", child_of(9)),

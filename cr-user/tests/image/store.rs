@@ -1,6 +1,6 @@
 //! The directory: who may use it, what is in it, and what is wrong with it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -67,6 +67,20 @@ fn a_marker_that_is_newer_or_nonsense_is_refused() {
             assert_eq!((newer, error.exit_code()), (number == 0, 122), "{text}: {error}");
         }
     }
+}
+
+/// What stands in its place may have no end, or nobody who writes to it.
+#[test]
+fn a_marker_that_cannot_be_read_through_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let marker = dir.path().join(MARKER);
+    File::create(&marker).expect("create").set_len(1 << 40).expect("a hole");
+    let error = Store::open_existing(dir.path(), KNOWN).expect_err("no marker is as large");
+    assert!(matches!(error, Error::BadMarker { .. }), "{error}");
+    fs::remove_file(&marker).expect("remove");
+    nix::unistd::mkfifo(&marker, nix::sys::stat::Mode::S_IRUSR).expect("a FIFO");
+    let error = Store::open_existing(dir.path(), KNOWN).expect_err("it is a FIFO").to_string();
+    assert!(error.contains("cr-store.json") && error.contains("not a regular file"), "{error}");
 }
 
 #[test]

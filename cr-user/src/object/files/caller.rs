@@ -16,7 +16,7 @@ use crate::procfs;
 use crate::sys::tty::{self, Number, Setting, Settings};
 
 /// What the terminal of a job in the foreground is like.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// `termios(3)`.
     pub settings: Settings,

@@ -24,7 +24,7 @@ const NFS: i64 = 0x6969;
 const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
 /// A file without a name.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Deleted {
     /// The content space that its bytes are in; descriptions of one file have one space.
     pub space: u64,

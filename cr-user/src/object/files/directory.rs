@@ -15,7 +15,7 @@ use super::{FilePath, No, not_here, open_again, seek};
 use crate::error::{Error, Result};
 
 /// A directory.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
     /// Its path.
     pub path: FilePath,

@@ -30,7 +30,7 @@ const LOOKS: u32 = 10;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// An epoll set.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Epoll {
     /// Access mode and status flags (`O_*`).
     pub flags: i32,
@@ -41,7 +41,7 @@ pub struct Epoll {
 }
 
 /// One file that a set watches.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
     /// The number under which it was added.
     pub fd: i32,
@@ -58,7 +58,7 @@ pub struct Watch {
 }
 
 /// How a file is made ready for something. Only a report disarms a one-shot watch.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
     /// It is.
     Nothing,

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::sys::events;
 
 /// An event counter.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Eventfd {
     /// Its count.
     pub count: u64,

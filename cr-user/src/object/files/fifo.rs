@@ -19,7 +19,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::sys::fd::{self, fcntl};
 
 /// One FIFO.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Fifo {
     /// Where it is, or was.
     pub path: FilePath,
@@ -36,11 +36,12 @@ pub struct Fifo {
     /// Whether its data are packets (`O_DIRECT`) rather than a stream.
     pub packets: bool,
     /// What was written and not yet read: a packet each, or the stream in one piece.
+    #[serde(serialize_with = "crate::object::shown::lists")]
     pub pieces: Vec<Vec<u8>>,
 }
 
 /// One description of a FIFO. Its access mode says which end it is.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct FifoEnd {
     /// Index of the FIFO in [`Files::fifos`](super::Files::fifos).
     pub fifo: u32,

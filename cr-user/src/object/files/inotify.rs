@@ -23,7 +23,7 @@ const MOST: i32 = 1 << 20;
 const DRAIN_EVERY: i32 = 4096;
 
 /// A set of watches.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Inotify {
     /// Access mode and status flags (`O_*`).
     pub flags: i32,
@@ -32,7 +32,7 @@ pub struct Inotify {
 }
 
 /// A file or directory that is watched.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Watched {
     /// The number of the watch.
     pub wd: i32,

@@ -19,7 +19,7 @@ use crate::remote::Call;
 use crate::sys::fd;
 
 /// One lock.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lock {
     /// How it was taken.
     pub kind: LockKind,
@@ -37,7 +37,7 @@ pub struct Lock {
 }
 
 /// How a lock was taken.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockKind {
     /// `flock(2)`.
     Flock,

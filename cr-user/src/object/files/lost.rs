@@ -12,7 +12,7 @@ use super::{FilePath, not_here, open_again, own_link};
 use crate::error::{Error, Result};
 
 /// A directory that was removed.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct LostDirectory {
     /// Where it was.
     pub path: FilePath,

@@ -29,7 +29,7 @@ const KNOWN_SEALS: i32 = LATE_SEALS | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | 
 const F_SEAL_EXEC: i32 = 0x20;
 
 /// A memory file.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Memfd {
     /// The content space that its bytes are in; descriptions of one file have one space.
     pub space: u64,

@@ -77,6 +77,7 @@ use nix::unistd::{Whence, lseek64};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
+use crate::object::spaces::is_object_space;
 use crate::sys::fd::fcntl;
 use crate::track::iters::FileRecord;
 
@@ -92,7 +93,7 @@ pub use unix::external;
 pub const KIND: RecordKind = RecordKind { id: 7, version: 8, name: "files" };
 
 /// The open files of the job.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Files {
     /// Open file descriptions.
     pub descriptions: Vec<Description>,
@@ -121,7 +122,7 @@ pub struct Files {
 }
 
 /// One table of descriptors.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     /// The processes that have it: more than one share it (`CLONE_FILES`).
     pub pids: Vec<i32>,
@@ -143,7 +144,7 @@ pub struct Holder<'a> {
 }
 
 /// One descriptor.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptor {
     /// Its number.
     pub fd: i32,
@@ -154,7 +155,7 @@ pub struct Descriptor {
 }
 
 /// One open file description.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum Description {
     /// A regular file that has a name.
     Regular(regular::Regular),
@@ -354,8 +355,11 @@ impl Files {
         self.descriptions[description as usize].is_late()
     }
 
-    /// Whether every index leads somewhere.
-    fn validate(&self) -> Result<()> {
+    /// Whether everything that the record refers to is in it. The error completes "the record of open files …".
+    ///
+    /// # Errors
+    /// What leads nowhere.
+    pub fn validate(&self) -> std::result::Result<(), String> {
         let row = |d: &Descriptor| d.fd >= 0 && (d.description as usize) < self.descriptions.len();
         let table = self.tables.iter().all(|t| !t.pids.is_empty() && t.rows.iter().all(row));
         let pipes = self.descriptions.iter().all(|d| match d {
@@ -370,17 +374,20 @@ impl Files {
         let locks = self.locks.iter().all(|l| (l.description as usize) < self.descriptions.len());
         let settings = self.settings.iter().all(|s| (s.description as usize) < self.descriptions.len());
         let lost = self.lost_places.iter().all(|(_, l)| (*l as usize) < self.lost.len());
-        if table && pipes && lost && locks && settings && self.watches().all(watch) {
-            return Ok(());
+        let spaces = self.descriptions.iter().filter_map(Description::space).all(is_object_space);
+        if !(table && pipes && spaces && lost && locks && settings && self.watches().all(watch)) {
+            return Err("refers to descriptions or pipes that it does not have".to_owned());
         }
-        let why = "it refers to descriptions or pipes that it does not have".to_owned();
-        Err(not_here("the record of open files".to_owned(), why, "restore an older checkpoint with --id"))
+        match unix::leads_nowhere(self).or_else(|| inet::leads_nowhere(self)) {
+            Some(socket) => Err(format!("has {socket}, which refers to what is not in the checkpoint")),
+            None => Ok(()),
+        }
     }
 }
 
 /// A path or name, which need not be UTF-8.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
-pub struct FilePath(pub Vec<u8>);
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct FilePath(#[serde(serialize_with = "crate::object::shown::bytes")] pub Vec<u8>);
 
 impl FilePath {
     /// For the standard library.
@@ -401,13 +408,12 @@ impl fmt::Display for FilePath {
     }
 }
 
-/// Compares every file with its record, and finds what has grown. Nothing is changed. `tcp` is what becomes of connections with
-/// somebody outside.
+/// Compares every file with its record, which is [valid](Files::validate), and finds what has grown. Nothing is changed. `tcp` is
+/// what becomes of connections with somebody outside.
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the first file that cannot be restored.
 pub fn check(files: &Files, policy: FilePolicy, tcp: inet::Policy) -> Result<RollbackPlan> {
-    files.validate()?;
     let mut plan = RollbackPlan::default();
     for description in &files.descriptions {
         match description {

@@ -23,7 +23,7 @@ use crate::sys::mqueue;
 pub(super) const MQUEUE: i64 = 0x1980_0202;
 
 /// One queue.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     /// Its name, with the slash.
     pub name: FilePath,
@@ -46,7 +46,7 @@ pub struct Queue {
 }
 
 /// One description of a queue.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct QueueEnd {
     /// Index of the queue in [`Files::queues`](super::Files::queues).
     pub queue: u32,

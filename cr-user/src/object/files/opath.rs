@@ -11,7 +11,7 @@ use super::{FilePath, No, not_here, open_again, regular};
 use crate::error::{Error, Result};
 
 /// A descriptor that names a file.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct PathOnly {
     /// Its path.
     pub path: FilePath,

@@ -15,7 +15,7 @@ const PIDFS: i64 = 0x5049_4446;
 const THREAD: i32 = libc::O_EXCL;
 
 /// A pidfd.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Pidfd {
     /// The process; none when it has ended and was waited for.
     pub pid: Option<i32>,

@@ -28,18 +28,19 @@ const LARGEFILE: i32 = 0o100_000;
 pub(super) const SETTABLE: i32 = libc::O_NONBLOCK | libc::O_DIRECT | libc::O_APPEND;
 
 /// One pipe.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Pipe {
     /// Bytes that it can hold (`F_GETPIPE_SZ`).
     pub capacity: u32,
     /// Whether its data are packets (`O_DIRECT`) rather than a stream.
     pub packets: bool,
     /// What was written and not yet read: a packet each, or the stream in one piece.
+    #[serde(serialize_with = "crate::object::shown::lists")]
     pub pieces: Vec<Vec<u8>>,
 }
 
 /// One description of a pipe. Its access mode says which end it is.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct PipeEnd {
     /// Index of the pipe in [`Files::pipes`](super::Files::pipes).
     pub pipe: u32,

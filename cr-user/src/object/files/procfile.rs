@@ -16,7 +16,7 @@ use crate::procfs;
 pub(super) const PROC: i64 = 0x9fa0;
 
 /// A file or directory of `/proc`.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct ProcFile {
     /// Its path.
     pub path: FilePath,

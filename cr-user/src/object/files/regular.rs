@@ -22,7 +22,7 @@ use super::{FilePath, links, not_here, open_again, seek};
 use crate::error::{Error, Result};
 
 /// A regular file.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Regular {
     /// Its path.
     pub path: FilePath,

@@ -14,7 +14,7 @@ use crate::remote::Call;
 use crate::sys::fd;
 
 /// The settings of one description, where they are not those of a new one.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// Index of the description.
     pub description: u32,

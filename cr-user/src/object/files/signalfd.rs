@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::sys::events;
 
 /// A descriptor that signals are read from.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Signalfd {
     /// The signals, signal 1 as the lowest bit.
     pub mask: u64,

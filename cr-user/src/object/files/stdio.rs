@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::sys::fd;
 
 /// One of the three standard descriptors.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Stdio {
     /// 0, 1 or 2: `cr restore`'s descriptor to take.
     pub number: i32,

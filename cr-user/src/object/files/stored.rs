@@ -1,17 +1,20 @@
 //! Open files as an image holds them: descriptions that are as they were in its parent are not stored again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rkyv::rancor;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Description, Files, KIND, not_here};
+use super::{Description, Files, KIND};
 use crate::error::{Error, Result};
-use crate::image::Image;
-use crate::object::records::get;
+use crate::image::{self, Image};
+use crate::object::records::{Sound, get};
+
+/// So many bytes of descriptions may be there more often than they are stored.
+const MOST_REPEATED: usize = 64 << 20;
 
 /// The record in an image.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stored {
     /// Everything but the descriptions that the parent has.
     pub files: Files,
@@ -20,7 +23,7 @@ pub struct Stored {
 }
 
 /// A description that is as it was.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inherited {
     /// Its index among all.
     pub at: u32,
@@ -72,9 +75,13 @@ impl Stored {
         Ok((Self { files, inherited }, Digests(all)))
     }
 
-    /// The whole, with those of its parent.
+    /// The whole, with those of its parent; none if it refers to what the parent does not have, or to the same so often that it
+    /// cannot be meant.
     fn join(self, parent: &Files) -> Option<Files> {
         let Self { mut files, inherited } = self;
+        if repeated_bytes(&inherited, parent)? > MOST_REPEATED {
+            return None;
+        }
         let count = files.descriptions.len() + inherited.len();
         let mut own = std::mem::take(&mut files.descriptions).into_iter();
         let mut inherited = inherited.into_iter().peekable();
@@ -87,6 +94,20 @@ impl Stored {
         }
         inherited.peek().is_none().then_some(files)
     }
+}
+
+/// Bytes of the records of descriptions that are inherited more than once, each time but the first: those need not be in any file.
+fn repeated_bytes(inherited: &[Inherited], parent: &Files) -> Option<usize> {
+    let (mut seen, mut sizes) = (HashSet::new(), HashMap::new());
+    let mut bytes = 0_usize;
+    for Inherited { from, .. } in inherited.iter().filter(|inherited| !seen.insert(inherited.from)) {
+        if !sizes.contains_key(from) {
+            let archive = rkyv::to_bytes::<rancor::Error>(parent.descriptions.get(*from as usize)?).ok()?;
+            sizes.insert(from, archive.len());
+        }
+        bytes = bytes.saturating_add(sizes[from]);
+    }
+    Some(bytes)
 }
 
 /// Reads the open files of the newest of these images, of which each is the parent of the one before it.
@@ -105,14 +126,19 @@ pub fn read(images: &[Image]) -> Result<Files> {
     }
     let whole = records.into_iter().rev().try_fold(Files::default(), |parent, record| record.join(&parent));
     whole.ok_or_else(|| {
-        let why = "it refers to descriptions that the checkpoints before it do not have".to_owned();
-        not_here("the record of open files".to_owned(), why, "restore an older checkpoint with --id")
+        let what = "its record `files` refers to descriptions that the checkpoints before it do not have";
+        image::Error::damaged(images[0].path(), what).into()
     })
 }
 
+/// That its parts lead somewhere can only be seen of the whole.
+impl Sound for Stored {}
+
 #[cfg(test)]
 mod tests {
+    use super::super::FilePath;
     use super::super::eventfd::Eventfd;
+    use super::super::opath::PathOnly;
     use super::*;
 
     fn files(counts: &[u64]) -> Files {
@@ -140,6 +166,20 @@ mod tests {
     fn alike_descriptions_stay_several() {
         let delta = stored(&[5, 5, 5], &[5]);
         assert_eq!(delta.join(&files(&[5])), Some(files(&[5, 5, 5])));
+    }
+
+    /// A few bytes of a delta could stand for more than there is memory.
+    #[test]
+    fn what_is_inherited_too_often_is_no_record() {
+        let large = PathOnly { path: FilePath(vec![b'a'; 1 << 20]), flags: 0, kind: 0, rdev: 0 };
+        let large = Description::PathOnly(large);
+        let parent = Files { descriptions: vec![large], ..Files::default() };
+        let delta = |count| Stored {
+            files: Files::default(),
+            inherited: (0..count).map(|at| Inherited { at, from: 0 }).collect(),
+        };
+        assert_eq!(delta(10).join(&parent).unwrap().descriptions.len(), 10);
+        assert_eq!(delta(100).join(&parent), None);
     }
 
     #[test]

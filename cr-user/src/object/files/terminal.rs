@@ -12,7 +12,7 @@ use super::{not_here, open_again, own_link};
 use crate::error::Result;
 
 /// A terminal.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Terminal {
     /// Access mode and status flags (`O_*`).
     pub flags: i32,

@@ -27,7 +27,7 @@ const CANCEL_ON_SET: u32 = libc::TFD_TIMER_CANCEL_ON_SET as u32;
 const SET_TICKS: u64 = 0x4008_5400;
 
 /// A timer. Times are in nanoseconds.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Timerfd {
     /// Its clock.
     pub clock: i32,

@@ -35,7 +35,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::backing::Source;
-use crate::object::spaces::Spaces;
+use crate::object::records::Sound;
+use crate::object::spaces::{Spaces, is_object_space};
 use crate::procfs::{self, Status};
 
 pub use past::Past;
@@ -45,7 +46,7 @@ pub use table::{Kind, Row};
 pub const KIND: RecordKind = RecordKind { id: 10, version: 1, name: "ipc" };
 
 /// The System V objects of the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Ipc {
     /// The boot and the namespace in which the ids are valid.
     pub place: String,
@@ -60,7 +61,7 @@ pub struct Ipc {
 }
 
 /// What objects of all kinds have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Object {
     /// Its id.
     pub id: i32,
@@ -405,6 +406,15 @@ fn is_living_user(pid: i32, at: i64) -> bool {
 fn name_of(pid: i32) -> String {
     let command = procfs::text(&format!("/proc/{pid}/comm")).map(|t| t.trim().to_owned()).unwrap_or_default();
     if pid == 0 { "a process that cr cannot see".to_owned() } else { format!("pid {pid} ({command})") }
+}
+
+impl Sound for Ipc {
+    fn fault(&self) -> Option<String> {
+        let segment = self.segments.iter().find(|s| !is_object_space(s.space) || s.size > 1 << 63);
+        let set = self.semaphores.iter().find(|s| s.values.len() != s.last.len());
+        let segment = segment.map(|s| format!("segment {} has an impossible size or number", s.object.id));
+        segment.or_else(|| set.map(|s| format!("the set {} of semaphores is not whole", s.object.id)))
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::sys::ipc as calls;
 
 /// A queue.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Queue {
     /// What it has in common with other objects.
     pub object: Object,
@@ -23,11 +23,12 @@ pub struct Queue {
 }
 
 /// A message.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Message {
     /// Its type.
     pub kind: i64,
     /// Its text.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub text: Vec<u8>,
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::sys::ipc::{self as calls, Ask};
 
 /// A set.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Set {
     /// What it has in common with other objects.
     pub object: Object,
@@ -26,7 +26,7 @@ pub struct Set {
 }
 
 /// What is added to a semaphore when a process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Undone {
     /// The process.
     pub pid: i32,

@@ -16,7 +16,7 @@ const REMOVED: u32 = 0o1000;
 const LOCKED: u32 = 0o2000;
 
 /// A segment.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Segment {
     /// What it has in common with other objects.
     pub object: Object,

@@ -9,7 +9,7 @@ use crate::procfs::{self, Vma};
 use crate::sys::vm;
 
 /// A context, known by its ring.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct AioRing {
     /// Its place among the contexts of the process.
     pub id: u32,
@@ -20,6 +20,7 @@ pub struct AioRing {
     /// The place of the next one.
     pub tail: u32,
     /// The ring's bytes, without the zeroes at its end.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub bytes: Vec<u8>,
 }
 

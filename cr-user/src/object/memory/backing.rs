@@ -13,7 +13,7 @@ use crate::object::spaces::Spaces;
 use crate::procfs::{self, Vma};
 
 /// What a mapping shows.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum Backing {
     /// Memory of the process's own.
     Anonymous,
@@ -28,7 +28,7 @@ pub enum Backing {
 }
 
 /// A stored object.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Object {
     /// The content space.
     pub space: u64,
@@ -39,7 +39,7 @@ pub struct Object {
 }
 
 /// A memory object or file whose bytes are in the image.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ObjectKind {
     /// `MAP_SHARED | MAP_ANONYMOUS`.
     SharedAnonymous,
@@ -54,7 +54,7 @@ pub enum ObjectKind {
 }
 
 /// By what a file is known again.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct FileStamp {
     /// Its path.
     pub path: String,

@@ -6,15 +6,17 @@ use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::memory::advice;
 use crate::object::memory::backing::{self, Backing, Files, Object, ObjectKind, Source};
-use crate::object::spaces::Spaces;
+use crate::object::records::{Sound, are_pages};
+use crate::object::spaces::{Spaces, is_object_space};
 use crate::procfs::Vma;
 use crate::remote::Call;
+use crate::sys::PAGE;
 
 /// The record of a process's mappings.
 pub const KIND: RecordKind = RecordKind { id: 3, version: 1, name: "mappings" };
 
 /// Every mapping of one process, ascending.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mappings {
     /// The process.
     pub pid: i32,
@@ -23,7 +25,7 @@ pub struct Mappings {
 }
 
 /// One mapping.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Mapping {
     /// First byte.
     pub start: u64,
@@ -241,4 +243,81 @@ pub fn finish(mapping: &Mapping, name_at: Option<u64>) -> Vec<Call> {
         calls.push(Call::new(SYS_MSEAL, &[mapping.start, mapping.len(), 0]));
     }
     calls
+}
+
+impl Sound for Mappings {
+    fn fault(&self) -> Option<String> {
+        let mut free_from = 0;
+        self.all.iter().find_map(|mapping| {
+            let fault = if mapping.start < free_from { Some("overlaps the one before it") } else { mapping.fault() };
+            free_from = mapping.end;
+            fault.map(|fault| format!("the mapping of pid {} at {:#x} {fault}", self.pid, mapping.start))
+        })
+    }
+}
+
+impl Mapping {
+    fn fault(&self) -> Option<&'static str> {
+        let Self { start, end, .. } = *self;
+        if !are_pages(start, end) {
+            return Some("is not whole pages");
+        }
+        if !self.offset.is_multiple_of(PAGE) || self.offset.checked_add(self.len()).is_none_or(|end| end > 1 << 63) {
+            return Some("is of a part that no file can have");
+        }
+        if !self.page_size.is_power_of_two() || self.page_size < PAGE {
+            return Some("has pages of an impossible size");
+        }
+        let inside = |&(at, len): &(u64, u64)| at >= start && at.checked_add(len).is_some_and(|guarded| guarded <= end);
+        if !self.guards.iter().all(inside) {
+            return Some("has guard pages outside of itself");
+        }
+        match &self.backing {
+            Backing::Object(object) if !is_object_space(object.space) => {
+                Some("is of an object with an impossible number")
+            }
+            Backing::Object(object) if object.size > 1 << 63 => Some("is of an object of an impossible size"),
+            Backing::Aio(ring) if ring.bytes.len() as u64 > self.len() => Some("is a ring that is larger than itself"),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(start: u64, end: u64) -> Mapping {
+        let (backing, guards) = (Backing::Anonymous, Vec::new());
+        let (prot, shared, offset, advice, page_size, name) = (3, false, 0, 0, 4096, None);
+        Mapping { start, end, prot, shared, offset, backing, advice, page_size, name, guards }
+    }
+
+    fn fault(all: &[Mapping]) -> Option<String> {
+        Mappings { pid: 7, all: all.to_vec() }.fault()
+    }
+
+    #[test]
+    fn mappings_that_cannot_be_are_named() {
+        assert_eq!(fault(&[mapping(0x1000, 0x2000), mapping(0x2000, 0x5000)]), None);
+        assert_eq!(fault(&[Mapping { guards: vec![(0x1000, 0x1000)], ..mapping(0x1000, 0x2000) }]), None);
+        let wrong = [
+            vec![mapping(0x2000, 0x1000)],
+            vec![mapping(0x1000, 0x1000)],
+            vec![mapping(0x1000, 0x2001)],
+            vec![mapping(0x1000, 1 << 63)],
+            vec![mapping(0x1000, 0x3000), mapping(0x2000, 0x4000)],
+            vec![Mapping { offset: u64::MAX - 0xfff, ..mapping(0x1000, 0x2000) }],
+            vec![Mapping { page_size: 0, ..mapping(0x1000, 0x2000) }],
+            vec![Mapping { guards: vec![(0x1000, u64::MAX)], ..mapping(0x1000, 0x2000) }],
+        ];
+        for all in wrong {
+            assert!(fault(&all).is_some_and(|fault| fault.contains("pid 7")), "{all:?}");
+        }
+        let object = |space, size| Backing::Object(Object { space, kind: ObjectKind::SharedAnonymous, size });
+        let of = |backing| fault(&[Mapping { backing, ..mapping(0x1000, 0x2000) }]);
+        assert_eq!(of(object(1 << 32, 0x1000)), None);
+        assert!(of(object(u64::MAX, 0x1000)).is_some() && of(object(5, 0x1000)).is_some());
+        assert!(of(object(1 << 32, u64::MAX)).is_some());
+    }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use cr::disk::Disk;
 use cr::image::{IndexInfo, PAGE_SIZE};
+use cr::store::compact::Compaction;
+use cr::store::prune::Rules;
 use cr::store::{Chain, Store, StoreWriter};
 
 use super::model::{Attempt, Memory};
@@ -61,14 +63,65 @@ impl Life {
         self.insist("a delta after one that was neither published nor removed", |life| {
             life.take(&writer, Some(large), 0)
         });
+
+        // One that is given up and cannot be removed, one that cannot be published, and one that is a checkpoint.
+        self.recorder.set_traps(&[Trap::Remove]);
+        let given_up = begin(&writer).and_then(|mut compaction| Ok(compaction.step(3).map(drop)?));
+        if let Err(why) = given_up {
+            self.is_one_sentence(&why);
+        }
+        self.recorder.set_traps(&[Trap::SyncDir]);
+        assert!(self.compact(&writer).map_err(|why| self.is_one_sentence(&why)).is_err());
+        self.recorder.set_traps(&[]);
+        let compacted = self.insist("a compaction", |life| life.compact(&writer));
+        self.insist("a delta on what was compacted", |life| life.take(&writer, Some(compacted), 0));
     }
 
-    /// Another controller comes, finds leftovers, and goes on from the newest.
+    /// Another controller comes, finds leftovers, and goes on from the newest. Old checkpoints are removed.
     fn second_session(&mut self, disk: &Disk) {
         let writer = self.open(disk);
-        let chain = Chain::open(writer.store(), None).expect("the newest");
-        let newest = self.attempts.iter().position(|attempt| attempt.identity == Some(chain.newest().as_parent()));
-        self.insist("a delta on what was found", |life| life.take(&writer, newest, 0));
+        let newest = self.newest(&writer);
+        let delta = self.insist("a delta on what was found", |life| life.take(&writer, Some(newest), 0));
+        self.insist("a pruning", |life| life.prune(&writer));
+        self.insist("a delta on what was kept", |life| life.take(&writer, Some(delta), 0));
+        self.insist("a compaction of what was kept", |life| life.compact(&writer));
+        self.insist("another pruning", |life| life.prune(&writer));
+    }
+
+    /// Which attempt is the newest checkpoint.
+    fn newest(&self, writer: &StoreWriter) -> usize {
+        let newest = Chain::open(writer.store(), None).expect("the newest").newest().as_parent();
+        self.attempts.iter().position(|attempt| attempt.identity == Some(newest)).expect("one of ours")
+    }
+
+    /// Compacts the newest checkpoint.
+    fn compact(&mut self, writer: &StoreWriter) -> Result<usize, Failed> {
+        let memory = self.attempts[self.newest(writer)].memory.clone();
+        let number = self.attempts.len();
+        self.attempts.push(Attempt::default());
+        let mut compaction = begin(writer)?;
+        while compaction.step(5)? > 0 {}
+        let finished = compaction.finish(writer, Vec::new())?;
+        self.attempts[number] = Attempt { memory, identity: Some(finished.as_parent()), ..Attempt::default() };
+        writer.publish_compacted(finished)?;
+        self.attempts[number].published_at = Some(self.recorder.position());
+        Ok(number)
+    }
+
+    /// Removes all that the newest checkpoint does not need.
+    fn prune(&mut self, writer: &StoreWriter) -> Result<(), Failed> {
+        let rules = Rules { last: Some(1), ..Rules::default() };
+        let plan = writer.store().plan_pruning(&rules, None)?;
+        for fate in &plan.removed {
+            let identity = Some(writer.store().open_image(fate.id)?.as_parent());
+            // A compaction that is tried again makes the same image.
+            for attempt in self.attempts.iter_mut().filter(|attempt| attempt.identity == identity) {
+                attempt.removed_at.get_or_insert(self.recorder.position());
+            }
+        }
+        let pruned = writer.prune(&rules, None)?;
+        assert_eq!(pruned.removed, plan.removed);
+        Ok(())
     }
 
     fn open(&mut self, disk: &Disk) -> StoreWriter {
@@ -112,7 +165,7 @@ impl Life {
         let image = writer.begin()?;
         let spaces = memory.change(&image, number as u64 + 1, large)?;
         let finished = image.finish(IndexInfo { parent, spaces, ..IndexInfo::default() })?;
-        self.attempts[number] = Attempt { memory, identity: Some(finished.as_parent()), published_at: None };
+        self.attempts[number] = Attempt { memory, identity: Some(finished.as_parent()), ..Attempt::default() };
         writer.publish(finished)?;
         self.attempts[number].published_at = Some(self.recorder.position());
         Ok(number)
@@ -138,6 +191,13 @@ impl Life {
     pub fn fault(&self) -> String {
         self.fault.map_or_else(|| "no fault".into(), |(at, fault)| format!("{fault:?} at operation {at}"))
     }
+}
+
+/// Begins to compact the newest checkpoint.
+fn begin(writer: &StoreWriter) -> Result<Compaction, Failed> {
+    let chain = Chain::open(writer.store(), None)?;
+    let spaces = chain.space_ids();
+    Ok(Compaction::begin(writer, chain, spaces, 64 << 20)?)
 }
 
 /// Names of unfinished files in a store.

@@ -18,6 +18,8 @@ pub struct Attempt {
     pub identity: Option<Parent>,
     /// How many changes there were when its publication had been reported, if it was.
     pub published_at: Option<usize>,
+    /// How many changes there were when it was ordered to be removed, if it was.
+    pub removed_at: Option<usize>,
 }
 
 /// Pages by space and number: what makes their contents, 0 for zeroes. Besides, that of the record.
@@ -90,7 +92,10 @@ fn record(number: u64) -> Vec<u8> {
 
 /// Opens a store as it was found after `position` changes and checks all that it promises.
 pub fn check(store: &Path, attempts: &[Attempt], position: usize, what: &str) {
-    let published = attempts.iter().filter(|attempt| attempt.published_at.is_some_and(|at| at <= position));
+    let is_there = |attempt: &&Attempt| {
+        attempt.published_at.is_some_and(|at| at <= position) && attempt.removed_at.is_none_or(|at| at >= position)
+    };
+    let published = attempts.iter().filter(is_there);
     let published = published.filter_map(|attempt| attempt.identity).collect::<Vec<_>>();
     let opened =
         if published.is_empty() { Store::create_or_open(store, KNOWN) } else { Store::open_existing(store, KNOWN) };

@@ -26,8 +26,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::net::filters::Filter;
-use super::{Description, Files, not_here};
-use crate::error::Result;
+use super::{Description, Files};
 
 pub use capture::Plan;
 pub use queue::{Connections, forsake};
@@ -101,7 +100,7 @@ fn end_of(address: SocketAddr) -> End {
 }
 
 /// A socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Inet {
     /// Its inode as it was: others in the record refer to it by that.
     pub inode: u64,
@@ -122,7 +121,7 @@ pub struct Inet {
 }
 
 /// What a socket is to others.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Nothing.
     Alone,
@@ -137,9 +136,10 @@ pub enum State {
 }
 
 /// A connection that is no more.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// What was not read.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub unread: Vec<u8>,
     /// Not both ends have ended it: there is an error of which the program has not heard. Which one, the kernel tells only once, so
     /// it will be the usual one: that the connection was reset.
@@ -147,7 +147,7 @@ pub struct Ended {
 }
 
 /// One end of a connection.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// The address of the other end.
     pub remote: SocketAddr,
@@ -160,13 +160,15 @@ pub struct Connection {
     /// Where it stands; with somebody outside only if it is to go on.
     pub numbers: Option<repair::Numbers>,
     /// What arrived and was not read.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub received: Vec<u8>,
     /// What was sent and has not arrived.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub sent: Vec<u8>,
 }
 
 /// Who is at the other end.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Other {
     /// The socket of that inode.
     Own(u64),
@@ -252,20 +254,16 @@ fn all(files: &Files) -> impl Iterator<Item = (usize, &Inet)> {
     })
 }
 
-/// Whether everything that the sockets refer to is in the record.
-fn validate(files: &Files) -> Result<()> {
+/// The first socket that refers to what is not in the record.
+pub(super) fn leads_nowhere(files: &Files) -> Option<String> {
     let by_inode: HashMap<u64, &Inet> = all(files).map(|(_, s)| (s.inode, s)).collect();
-    for (_, socket) in all(files) {
-        let State::Connected(connection) = &socket.state else { continue };
-        let known = match connection.other {
-            Other::Own(other) => by_inode.get(&other).is_some_and(|o| matches!(o.state, State::Connected(_))),
-            Other::Waiting(listener) => by_inode.get(&listener).is_some_and(|l| matches!(l.state, State::Listening(_))),
-            Other::Gone | Other::Outside => true,
-        };
-        if !known {
-            let why = "its record refers to what is not in the checkpoint".to_owned();
-            return Err(not_here(socket.what(), why, "restore an older checkpoint with --id"));
+    let stray = all(files).map(|(_, socket)| socket).find(|socket| {
+        let State::Connected(connection) = &socket.state else { return false };
+        match connection.other {
+            Other::Own(other) => by_inode.get(&other).is_none_or(|o| !matches!(o.state, State::Connected(_))),
+            Other::Waiting(listener) => by_inode.get(&listener).is_none_or(|l| !matches!(l.state, State::Listening(_))),
+            Other::Gone | Other::Outside => false,
         }
-    }
-    Ok(())
+    });
+    stray.map(Inet::what)
 }

@@ -98,13 +98,14 @@ const LENT: &[(i32, i32)] =
     &[(SOL_SOCKET, libc::SO_SNDBUF), (SOL_SOCKET, libc::SO_RCVBUF), (SOL_SOCKET, libc::SO_REUSEADDR)];
 
 /// One option.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// `SOL_SOCKET`, `IPPROTO_*`.
     pub level: i32,
     /// Its number.
     pub name: i32,
     /// Its value, as the kernel shows it.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub value: Vec<u8>,
 }
 

@@ -32,7 +32,9 @@ const OPTION_TIMESTAMPS: u32 = 8;
 const RECEIVE_WINDOW_FROM: usize = 4;
 
 /// Where a connection stands. Ends (FIN) are not counted in the numbers.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(
+    serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq,
+)]
 pub struct Numbers {
     /// The number behind the last byte that the program has sent.
     pub sent_up_to: u32,

@@ -15,7 +15,6 @@ use super::ended::{self, How};
 use super::repair::Numbers;
 use super::{
     Connection, End, Inet, Other, Policy, Revived, State, all, diag, end_of, options, pair, phase, queue, repair,
-    validate,
 };
 use crate::error::{Error, Result};
 use crate::procfs;
@@ -25,13 +24,12 @@ use crate::sys::socket::{listen, set_option, socket};
 /// In which what is sent over the loopback interface surely arrives.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether everything that the sockets refer to is in the record, and their addresses can be had. Nothing is changed. `policy` is
+/// Whether the addresses of the sockets can be had. Nothing is changed. `policy` is
 /// what becomes of connections with somebody outside.
 ///
 /// # Errors
 /// [`Error::NotHere`] that names the socket.
 pub fn check(files: &Files, policy: Policy) -> Result<()> {
-    validate(files)?;
     let with = |wanted: fn(&Inet) -> bool| all(files).map(|(_, s)| s).filter(move |s| wanted(s)).collect::<Vec<_>>();
     let listeners = with(|s| matches!(s.state, State::Listening(_)));
     let outside = with(|s| s.outside().is_some());

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::sys::network;
 
 /// An address.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// With the number that the interface had.
     pub at: SocketAddr,

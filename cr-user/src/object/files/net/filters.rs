@@ -12,9 +12,10 @@ use crate::error::{Error, Result};
 use crate::sys::network;
 
 /// What is let in.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Its instructions (`struct sock_filter`), one after the other; none: everything is let in.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub instructions: Vec<u8>,
     /// Nobody may change it (`SO_LOCK_FILTER`).
     pub locked: bool,

@@ -40,7 +40,7 @@ use crate::sys::network::namespace;
 use crate::sys::socket::{polled, socket};
 
 /// A socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Net {
     /// `AF_*`.
     pub family: i32,
@@ -65,7 +65,7 @@ pub struct Net {
 }
 
 /// What differs by family.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum Special {
     /// UDP, UDP-Lite, ping, raw.
     Ip(Box<udp::Ip>),

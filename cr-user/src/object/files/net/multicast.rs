@@ -22,7 +22,7 @@ const STORAGE: usize = 128;
 const EXCLUDE: u32 = 0;
 
 /// What a socket lets in from one group on one interface.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     /// The group.
     pub group: IpAddr,

@@ -46,7 +46,7 @@ const REFUSED: &[(i32, &str, &str)] = &[
 const CLOSE: &str = "have the job close it before the checkpoint";
 
 /// A netlink socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Netlink {
     /// Its port; 0 if it has none yet.
     pub port: u32,
@@ -59,7 +59,7 @@ pub struct Netlink {
 }
 
 /// A group of senders.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// Its number.
     pub number: u32,

@@ -100,7 +100,7 @@ const INTERFACES: &[(i32, i32, bool)] = &[
 ];
 
 /// An option whose value is an interface.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Through {
     /// `IPPROTO_*`.
     pub level: i32,
@@ -111,7 +111,7 @@ pub struct Through {
 }
 
 /// All options of a socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// Those with plain values.
     pub plain: Vec<Setting>,

@@ -33,7 +33,7 @@ const MEMBERSHIP: usize = 44;
 const CLOSE: &str = "have the job close it before the checkpoint";
 
 /// A packet socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     /// `ETH_P_*`, in the order of the network; 0: it takes nothing in.
     pub protocol: u16,
@@ -44,13 +44,14 @@ pub struct Packet {
 }
 
 /// What of an interface is taken in besides (`PACKET_ADD_MEMBERSHIP`).
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
     /// The interface's name.
     pub interface: String,
     /// `PACKET_MR_*`.
     pub kind: u16,
     /// The address of the link layer.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub address: Vec<u8>,
     /// How often it was asked for.
     pub times: u32,

@@ -36,7 +36,7 @@ pub enum Policy {
 }
 
 /// What was received and not read.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Datagram {
     /// Who sent it.
     pub from: SocketAddr,
@@ -47,6 +47,7 @@ pub struct Datagram {
     /// Its type of service (`IP_RECVTOS`).
     pub service: u8,
     /// Its bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub bytes: Vec<u8>,
 }
 

@@ -29,7 +29,7 @@ const RECEIVING: u8 = 1;
 const SENDING: u8 = 2;
 
 /// Where a socket over IP is.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Ip {
     /// Its own address, if it is bound to one. The port of a ping socket is its identifier.
     pub local: Option<Address>,

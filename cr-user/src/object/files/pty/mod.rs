@@ -24,7 +24,7 @@ pub(super) use control::settle;
 pub(super) use restore::{check, open_all};
 
 /// One pair.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Pty {
     /// What is opened for a new pair, in most places `/dev/ptmx`.
     pub ptmx: FilePath,
@@ -37,7 +37,7 @@ pub struct Pty {
 }
 
 /// What a pair is like whose master is open.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct State {
     /// `termios(3)`.
     pub settings: Settings,
@@ -68,7 +68,7 @@ pub struct State {
 }
 
 /// One description of an end.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct PtyEnd {
     /// Index of the pair in [`Files::ptys`].
     pub pty: u32,
@@ -81,7 +81,7 @@ pub struct PtyEnd {
 }
 
 /// The ends of a pair.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The one that stands for the user.
     Master,

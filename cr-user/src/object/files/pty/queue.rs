@@ -17,22 +17,27 @@ use crate::sys::tty::{self, Setting, Settings};
 use crate::track::tty::TtyQueues;
 
 /// What is queued.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 pub struct Queues {
     /// Written to the terminal, and to be read from the master.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub output: Vec<u8>,
     /// What the terminal's line discipline holds.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub input: Vec<u8>,
     /// Which bytes of that end lines.
     pub ends: Vec<u32>,
     /// Written to the master, and not looked at yet for want of room.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub pending: Vec<u8>,
     /// Whether the terminal's output is stopped.
     pub stopped: Stopped,
 }
 
 /// Whether and how output is stopped.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(
+    serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, Copy, Default, PartialEq, Eq,
+)]
 pub enum Stopped {
     /// It is not.
     #[default]

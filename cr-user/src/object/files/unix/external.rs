@@ -85,9 +85,10 @@ impl Key {
 }
 
 /// A connection to somebody outside.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct External {
     /// The name of whom to connect to.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub name: Vec<u8>,
     /// Who connects, as the other end is to see it.
     pub connector: Peer,

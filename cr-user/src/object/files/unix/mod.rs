@@ -21,7 +21,7 @@ mod restore;
 use std::collections::HashSet;
 
 use super::net::filters::Filter;
-use super::{Description, Files, not_here};
+use super::{Description, Files};
 use crate::error::Result;
 use crate::remote::Call;
 
@@ -29,7 +29,7 @@ pub(super) use outside::{other_owner, owner_of, shared_with_others};
 pub(super) use restore::make;
 
 /// A socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Unix {
     /// Its inode as it was: others in the record refer to it by that.
     pub inode: u64,
@@ -56,7 +56,7 @@ pub struct Unix {
 }
 
 /// What a socket is to others.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Nothing.
     Alone,
@@ -73,7 +73,7 @@ pub enum State {
 }
 
 /// Who may connect, and has.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Listening {
     /// How many clients may wait.
     pub backlog: u32,
@@ -82,16 +82,17 @@ pub struct Listening {
 }
 
 /// What is left of the other end.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Orphaned {
     /// The name of the other end, empty if it had none.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub peer_name: Vec<u8>,
     /// The other end was closed with something unread in it, and the job was not told yet (`ECONNRESET`).
     pub reset: bool,
 }
 
 /// A process, as it is shown to the other end of a socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Its pid.
     pub pid: i32,
@@ -169,25 +170,27 @@ pub(super) fn queued(files: &Files) -> HashSet<usize> {
     messages.flat_map(|m| &m.rights).map(|right| *right as usize).collect()
 }
 
-/// Whether everything that the sockets refer to is in the record, and their names can be had. Nothing is changed.
-///
-/// # Errors
-/// [`crate::error::Error::NotHere`] that names the socket.
-pub(super) fn check(files: &Files) -> Result<()> {
-    external::check(files)?;
+/// The first socket that refers to what is not in the record.
+pub(super) fn leads_nowhere(files: &Files) -> Option<String> {
     let inodes: HashSet<u64> = all(files).map(|(_, s)| s.inode).collect();
-    for (_, socket) in all(files) {
+    let stray = all(files).map(|(_, socket)| socket).find(|socket| {
         let known = match &socket.state {
             State::Connected(peer) => inodes.contains(peer),
             State::Listening(l) => l.waiting.iter().all(|w| inodes.contains(w)),
             _ => true,
         };
-        let rights = socket.queue.iter().flat_map(|m| &m.rights);
-        if !known || rights.into_iter().any(|r| *r as usize >= files.descriptions.len()) {
-            let why = "its record refers to what is not in the checkpoint".to_owned();
-            return Err(not_here(socket.what(), why, "restore an older checkpoint with --id"));
-        }
-    }
+        let mut rights = socket.queue.iter().flat_map(|m| &m.rights);
+        !known || rights.any(|r| *r as usize >= files.descriptions.len())
+    });
+    stray.map(Unix::what)
+}
+
+/// Whether the names of the sockets can be had. Nothing is changed.
+///
+/// # Errors
+/// [`crate::error::Error::NotHere`] that names the socket.
+pub(super) fn check(files: &Files) -> Result<()> {
+    external::check(files)?;
     let named: Vec<_> = all(files).filter(|(_, s)| s.name.is_some()).collect();
     if named.is_empty() {
         return Ok(());

@@ -16,16 +16,17 @@ use crate::error::{Error, Result};
 use crate::sys::socket;
 
 /// A name.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     /// As it was given to `bind`.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub bytes: Vec<u8>,
     /// The file that is still there under it.
     pub file: Option<SocketFile>,
 }
 
 /// The file of a named socket.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct SocketFile {
     /// Where a relative name begins.
     pub directory: FilePath,

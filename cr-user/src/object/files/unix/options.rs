@@ -39,11 +39,12 @@ const PLAIN: &[i32] = &[
 ];
 
 /// One option.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct SocketOption {
     /// `SO_*`.
     pub name: i32,
     /// Its value, as the kernel shows it.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub value: Vec<u8>,
 }
 

@@ -11,15 +11,17 @@ use crate::sys::fd::readable_bytes;
 use crate::sys::socket::{self, Peeked, Ucred, peek};
 
 /// Of a stream: bytes that came together. Else: one message.
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
+#[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// Its bytes.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub bytes: Vec<u8>,
     /// The descriptors in it: indices of their descriptions.
     pub rights: Vec<u32>,
     /// Pid, effective user and group of who sent it, if the socket asks for that.
     pub sender: Option<(i32, u32, u32)>,
     /// The name of the socket that it came from, empty if it had none.
+    #[serde(serialize_with = "crate::object::shown::bytes")]
     pub from: Vec<u8>,
 }
 

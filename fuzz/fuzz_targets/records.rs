@@ -1,0 +1,3 @@
+#![no_main]
+
+cr_fuzz_targets::target!("records");
