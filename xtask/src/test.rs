@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build,
-    command::{cargo, root, shown, target},
+    command::{cargo, root, run as run_command, shown, target},
     setup,
 };
 
@@ -20,6 +20,11 @@ use crate::{
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     build::ebpf(&setup::run()?)?;
     let mut test = test_command(args);
+    if args.is_empty() {
+        // All programs at once: else the first test that needs `cr` would build it, for itself and with other features.
+        run_command(&mut test_command(&["--no-run".to_owned()]))?;
+        test.env("CR_BIN", target().join("debug/cr"));
+    }
     if env::var_os("CARGO_TERM_COLOR").is_none() && std::io::stderr().is_terminal() {
         test.env("CARGO_TERM_COLOR", "always");
     }
