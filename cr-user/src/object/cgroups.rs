@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
@@ -219,6 +219,11 @@ impl Mounts {
         };
         self.0.iter().filter(has).find_map(|mount| {
             let below = Path::new(&group.path).strip_prefix(&mount.root).ok()?;
+            // No group is called `..`: that would lead out of where groups are.
+            let stays = below.components().all(|part| matches!(part, Component::Normal(_)));
+            if !stays {
+                return None;
+            }
             Some(mount.point.join(below)).filter(|at| at.is_dir())
         })
     }

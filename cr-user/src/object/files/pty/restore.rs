@@ -3,15 +3,20 @@
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use super::super::{Description, Files, not_here, open_again};
+use nix::sys::stat::makedev;
+
+use super::super::{Description, Files, not_here, open_again, own_link};
 use super::queue::set_blocking;
 use super::{Pty, PtyEnd, Side, State};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::tty::{self, Number, Setting};
+
+/// `UNIX98_PTY_SLAVE_MAJOR` of `linux/major.h`: the device number of the terminal of a pair has the pair's number besides.
+const TERMINAL_MAJOR: u64 = 136;
 
 /// Whether every number is free.
 pub(in super::super) fn check(files: &Files) -> Result<()> {
@@ -140,13 +145,17 @@ impl State {
             if let Some(terminal) = terminal.filter(|_| self.exclusive[1]) {
                 tty::make_exclusive(terminal.as_fd())?;
             }
-            let path = pty.path.as_path();
-            let now = fs::metadata(path)?;
+            let held = open_again(pty.path.as_path(), libc::O_PATH | libc::O_NOFOLLOW)?;
+            let (now, path) = (held.metadata()?, own_link(held.as_raw_fd()));
+            // An image that somebody made up must not have us give another file away.
+            if !now.file_type().is_char_device() || now.rdev() != makedev(TERMINAL_MAJOR, pty.number.into()) {
+                return Err(io::Error::other(format!("{} is not the terminal with the number {}", pty.path, pty.number)));
+            }
             if (now.uid(), now.gid()) != (self.uid, self.gid) {
-                std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
+                std::os::unix::fs::chown(&path, Some(self.uid), Some(self.gid))?;
             }
             if now.mode() & 0o7777 != self.mode {
-                fs::set_permissions(path, Permissions::from_mode(self.mode))?;
+                fs::set_permissions(&path, Permissions::from_mode(self.mode))?;
             }
             tty::set_number(master.as_fd(), Setting::Locked, self.locked.into())?;
             // Last, since it reports changes.
