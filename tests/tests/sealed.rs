@@ -69,7 +69,8 @@ fn seal_and_back(args: &[&str]) {
     let keys = key.to_string_lossy().into_owned();
     let more: Vec<&str> = ["--key-file", &keys].into_iter().chain(args.iter().copied()).collect();
     let controller_args = more.iter().map(ToString::to_string).collect();
-    let mut job = Job::start_with("writer", &JobOptions { controller: Some("1h".into()), controller_args, ..options() });
+    let mut job =
+        Job::start_with("writer", &JobOptions { controller: Some("1h".into()), controller_args, ..options() });
     for n in 1..=3 {
         job.advance(3);
         // A controller has the key: whoever may ask it needs none.
@@ -142,7 +143,16 @@ fn without_the_key_nothing_is_told() {
         export.arg("--core").arg(&core);
         let mut prune = job.cr("prune");
         prune.args(["--keep-last", "1"]);
-        [job.cr("list"), job.cr("verify"), job.cr("show"), job.cr("compact"), job.cr("restore"), export, prune, job.checkpoint_command()]
+        [
+            job.cr("list"),
+            job.cr("verify"),
+            job.cr("show"),
+            job.cr("compact"),
+            job.cr("restore"),
+            export,
+            prune,
+            job.checkpoint_command(),
+        ]
     };
     for mut command in all() {
         run(&mut command).refuses(119, &["is sealed: give its key by --key-file FILE"]);
@@ -208,8 +218,10 @@ fn root_restores_what_its_keys_have_signed() {
     take(Some(&other));
     job.kill();
     let (ours, theirs) = (public(&site), public(&other));
-    run(job.cr("restore").args(["--trust", &ours])).refuses(119, &["checkpoint 2 is not signed, checkpoint 3 is signed by cr-ed25519 "]);
-    run(job.cr("restore").args(["--id", "1", "--trust", &theirs])).refuses(119, &["checkpoint 1 is signed by", "who is not trusted"]);
+    run(job.cr("restore").args(["--trust", &ours]))
+        .refuses(119, &["checkpoint 2 is not signed, checkpoint 3 is signed by cr-ed25519 "]);
+    run(job.cr("restore").args(["--id", "1", "--trust", &theirs]))
+        .refuses(119, &["checkpoint 1 is signed by", "who is not trusted"]);
     where_root_trusts(Path::new(&ours), &job, &[]).refuses(119, &["checkpoint 2 is not signed", "--untrusted"]);
     assert!(!Path::new(&format!("/proc/{}", job.pid())).exists(), "something was started");
 

@@ -155,7 +155,10 @@ impl Header {
         let signed = flag(SIGNED, "signature (0 none, 1 Ed25519)")?;
         let salt = sealed.then(|| bytes[SALT].try_into().expect("32 bytes"));
         if (sealed || signed) && !packed {
-            return Err(Error::damaged(path, "its pages are not in blocks, as they have to be where it is sealed or signed"));
+            return Err(Error::damaged(
+                path,
+                "its pages are not in blocks, as they have to be where it is sealed or signed",
+            ));
         }
         let job = JobId(bytes[48..64].try_into().expect("16 bytes"));
         Ok(Self { id: get(bytes, 40, 8), job, packed, salt, signed })
@@ -266,7 +269,8 @@ impl Footer {
         let index_end = aligned(self.index_offset.checked_add(self.index_len));
         let plain = index_end.and_then(|end| end.checked_sub(self.records_offset));
         let stored = plain.and_then(|plain| header.stored_metadata(plain));
-        let stored_end = stored.and_then(|bytes| bytes.checked_add(self.records_offset)?.checked_add(header.signature_bytes()));
+        let stored_end =
+            stored.and_then(|bytes| bytes.checked_add(self.records_offset)?.checked_add(header.signature_bytes()));
         pages_fit
             && index_follows
             && self.records_offset <= self.checksums_offset

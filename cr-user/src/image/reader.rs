@@ -11,7 +11,9 @@ use super::codec::{BLOCK_BYTES, Codec};
 use super::index::{ArchivedExtent, ArchivedIndex, Content, Parent, Statistics};
 use super::layout::{FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::validate::{check_blocks, check_index, find_stranger};
-use super::{BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec, sealed};
+use super::{
+    BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec, sealed,
+};
 use crate::seal::{ImageKey, PublicKey, StoreKey, TAG_BYTES, Unit};
 use crate::sys::mmap::{MappedArchive, map_readonly};
 
@@ -104,8 +106,10 @@ impl Image {
         let (metadata_map, sealed) = match key {
             None => (map, None),
             Some(key) => {
-                let plain = sealed::decrypt(&map, &footer, &key).map_err(|source| Error::io(path, "decrypt", source))?;
-                let plain = plain.ok_or_else(|| Error::damaged(path, "its records, checksums or index cannot be decrypted"))?;
+                let plain =
+                    sealed::decrypt(&map, &footer, &key).map_err(|source| Error::io(path, "decrypt", source))?;
+                let plain =
+                    plain.ok_or_else(|| Error::damaged(path, "its records, checksums or index cannot be decrypted"))?;
                 (plain, Some((map, key)))
             }
         };

@@ -271,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn no_path_leads_out_of_the_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("groups");
+        fs::create_dir_all(point.join("job")).unwrap();
+        let mounts =
+            Mounts(vec![Mount { version_2: true, options: Vec::new(), root: "/".into(), point: point.clone() }]);
+        let find = |path: &str| mounts.directory(&Group { hierarchy: String::new(), path: path.into() });
+        assert_eq!(find("/job"), Some(point.join("job")));
+        assert_eq!(find("/"), Some(point.clone()).filter(|at| at.is_dir()));
+        for path in ["/..", "/job/../..", "/job/..", "/../groups/job"] {
+            assert_eq!(find(path), None, "{path}");
+        }
+    }
+
+    #[test]
     fn our_own_groups_are_read() {
         let me = std::process::id() as i32;
         let mut cgroups = Cgroups::default();

@@ -64,7 +64,8 @@ impl Secret {
     pub fn from_key_file(path: &Path) -> Result<Self> {
         let bytes = read_private(path)?;
         if bytes.len() < KEY_FILE_BYTES {
-            let why = format!("it has {} bytes, and a key at least {KEY_FILE_BYTES}; `cr keygen` makes one", bytes.len());
+            let why =
+                format!("it has {} bytes, and a key at least {KEY_FILE_BYTES}; `cr keygen` makes one", bytes.len());
             return Err(Error::BadFile { path: path.to_owned(), what: "key file", why });
         }
         Self::new(path, &bytes, false, format!("the key file {}", path.display()))
@@ -91,7 +92,8 @@ impl Secret {
     /// When there is no terminal, or nothing is typed, or not the same twice.
     pub fn ask(store: &Path, is_new: bool) -> Result<Self> {
         let none = |why: String| Error::NoPassphrase { why };
-        let ask = |prompt: String| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|e| none(e.to_string()));
+        let ask =
+            |prompt: String| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|e| none(e.to_string()));
         let typed = ask(format!("Passphrase of {}: ", store.display()))?;
         if typed.is_empty() {
             return Err(none("nothing was typed".to_owned()));

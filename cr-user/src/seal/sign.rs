@@ -129,7 +129,8 @@ impl Trust {
     /// # Errors
     /// When it cannot be read, holds something else, or no key at all.
     pub fn add_file(&mut self, path: &Path) -> Result<()> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), doing: "read", source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), doing: "read", source })?;
         let bad = |why| Error::BadFile { path: path.to_owned(), what: "file of public keys", why };
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let keys = lines.map(|line| line.parse().map_err(bad)).collect::<Result<Vec<PublicKey>>>()?;
@@ -176,7 +177,8 @@ mod tests {
         let (secret, public) = (dir.path().join("k"), dir.path().join("k.pub"));
         let lines = Signer::generate().unwrap();
         fs::write(&secret, lines.0.as_bytes()).unwrap();
-        fs::write(&public, format!("# the site's\n\n{}", lines.1.trim_end().to_owned() + " made in November\n")).unwrap();
+        fs::write(&public, format!("# the site's\n\n{}", lines.1.trim_end().to_owned() + " made in November\n"))
+            .unwrap();
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(Signer::read(&secret), Err(Error::Exposed { .. })));
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();

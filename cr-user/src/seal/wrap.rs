@@ -201,7 +201,8 @@ mod tests {
     fn a_marker_cannot_ask_for_too_much() {
         let words = secret(b"correct horse", Secret::from_passphrase_file);
         let wrapped = Wrapped::wrap(&StoreKey::generate().unwrap(), &[7; 16], &words).unwrap();
-        for (memory_kib, passes, lanes) in [(u32::MAX, 3, 4), (1 << 16, u32::MAX, 4), (1 << 16, 3, 1 << 20), (0, 0, 0)] {
+        for (memory_kib, passes, lanes) in [(u32::MAX, 3, 4), (1 << 16, u32::MAX, 4), (1 << 16, 3, 1 << 20), (0, 0, 0)]
+        {
             let from = Source::Passphrase { memory_kib, passes, lanes };
             assert!(Wrapped { from, ..wrapped.clone() }.unwrap(&[7; 16], &words).is_err());
         }
@@ -216,7 +217,9 @@ mod tests {
         fs::write(&path, [1; 32]).unwrap();
         for mode in [0o640, 0o604, 0o666, 0o610] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            assert!(matches!(Secret::from_key_file(&path), Err(super::super::Error::Exposed { mode: m, .. }) if m == mode));
+            assert!(
+                matches!(Secret::from_key_file(&path), Err(super::super::Error::Exposed { mode: m, .. }) if m == mode)
+            );
         }
         fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
         assert!(Secret::from_key_file(&path).is_ok());

@@ -98,7 +98,8 @@ impl Store {
             (Some(wrapped), Some(secret)) => {
                 let path = dir.join(MARKER);
                 let key = wrapped.unwrap(&job.0, secret).map_err(|what| Error::BadMarker { path, what })?;
-                let wrong = || seal::Error::Wrong { dir: dir.clone(), from: secret.to_string(), with: wrapped.with(secret) };
+                let wrong =
+                    || seal::Error::Wrong { dir: dir.clone(), from: secret.to_string(), with: wrapped.with(secret) };
                 Some(Arc::new(key.ok_or_else(wrong)?))
             }
             (None, Some(secret)) => return Err(seal::Error::Unneeded { dir, from: secret.to_string() }.into()),

@@ -33,13 +33,7 @@ const LONGEST_ANSWER: u64 = 1 << 26;
 ///
 /// # Errors
 /// When there is no such job, the store belongs to something else, or the checkpoint fails.
-pub fn checkpoint(
-    pid: i32,
-    dir: &Path,
-    keys: &Keys,
-    kill: bool,
-    options: &checkpoint::Options,
-) -> Result<Checkpoint> {
+pub fn checkpoint(pid: i32, dir: &Path, keys: &Keys, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
     let Some(only) = &options.only else {
         Job::open(pid)?;
@@ -53,17 +47,16 @@ pub fn checkpoint(
         return Err(Error::OtherJob { pid: part, owner: held.pid });
     }
     signals::block()?;
-    once::checkpoint(pid, super::lock(&Store::create_or_open_with(&Disk::default(), dir, object::KINDS, keys)?)?, kill, options)
+    once::checkpoint(
+        pid,
+        super::lock(&Store::create_or_open_with(&Disk::default(), dir, object::KINDS, keys)?)?,
+        kill,
+        options,
+    )
 }
 
 /// Has the controller of the store take the checkpoint; without one, takes it here.
-fn ask_or_take(
-    pid: i32,
-    dir: &Path,
-    keys: &Keys,
-    kill: bool,
-    options: &checkpoint::Options,
-) -> Result<Checkpoint> {
+fn ask_or_take(pid: i32, dir: &Path, keys: &Keys, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     if let Ok(store) = Store::open_existing_with(dir, object::KINDS, keys)
         && let Some(response) = ask(store.dir(), request(pid, kill, options))?
     {

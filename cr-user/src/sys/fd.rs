@@ -276,8 +276,6 @@ pub fn close_on_exec_from(first: RawFd) -> nix::Result<()> {
 pub fn open_without_links(path: &Path, flags: i32) -> io::Result<File> {
     // With others besides O_PATH it refuses.
     let others = if flags & libc::O_PATH == 0 { libc::O_CLOEXEC | libc::O_NOCTTY } else { libc::O_CLOEXEC };
-    let how = OpenHow::new()
-        .flags(OFlag::from_bits_retain(flags | others))
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let how = OpenHow::new().flags(OFlag::from_bits_retain(flags | others)).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
     Ok(openat2(AT_FDCWD, path, how)?.into())
 }

@@ -20,14 +20,14 @@ fn private(path: &Path, bytes: &[u8]) {
     fs::set_permissions(path, Permissions::from_mode(0o600)).expect("mode");
 }
 
-fn key(byte: u8) -> Keys {
+pub fn key(byte: u8) -> Keys {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("key");
     private(&path, &[byte; 32]);
     Keys { secret: Some(Arc::new(Secret::from_key_file(&path).expect("a key"))), ..Keys::default() }
 }
 
-fn signer() -> (Arc<Signer>, Trust) {
+pub fn signer() -> (Arc<Signer>, Trust) {
     let dir = tempfile::tempdir().expect("tempdir");
     let (secret, public) = Signer::generate().expect("a pair");
     let path = dir.path().join("pair");
@@ -100,7 +100,9 @@ fn what_is_sealed_comes_back_and_cannot_be_read() {
             image.read_pages(0, &mut read).expect("read");
             assert!(read == bytes);
             let (first, some) = (pages as u64 / 2, pages / 3);
-            image.read_pages_from(&image.open_file().expect("open"), first, &mut read[..some * PAGE_SIZE]).expect("read");
+            image
+                .read_pages_from(&image.open_file().expect("open"), first, &mut read[..some * PAGE_SIZE])
+                .expect("read");
             assert!(read[..some * PAGE_SIZE] == bytes[first as usize * PAGE_SIZE..][..some * PAGE_SIZE]);
             assert_eq!(image.record(FILES).expect("record"), PATTERN);
             assert!(image.record(THREADS).expect("record").starts_with(PATTERN));
@@ -108,10 +110,14 @@ fn what_is_sealed_comes_back_and_cannot_be_read() {
             assert_eq!(image.signer(), keys.signer.as_ref().map(|signer| signer.public()));
             assert_eq!((image.is_sealed(), image.is_sealed()), (keys.secret.is_some(), store.store().is_sealed()));
             if compression != Compression::Auto {
-                assert_eq!(image.compression(), if compression == Compression::Lz4 { Compression::Auto } else { compression });
+                assert_eq!(
+                    image.compression(),
+                    if compression == Compression::Lz4 { Compression::Auto } else { compression }
+                );
             }
             assert_eq!(holds_pattern(dir.path()), keys.secret.is_none());
-            let modes = fs::read_dir(dir.path()).expect("list").map(|e| e.expect("entry").metadata().expect("metadata"));
+            let modes =
+                fs::read_dir(dir.path()).expect("list").map(|e| e.expect("entry").metadata().expect("metadata"));
             assert!(modes.into_iter().all(|file| file.permissions().mode() & 0o7777 == 0o600));
             assert_eq!(fs::metadata(dir.path()).expect("metadata").permissions().mode() & 0o7777, 0o700);
         }
@@ -196,7 +202,8 @@ fn hashes_that_fit_do_not_help() {
 fn another_key_opens_nothing() {
     let (dir, plain) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
     publish(&writer(dir.path(), &key(1)), Compression::None, 3, None);
-    let (closed, before) = (Store::open_existing(dir.path(), KNOWN).expect("a store"), fs::read(dir.path().join(MARKER)));
+    let (closed, before) =
+        (Store::open_existing(dir.path(), KNOWN).expect("a store"), fs::read(dir.path().join(MARKER)));
     let refused = |store: Result<Store>| store.and_then(|store| store.open_image(1)).expect_err("it is sealed");
     for (error, words) in [
         (refused(Ok(closed)), "is sealed: give its key by --key-file FILE"),
@@ -249,11 +256,16 @@ fn images_of_the_other_kind_are_refused() {
 fn a_chain_is_trusted_if_each_image_is_signed() {
     let dir = tempfile::tempdir().expect("tempdir");
     let ((ours, trust), (theirs, their_trust)) = (signer(), signer());
-    let with = |signer: Option<&Arc<Signer>>, trust: &Trust| Keys { signer: signer.cloned(), trust: trust.clone(), ..Keys::default() };
+    let with = |signer: Option<&Arc<Signer>>, trust: &Trust| Keys {
+        signer: signer.cloned(),
+        trust: trust.clone(),
+        ..Keys::default()
+    };
     let mut parent = None;
     let mut publish_by = |signer: Option<&Arc<Signer>>, full: bool| {
         let parent_of_it = parent.filter(|_| !full);
-        parent = Some(publish(&writer(dir.path(), &with(signer, &Trust::Anybody)), Compression::None, 2, parent_of_it).0);
+        parent =
+            Some(publish(&writer(dir.path(), &with(signer, &Trust::Anybody)), Compression::None, 2, parent_of_it).0);
     };
     publish_by(Some(&ours), true);
     publish_by(Some(&ours), false);
@@ -274,7 +286,10 @@ fn a_chain_is_trusted_if_each_image_is_signed() {
     }
     let error = check(5, &trust).expect_err("3 and 4 are not ours");
     let said = error.to_string();
-    assert!(said.contains("checkpoint 3 is not signed, checkpoint 4 is signed by cr-ed25519 ") && error.exit_code() == 119, "{said}");
+    assert!(
+        said.contains("checkpoint 3 is not signed, checkpoint 4 is signed by cr-ed25519 ") && error.exit_code() == 119,
+        "{said}"
+    );
     assert!(said.contains(&theirs.public().to_string()) && !said.contains("checkpoint 5"), "{said}");
     assert!(check(3, &trust).is_err() && check(4, &trust).is_err());
 }

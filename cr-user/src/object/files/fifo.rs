@@ -14,7 +14,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use nix::sys::stat::Mode;
 
 use super::survey::{self, Group, Seen, readable, writable};
-use super::{FilePath, Holder, No, lost, not_here, open_again, open_as_told, outside, own_link, pipe, regular, why_not};
+use super::{
+    FilePath, Holder, No, lost, not_here, open_again, open_as_told, outside, own_link, pipe, regular, why_not,
+};
 use crate::error::{Error, Refusal, Result};
 use crate::sys::fd::{self, fcntl};
 

@@ -47,6 +47,8 @@ mod outside;
 mod own;
 pub mod pidfd;
 pub mod pipe;
+#[cfg(test)]
+mod planted;
 pub mod procfile;
 pub mod pty;
 pub mod regular;

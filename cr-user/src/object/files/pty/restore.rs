@@ -149,7 +149,10 @@ impl State {
             let (now, path) = (held.metadata()?, own_link(held.as_raw_fd()));
             // An image that somebody made up must not have us give another file away.
             if !now.file_type().is_char_device() || now.rdev() != makedev(TERMINAL_MAJOR, pty.number.into()) {
-                return Err(io::Error::other(format!("{} is not the terminal with the number {}", pty.path, pty.number)));
+                return Err(io::Error::other(format!(
+                    "{} is not the terminal with the number {}",
+                    pty.path, pty.number
+                )));
             }
             if (now.uid(), now.gid()) != (self.uid, self.gid) {
                 std::os::unix::fs::chown(&path, Some(self.uid), Some(self.gid))?;
@@ -162,5 +165,53 @@ impl State {
             Ok(tty::set_number(master.as_fd(), Setting::Packets, self.packets.into())?)
         };
         put().map_err(|e| pty.failed("its settings", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::FilePath;
+    use super::super::queue::Queues;
+    use super::*;
+
+    /// Whatever path an image names, the file there is not given away unless it is the terminal of the pair.
+    #[test]
+    fn only_the_terminal_itself_is_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut master = open_again("/dev/ptmx".as_ref(), libc::O_RDWR | libc::O_NONBLOCK).unwrap();
+        tty::set_number(master.as_fd(), Setting::Locked, 0).unwrap();
+        let number = tty::number(master.as_fd(), Number::Pair).unwrap().cast_unsigned();
+        let terminal = format!("/dev/pts/{number}");
+        let before = fs::metadata(&terminal).unwrap();
+        let state = State {
+            settings: tty::settings(master.as_fd()).unwrap(),
+            size: tty::size(master.as_fd()).unwrap(),
+            locked: false,
+            packets: false,
+            exclusive: [false; 2],
+            left: false,
+            mode: 0o604,
+            uid: before.uid(),
+            gid: before.gid(),
+            session: 0,
+            foreground: 0,
+            without: Vec::new(),
+            queues: Queues::default(),
+        };
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "somebody's").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&terminal, &link).unwrap();
+        let mut put = |path: &std::path::Path| {
+            let pty = Pty { ptmx: FilePath(b"/dev/ptmx".to_vec()), path: FilePath::from(path), number, state: None };
+            state.put(&pty, &mut master, None)
+        };
+        for path in [&file, &link, "/dev/null".as_ref()] {
+            let said = put(path).unwrap_err().to_string();
+            assert!(said.contains("is not the terminal with the number"), "{said}");
+        }
+        put(terminal.as_ref()).unwrap();
+        assert_eq!(fs::metadata(&terminal).unwrap().mode() & 0o7777, 0o604);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o640);
     }
 }

@@ -97,12 +97,13 @@ impl Name {
 
     /// Gives the name to a socket, with the file that was left behind in the way, where there is one for it now. Gives back
     /// the name under which it can be connected to while what is with it lives.
-    pub(super) fn bind(&self, fd: BorrowedFd<'_>) -> Result<Bound> {
+    pub(in super::super) fn bind(&self, fd: BorrowedFd<'_>) -> Result<Bound> {
         let failed = |e: io::Error| Error::system(format!("naming the Unix socket {self}"), e);
         let Some(file) = &self.file else { return self.bind_apart(fd) };
         let directory = file.directory.as_path();
         let path = directory.join(self.path());
-        let (above, name) = path.parent().zip(path.file_name()).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let (above, name) =
+            path.parent().zip(path.file_name()).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         refuse_planted_links(above).map_err(failed)?;
         // From here on by way of the directory itself: others may write to it, and to those above.
         let held = open_again(above, libc::O_PATH | libc::O_DIRECTORY).map_err(failed)?;
@@ -160,7 +161,8 @@ fn refuse_planted_links(directory: &Path) -> io::Result<()> {
     for at in directory.ancestors() {
         let Ok(meta) = fs::symlink_metadata(at) else { continue };
         if meta.is_symlink() && meta.uid() != 0 && meta.uid() != us {
-            let what = format!("{} is a symbolic link of user {}; put the directory itself there", at.display(), meta.uid());
+            let what =
+                format!("{} is a symbolic link of user {}; put the directory itself there", at.display(), meta.uid());
             return Err(io::Error::other(what));
         }
     }
@@ -169,7 +171,7 @@ fn refuse_planted_links(directory: &Path) -> io::Result<()> {
 
 /// How a named socket can be connected to.
 #[derive(Debug)]
-pub(super) enum Bound {
+pub(in super::super) enum Bound {
     /// By its abstract name.
     Abstract(Vec<u8>),
     /// Through a descriptor of ours for its file, whatever names that has.
