@@ -109,7 +109,7 @@ pub(super) fn under_free_name<T>(path: &Path, make: impl Fn(&Path) -> io::Result
 /// The nearest directory above `path` that exists and to which no symbolic link leads.
 pub(super) fn nearest(path: &Path) -> io::Result<File> {
     let parents = path.ancestors().skip(1).filter(|parent| parent.is_absolute());
-    parents.map(hold).find_map(Result::ok).map_or_else(|| hold(Path::new("/")), Ok)
+    parents.map(hold).find_map(io::Result::ok).map_or_else(|| hold(Path::new("/")), Ok)
 }
 
 fn hold(directory: &Path) -> io::Result<File> {

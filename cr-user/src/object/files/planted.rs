@@ -2,7 +2,7 @@
 //! is in `docs/threat-model.md`.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::PathBuf;
 
 use super::unix::name::{Name, SocketFile};

@@ -206,7 +206,7 @@ mod tests {
             let pty = Pty { ptmx: FilePath(b"/dev/ptmx".to_vec()), path: FilePath::from(path), number, state: None };
             state.put(&pty, &mut master, None)
         };
-        for path in [&file, &link, "/dev/null".as_ref()] {
+        for path in [file.as_path(), &link, "/dev/null".as_ref()] {
             let said = put(path).unwrap_err().to_string();
             assert!(said.contains("is not the terminal with the number"), "{said}");
         }
