@@ -72,6 +72,10 @@ impl Store {
             return self.verify_with(threads, judge);
         }
         self.judge_all(&mut seen, &mut problems, judge);
+        // Or while they were judged.
+        if seen.is_empty() && !listed.is_empty() {
+            return self.verify_with(threads, judge);
+        }
         let newest_intact = seen.iter().rev().find_map(|(id, outcome)| outcome.map(|_| *id));
         Ok(Report { checkpoints: seen.into_keys().collect(), problems, newest_intact })
     }

@@ -166,7 +166,7 @@ fn hashes_that_fit_do_not_help() {
         let footer = bytes.len() - FOOTER;
         let records = field(&bytes[footer..], 40) as usize;
         let signature = if keys.signer.is_some() { 96 } else { 0 };
-        let mut opened = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let opened = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
             let mut forged = bytes.clone();
             change(&mut forged);
             let hash = blake3::hash(&forged[..4064]);
@@ -219,7 +219,7 @@ fn another_key_opens_nothing() {
     let error = refused(create(plain.path(), &key(1)));
     assert!(error.to_string().contains("is not sealed, and the key file") && error.exit_code() == 119, "{error}");
     let marker = fs::read_to_string(plain.path().join(MARKER)).expect("read");
-    assert!(marker.starts_with(r#"{"format":1,"job":""#) && marker.len() == 51, "{marker}");
+    assert!(marker.starts_with(r#"{"format":1,"job":""#) && marker.len() == 53, "{marker}");
 }
 
 /// The marker decides whether images are sealed, not the image.
