@@ -23,6 +23,7 @@ pub mod ranges;
 pub mod recorded;
 pub mod remote;
 pub mod restore;
+pub mod seal;
 pub mod store;
 pub mod supervise;
 pub mod sys;

@@ -93,6 +93,7 @@ pub struct Restored {
 pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key]) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
+    store.check_trust(&chain)?;
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;

@@ -31,12 +31,14 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::checkpoint::{self, Job};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files;
 use crate::object::files::inet;
 use crate::policy::Cadence;
 use crate::restore;
+use crate::seal::Keys;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
 
@@ -58,6 +60,8 @@ pub use protocol::{Status, Taken};
 pub struct Config {
     /// The store's directory.
     pub store: PathBuf,
+    /// Its keys.
+    pub keys: Keys,
     /// How often checkpoints are taken; none: only when asked.
     pub cadence: Option<Cadence>,
     /// How checkpoints are taken.
@@ -116,7 +120,7 @@ pub enum Outcome {
 /// When the command cannot be run, the store has a chain and `resume` is not set, or the chain cannot be restored.
 pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
     let mask = signals::block()?;
-    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    let store = Store::create_or_open_with(&Disk::default(), &config.store, object::KINDS, &config.keys)?;
     let writer = lock(&store)?;
     if store.newest_id()?.is_some() {
         if !resume {
@@ -145,7 +149,7 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
     Job::open(pid)?;
     refuse_if_held_elsewhere(pid, &config.store)?;
     let mask = signals::block()?;
-    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    let store = Store::create_or_open_with(&Disk::default(), &config.store, object::KINDS, &config.keys)?;
     here_or_behind(config, &store, Origin::Process(pid), detach.then_some(mask), started)
 }
 
@@ -183,7 +187,8 @@ pub fn restore(
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let mask = signals::block()?;
-    let store = Store::open_existing(&config.store, object::KINDS)?;
+    let store = Store::open_existing_with(&config.store, object::KINDS, &config.keys)?;
+    store.need_key()?;
     here_or_behind(config, &store, Origin::Chain { id, options, pid_namespace }, detach.then_some(mask), started)
 }
 

@@ -1,6 +1,7 @@
 //! `cr checkpoint`: one checkpoint, now.
 
 use cr::checkpoint::{Only, Options};
+use cr::seal::Keys;
 use cr::supervise;
 
 use super::common::{StoreArg, Taking};
@@ -26,10 +27,11 @@ Examples:
   cr checkpoint 4711 --store ckpt
   cr checkpoint 4711 --store ckpt --skip-memory 7f5a40000000-7f5a80000000    without a cache, say
   cr checkpoint 4711 --store ckpt --kill    to free the machine; `cr restore --store ckpt` goes on later
+  cr checkpoint 4711 --store ckpt --key-file ~/.cr-key    into a sealed store, which is made if there is none
   cr checkpoint 4711 --store part --only 4800    pid 4800 of the job, and its descendants
 
 Exit codes: 0 the checkpoint is durable; 120 the job holds something that could not be restored (nothing was stopped); \
-121 no such job, process or memory; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
+119 the store is sealed, and the key is missing or wrong; 121 no such job, process or memory; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
 
 /// Take one checkpoint of a running process.
 #[derive(Debug, clap::Args)]
@@ -67,10 +69,11 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
+        let keys = Keys { signer: self.taking.sign.signer()?, ..self.store.keys()? };
         let progress = Progress::start(format!("taking a checkpoint of pid {}", self.pid));
         let only = (!self.only.is_empty()).then(|| Only { pids: self.only.clone(), single: self.single });
         let options = Options { only, ..self.taking.options() };
-        let taken = supervise::checkpoint(self.pid, &self.store.store, self.kill, &options);
+        let taken = supervise::checkpoint(self.pid, &self.store.store, &keys, self.kill, &options);
         progress.finish();
         let taken = taken?;
         if output.json {

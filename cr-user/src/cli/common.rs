@@ -12,8 +12,11 @@ use cr::object::files::external::Key;
 use cr::object::files::inet::Policy;
 use cr::object::files::net::queue;
 use cr::policy::{Cadence, DEFAULT_MTBF, LEAST_MTBF};
+use cr::seal::Keys;
 use cr::store::Store;
 use cr::supervise::{Automatic, Config, Outcome};
+
+use super::keys::{SecretArg, SignArg};
 
 /// The store.
 #[derive(Debug, Args)]
@@ -21,11 +24,23 @@ pub(super) struct StoreArg {
     /// The directory that holds the job's checkpoints.
     #[arg(long, value_name = "DIR")]
     pub(super) store: PathBuf,
+
+    #[command(flatten)]
+    secret: SecretArg,
 }
 
 impl StoreArg {
     pub(super) fn open(&self) -> cr::Result<Store> {
-        Ok(Store::open_existing(&self.store, object::KINDS)?)
+        self.open_with(&self.keys()?)
+    }
+
+    pub(super) fn open_with(&self, keys: &Keys) -> cr::Result<Store> {
+        Ok(Store::open_existing_with(&self.store, object::KINDS, keys)?)
+    }
+
+    /// The keys that were named, but for those of signatures.
+    pub(super) fn keys(&self) -> cr::Result<Keys> {
+        self.secret.keys(&self.store)
     }
 }
 
@@ -78,6 +93,9 @@ pub(super) struct Taking {
     /// lost. `refuse`: while there are any, no checkpoint is taken. Without it, they are kept.
     #[arg(long, value_name = "POLICY", value_enum)]
     udp: Option<Udp>,
+
+    #[command(flatten)]
+    pub(super) sign: SignArg,
 }
 
 /// What becomes of established TCP connections with somebody outside of the job.
@@ -200,7 +218,8 @@ impl Supervision {
         })
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(super) fn config(&self) -> cr::Result<Config> {
+        let keys = Keys { signer: self.taking.sign.signer()?, ..self.store.keys()? };
         let mut checkpoints = self.taking.options();
         // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
@@ -208,7 +227,7 @@ impl Supervision {
         let options = compact::Options { memory_limit, bandwidth: Some(self.compact_bandwidth) };
         let compaction = Automatic { after: self.compact_after, options };
         let (store, cadence) = (self.store.store.clone(), self.cadence());
-        Config { store, cadence, checkpoints, tcp: self.taking.tcp(), compaction }
+        Ok(Config { store, keys, cadence, checkpoints, tcp: self.taking.tcp(), compaction })
     }
 }
 

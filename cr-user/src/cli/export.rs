@@ -25,7 +25,7 @@ Examples:
 
 With --json: {\"id\", \"pid\", \"core\", \"executable\", \"threads\", \"file_bytes\", \"memory_bytes\"}
 
-Exit codes: 0; 121 the checkpoint holds no such process; 122 it is no store, has no such checkpoint, or it is damaged; 124 the core \
+Exit codes: 0; 121 the checkpoint holds no such process; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, has no such checkpoint, or it is damaged; 124 the core \
 file exists, or cannot be written (nothing of it is left)";
 
 /// Write a process of a checkpoint as a core file.

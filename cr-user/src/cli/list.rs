@@ -22,7 +22,7 @@ Examples:
 With --json: an array of {\"id\", \"kind\", \"parent\", \"taken_at\", \"dirty_pages\", \"stored_pages\", \"stored_bytes\", \
 \"frozen_ms\", \"total_ms\", \"pid\", \"widened\", \"compacted_from\", \"left_out\", \"missing\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
 
-Exit codes: 0; 122 it is no store, or one of its checkpoints cannot be read";
+Exit codes: 0; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, or one of its checkpoints cannot be read";
 
 /// List the checkpoints of a store.
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,7 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let store = self.store.open()?;
+        store.need_key()?;
         let mut rows = Vec::new();
         let mut code = 0;
         for id in store.ids()? {

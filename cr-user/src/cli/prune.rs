@@ -35,7 +35,7 @@ With --json: {\"dry_run\", \"kept\": […], \"removed\": […], \"kept_bytes\", 
 \"parent\", \"taken_at\", \"bytes\", \"reasons\", \"needed_by\", \"problem\"}. Reasons are newest, newest_intact, in_use, last, hourly, \
 daily, weekly and bytes; one that has none stays because those in needed_by build on it.
 
-Exit codes: 0 done; 2 no rule; 122 it is no store, somebody else writes to it, or one of its checkpoints is of a newer format or another \
+Exit codes: 0 done; 2 no rule; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, somebody else writes to it, or one of its checkpoints is of a newer format or another \
 job's (nothing was removed); 124 it could not be read, or a file not be removed (what is left is whole)";
 
 /// Remove old checkpoints that nothing needs.

@@ -24,7 +24,7 @@ Examples:
   cr show --store ckpt --json | jq '.files[].path'
   cr show --store ckpt --json | jq '.records.signals[0].actions'
 
-Exit codes: 0; 122 it is no store, has no such checkpoint, or it (or one that it builds on) is damaged";
+Exit codes: 0; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, has no such checkpoint, or it (or one that it builds on) is damaged";
 
 /// Show one checkpoint in detail.
 #[derive(Debug, clap::Args)]

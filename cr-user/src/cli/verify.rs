@@ -41,6 +41,7 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let store = self.store.open()?;
+        store.need_key()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let progress = Progress::start(format!("verifying {}", store.dir().display()));
         let report = store.verify_with(threads, &cr::integrity::judge);
