@@ -1,6 +1,9 @@
 //! `cr compact`: one full image of the newest checkpoint.
 
+use cr::bucket::Need;
 use cr::compact::Options;
+use cr::object;
+use cr::store::Store;
 use cr::supervise;
 
 use super::common::{StoreArg, parse_bandwidth, parse_size};
@@ -56,12 +59,16 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open()?;
+        let place = self.store.place()?;
+        place.refresh(Need::Checkpoint(None))?;
+        let store = Store::open_existing(&place.dir, object::KINDS)?;
         let options = Options { memory_limit: self.memory_limit, bandwidth: self.bandwidth };
-        let progress = Progress::start(format!("compacting {}", store.dir().display()));
+        let progress = Progress::start(format!("compacting {}", self.store.store.display()));
         let report = supervise::compact(&store, &options);
+        let settled = if report.is_ok() { place.settle() } else { Ok(()) };
         progress.finish();
         let report = report?;
+        settled?;
         if output.json {
             output.print_json(&report);
         } else if let Some(from) = report.compacted_from {

@@ -11,6 +11,7 @@ mod intact;
 mod list;
 mod logger;
 mod output;
+mod place;
 mod prune;
 mod restore;
 mod run;

@@ -1,6 +1,7 @@
 //! `cr restore`: a job from its checkpoints.
 
 use clap::ValueEnum;
+use cr::bucket::Need;
 use cr::object::files::FilePolicy;
 use cr::restore;
 use cr::supervise::{self, Outcome, Started};
@@ -31,9 +32,10 @@ Examples:
   cr restore --store ckpt --interval 10min      and go on taking checkpoints
   cr restore --store ckpt --detach              print the pid and return once the job runs
   cr restore --store ckpt --pid-namespace       where other processes have the job's pids by now
+  cr restore --store s3://ckpt/job42            from a bucket: only the pages that it needs are fetched
 
 Exit codes: the job's own (with --detach 0); 122 the store is damaged or in use; 123 the checkpoint cannot be restored here \
-and now";
+and now; 124 the bucket cannot be reached";
 
 /// Restart a job from a checkpoint, and wait for it.
 #[derive(Debug, clap::Args)]
@@ -105,13 +107,20 @@ impl Execute for Args {
             finish();
             tell_cuts(started);
         };
-        let config = self.supervision.config();
+        let place = self.supervision.store.place()?;
+        place.fetch(Need::Checkpoint(self.id))?;
+        let config = self.supervision.config(&place);
         let (files, accept_missing) = (self.files.into(), self.accept_missing);
         let tcp = self.supervision.taking.tcp();
         let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
-        let outcome = outcome.map_err(|error| intact::offer(error, &config.store, self.id, intact::command_with_id))?;
+        // Of a bucket only what was asked for is here: `cr verify` reads the rest.
+        let offer = |error| match place.bucket {
+            None => intact::offer(error, &config.store, self.id, intact::command_with_id),
+            Some(_) => error,
+        };
+        let outcome = outcome.map_err(offer)?;
         if let Outcome::Detached(started) = &outcome {
             if output.json {
                 output.print_json(&json!({ "pid": started.pid, "cuts": started.cuts }));
