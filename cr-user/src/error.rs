@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::fault::Injected;
-use crate::{image, netlock, seal, store};
+use crate::{bucket, image, netlock, seal, store};
 
 /// The result of everything that touches a job.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -69,6 +69,9 @@ pub enum Error {
     /// A key that was named cannot be taken.
     #[error(transparent)]
     Seal(#[from] seal::Error),
+    /// The bucket cannot be used.
+    #[error(transparent)]
+    Bucket(#[from] bucket::Error),
     /// The job's connections cannot be silenced.
     #[error(transparent)]
     Silence(#[from] netlock::Error),
@@ -173,6 +176,7 @@ impl Error {
             Self::Image(e) => e.exit_code(),
             Self::Store(e) => e.exit_code(),
             Self::Seal(e) => e.exit_code(),
+            Self::Bucket(e) => e.exit_code(),
             Self::Controller { code, .. } => *code,
             // As shells have it.
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,

@@ -2,6 +2,7 @@
 //!
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
+pub mod bucket;
 pub mod checkpoint;
 pub mod compact;
 pub mod describe;

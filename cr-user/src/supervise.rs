@@ -20,6 +20,7 @@ mod once;
 mod plan;
 pub mod protocol;
 mod signals;
+mod uploader;
 mod watch;
 
 use std::cell::Cell;
@@ -30,6 +31,7 @@ use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
+use crate::bucket;
 use crate::checkpoint::{self, Job};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -45,6 +47,7 @@ use crate::sys::clone;
 use background::Side;
 use control::Socket;
 use engine::{Engine, Origin};
+use uploader::Uploader;
 
 pub use background::LOG;
 pub use client::{checkpoint, compact, prune, status};
@@ -62,6 +65,8 @@ pub struct Config {
     pub store: PathBuf,
     /// Its keys.
     pub keys: Keys,
+    /// The bucket whose spool that is, if it is one.
+    pub bucket: Option<bucket::Upload>,
     /// How often checkpoints are taken; none: only when asked.
     pub cadence: Option<Cadence>,
     /// How checkpoints are taken.
@@ -268,7 +273,16 @@ fn supervise(
         become_reaper()?;
     }
     let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction))?;
-    event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
+    let mut uploader = None;
+    let begun = |begun: &Started| {
+        // Not before: a process that is being restored begins with all that we have open.
+        let started_uploader = config.bucket.as_ref().map(|bucket| Uploader::start(bucket, &store)).transpose();
+        uploader = started_uploader.inspect_err(|e| log::error!("nothing is uploaded: {e}")).ok().flatten();
+        started(begun);
+    };
+    let outcome = event_loop()?.block_on(watch::watch(config, &store, engine, socket, begun));
+    uploader.into_iter().for_each(Uploader::finish);
+    outcome
 }
 
 /// An event loop in the calling thread.

@@ -56,7 +56,9 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let pid = self.pid;
-        let outcome = supervise::attach(&self.supervision.config()?, pid, self.detach, |_| ())?;
+        let place = self.supervision.store.place()?;
+        place.begin()?;
+        let outcome = supervise::attach(&self.supervision.config(&place)?, pid, self.detach, |_| ())?;
         match outcome {
             Outcome::Detached(_) if output.json => output.print_json(&json!({ "pid": pid })),
             Outcome::LetGo => log::warn!("let go of pid {pid}, which runs on without further checkpoints"),

@@ -1,7 +1,10 @@
 //! `cr compact`: one full image of the newest checkpoint.
 
+use cr::bucket::Need;
 use cr::compact::Options;
+use cr::object;
 use cr::seal::Keys;
+use cr::store::Store;
 use cr::supervise;
 
 use super::common::{StoreArg, parse_bandwidth, parse_size};
@@ -62,12 +65,17 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open_with(&Keys { signer: self.sign.signer()?, ..self.store.keys()? })?;
+        let place = self.store.place()?;
+        place.refresh(Need::Checkpoint(None))?;
+        let keys = Keys { signer: self.sign.signer()?, ..place.keys.clone() };
+        let store = Store::open_existing_with(&place.dir, object::KINDS, &keys)?;
         let options = Options { memory_limit: self.memory_limit, bandwidth: self.bandwidth };
-        let progress = Progress::start(format!("compacting {}", store.dir().display()));
+        let progress = Progress::start(format!("compacting {}", self.store.store.display()));
         let report = supervise::compact(&store, &options);
+        let settled = if report.is_ok() { place.settle() } else { Ok(()) };
         progress.finish();
         let report = report?;
+        settled?;
         if output.json {
             output.print_json(&report);
         } else if let Some(from) = report.compacted_from {

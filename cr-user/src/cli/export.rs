@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cr::bucket::Need;
 use cr::export;
 use cr::store::Chain;
 use serde_json::json;
@@ -58,7 +59,8 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let chain = Chain::open(&self.store.open()?, self.id)?;
+        let store = self.store.open(Need::Checkpoint(self.id))?;
+        let chain = Chain::open(&store, self.id)?;
         let progress = Progress::start(format!("writing {}", self.core.display()));
         let exported = export::core(&chain, self.pid, &self.core);
         progress.finish();

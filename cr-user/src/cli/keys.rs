@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use cr::bucket::Location;
 use cr::seal::{Keys, Secret, Signer, Trust};
 use cr::store::MARKER;
 
@@ -29,7 +30,11 @@ impl SecretArg {
         let secret = match (&self.key_file, &self.passphrase_file) {
             (Some(path), _) => Some(Secret::from_key_file(path)?),
             (None, Some(path)) => Some(Secret::from_passphrase_file(path)?),
-            (None, None) if self.passphrase => Some(Secret::ask(store, !store.join(MARKER).exists())?),
+            (None, None) if self.passphrase => {
+                // Of a bucket it is not known yet whether there is something.
+                let is_new = Location::of(store)?.is_none() && !store.join(MARKER).exists();
+                Some(Secret::ask(store, is_new)?)
+            }
             (None, None) => None,
         };
         Ok(Keys { secret: secret.map(Arc::new), ..Keys::default() })

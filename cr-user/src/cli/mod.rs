@@ -13,6 +13,7 @@ mod keys;
 mod list;
 mod logger;
 mod output;
+mod place;
 mod prune;
 mod restore;
 mod run;

@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::value_parser;
+use cr::bucket::Need;
 use cr::store::prune::{Fate, Pruned, Reason, Rules};
 use cr::supervise;
 use serde_json::{Value, json};
@@ -98,11 +99,15 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open()?;
-        let progress = Progress::start(format!("pruning {}", store.dir().display()));
+        let place = self.store.place()?;
+        place.refresh(Need::Metadata)?;
+        let store = place.open()?;
+        let progress = Progress::start(format!("pruning {}", self.store.store.display()));
         let pruned = supervise::prune(&store, self.rules(), self.dry_run);
+        let settled = if self.dry_run || pruned.is_err() { Ok(()) } else { place.settle() };
         progress.finish();
         let pruned = pruned?;
+        settled?;
         if output.json {
             output.print_json(&as_json(&pruned));
             return Ok(0);

@@ -1,6 +1,7 @@
 //! `cr restore`: a job from its checkpoints.
 
 use clap::ValueEnum;
+use cr::bucket::Need;
 use cr::object::files::FilePolicy;
 use cr::restore;
 use cr::supervise::{self, Outcome, Started};
@@ -34,10 +35,11 @@ Examples:
   cr restore --store ckpt --key-file ~/.cr-key  from a sealed store
   cr restore --store ckpt --trust site-key.pub  only what that key has signed
   cr restore --store ckpt --pid-namespace       where other processes have the job's pids by now
+  cr restore --store s3://ckpt/job42            from a bucket: only the pages that it needs are fetched
 
 Exit codes: the job's own (with --detach 0); 119 the store is sealed, and the key is missing or wrong, \
 or nobody who is trusted has signed the checkpoint; 122 the store is damaged or in use; 123 the checkpoint cannot be restored here \
-and now";
+and now; 124 the bucket cannot be reached";
 
 /// Restart a job from a checkpoint, and wait for it.
 #[derive(Debug, clap::Args)]
@@ -104,7 +106,8 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let mut config = self.supervision.config()?;
+        let place = self.supervision.store.place()?;
+        let mut config = self.supervision.config(&place)?;
         config.keys.trust = self.trust.trust()?;
         // A controller that forks itself must not have a thread yet, such as the one that draws.
         let progress = (!self.detach && !self.pid_namespace).then(|| Progress::start("restoring"));
@@ -114,12 +117,18 @@ impl Execute for Args {
             finish();
             tell_cuts(started);
         };
+        place.fetch(Need::Checkpoint(self.id))?;
         let (files, accept_missing) = (self.files.into(), self.accept_missing);
         let tcp = self.supervision.taking.tcp();
         let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
-        let outcome = outcome.map_err(|error| intact::offer(error, &config, self.id, intact::command_with_id))?;
+        // Of a bucket only what was asked for is here: `cr verify` reads the rest.
+        let offer = |error| match place.bucket {
+            None => intact::offer(error, &config, self.id, intact::command_with_id),
+            Some(_) => error,
+        };
+        let outcome = outcome.map_err(offer)?;
         if let Outcome::Detached(started) = &outcome {
             if output.json {
                 output.print_json(&json!({ "pid": started.pid, "cuts": started.cuts }));

@@ -1,5 +1,6 @@
 //! `cr show`: one checkpoint in detail.
 
+use cr::bucket::Need;
 use cr::describe::Details;
 use cr::store::Chain;
 
@@ -48,7 +49,7 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let details = Details::of_chain(&Chain::open(&self.store.open()?, self.id)?)?;
+        let details = Details::of_chain(&Chain::open(&*self.store.open(Need::Metadata)?, self.id)?)?;
         if output.json {
             output.print_json(&details);
         } else {

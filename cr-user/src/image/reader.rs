@@ -1,6 +1,7 @@
 //! Reads an image in place, after checking all of it that is not pages.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -293,6 +294,22 @@ impl Image {
     /// Byte offset of a slot in the file, where pages are not in blocks.
     pub fn slot_offset(slot: u64) -> u64 {
         HEADER_BYTES + slot * PAGE_SIZE as u64
+    }
+
+    /// Which ranges of the file hold the pages of these slots. Panics if there are not so many slots.
+    pub(crate) fn places(&self, slot: u64, pages: u64) -> Vec<Range<u64>> {
+        let end = slot.checked_add(pages).filter(|end| *end <= self.footer.slots).expect("no such slots");
+        if slot == end {
+            return Vec::new();
+        }
+        if !self.is_packed() {
+            return vec![Self::slot_offset(slot)..Self::slot_offset(end)];
+        }
+        let blocks = (slot / BLOCK_PAGES..end.div_ceil(BLOCK_PAGES)).filter_map(|number| self.block(number));
+        blocks
+            .map(|entry| entry.offset..entry.offset + u64::from(entry.len))
+            .filter(|range| !range.is_empty())
+            .collect()
     }
 
     /// The bytes of `pages` slots from `slot` on, mapped. Panics if the pages are in blocks, or there are not so many slots; those
