@@ -67,12 +67,8 @@ impl Store {
                 problems.push(Problem { id, error });
             }
         }
-        // All were pruned, as there are newer ones.
-        if seen.is_empty() && !listed.is_empty() {
-            return self.verify_with(threads, judge);
-        }
         self.judge_all(&mut seen, &mut problems, judge);
-        // Or while they were judged.
+        // All were pruned, before or after they were read, as there are newer ones.
         if seen.is_empty() && !listed.is_empty() {
             return self.verify_with(threads, judge);
         }
