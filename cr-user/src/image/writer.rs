@@ -44,7 +44,7 @@ enum Way {
     /// As they are, each at the place of its slot.
     Plain(Segments),
     /// In blocks.
-    Packed(Packer),
+    Packed(Box<Packer>),
 }
 
 /// An image in the making, under a temporary name. Dropped before it is published, it removes its file.
@@ -111,7 +111,7 @@ impl ImageWriter {
         let way = if packed {
             let key = form.key.as_ref().zip(salt).map(|(key, salt)| ImageKey::derive(key, &info.job.0, &salt));
             let encoding = Encoding { compression: form.compression, key, digests: header.signed };
-            Way::Packed(Packer::new(&file, encoding))
+            Way::Packed(Box::new(Packer::new(&file, encoding)))
         } else {
             Way::Plain(Segments::open(&file))
         };

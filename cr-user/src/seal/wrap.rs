@@ -37,7 +37,8 @@ pub struct Wrapped {
     /// 32 bytes.
     salt: String,
     /// 32 bytes and the tag.
-    wrapped: String,
+    #[serde(rename = "wrapped")]
+    key: String,
 }
 
 /// Where the wrapping key comes from.
@@ -89,7 +90,7 @@ impl Wrapped {
         let mut wrapped = key.bytes().to_vec();
         let sealed = wrapping.seal_in_place_append_tag(only_nonce(), Aad::from(job), &mut wrapped);
         sealed.map_err(|_| io::Error::other("the cipher fails"))?;
-        Ok(Self { cipher: CIPHER.to_owned(), from, salt: hex::encode(&salt), wrapped: hex::encode(&wrapped) })
+        Ok(Self { cipher: CIPHER.to_owned(), from, salt: hex::encode(&salt), key: hex::encode(&wrapped) })
     }
 
     /// Unwraps it; none if the secret is not the one, or the marker's fields were changed.
@@ -101,7 +102,7 @@ impl Wrapped {
             return Err(format!("its cipher is `{}`, and this `cr` knows {CIPHER}", self.cipher));
         }
         let salt: [u8; 32] = hex::decode(&self.salt).ok_or("its salt is not 64 hex digits")?;
-        let wrapped: [u8; 32 + TAG_BYTES] = hex::decode(&self.wrapped).ok_or("its wrapped key is not 96 hex digits")?;
+        let wrapped: [u8; 32 + TAG_BYTES] = hex::decode(&self.key).ok_or("its wrapped key is not 96 hex digits")?;
         if secret.is_passphrase != self.is_by_passphrase() {
             return Ok(None);
         }

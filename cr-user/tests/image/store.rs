@@ -62,7 +62,17 @@ fn a_marker_that_is_newer_or_nonsense_is_refused() {
     let keyless = format!(r#"{{"format":2,"job":"{}"}}"#, store.job());
     let seal = r#"{"cipher":"aes-256-gcm","from":"key-file","salt":"","wrapped":""}"#;
     let unsealed = format!(r#"{{"format":1,"job":"{}","seal":{seal}}}"#, store.job());
-    let cases = [newer.as_str(), &keyless, &unsealed, "", "{}", "[1,2]", r#"{"format":1}"#, r#"{"format":1,"job":"XY"}"#, "\0\0\0"];
+    let cases = [
+        newer.as_str(),
+        &keyless,
+        &unsealed,
+        "",
+        "{}",
+        "[1,2]",
+        r#"{"format":1}"#,
+        r#"{"format":1,"job":"XY"}"#,
+        "\0\0\0",
+    ];
     for (number, text) in cases.into_iter().enumerate() {
         fs::write(dir.path().join(MARKER), text).expect("write");
         for error in [Store::open_existing(dir.path(), KNOWN), Store::create_or_open(dir.path(), KNOWN)] {

@@ -49,15 +49,15 @@ fn us() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
 
-fn told(path: PathBuf) -> FilePath {
-    FilePath::from(&*path)
+fn told(path: &Path) -> FilePath {
+    FilePath::from(path)
 }
 
 #[test]
 fn a_file_behind_a_link_is_not_opened_and_not_cut() {
     let place = Place::new();
     let regular = regular::Regular {
-        path: told(place.at("job/file")),
+        path: told(&place.at("job/file")),
         flags: libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC,
         position: 0,
         size: 6,
@@ -95,7 +95,7 @@ fn a_file_behind_a_link_is_not_opened_and_not_cut() {
 fn what_has_no_name_is_not_made_behind_a_link() {
     let place = Place::new();
     let (uid, gid) = us();
-    let fifo = |path: PathBuf| fifo::Fifo {
+    let fifo = |path: &Path| fifo::Fifo {
         path: told(path),
         deleted: true,
         mode: 0o600,
@@ -105,8 +105,8 @@ fn what_has_no_name_is_not_made_behind_a_link() {
         packets: false,
         pieces: vec![b"data".to_vec()],
     };
-    let directory = |path: PathBuf| lost::LostDirectory { path: told(path), mode: 0o700, uid, gid, dev: 0, ino: 0 };
-    let deleted = |path: PathBuf, flags| deleted::Deleted {
+    let directory = |path: &Path| lost::LostDirectory { path: told(path), mode: 0o700, uid, gid, dev: 0, ino: 0 };
+    let deleted = |path: &Path, flags| deleted::Deleted {
         space: 1 << 32,
         path: told(path),
         flags,
@@ -120,10 +120,10 @@ fn what_has_no_name_is_not_made_behind_a_link() {
         has_links: false,
     };
     let make_all = |path: &str| {
-        fifo(place.at(path)).restore(&[]).unwrap();
-        assert_eq!(directory(place.at(path)).make().unwrap().metadata().unwrap().nlink(), 0);
+        fifo(&place.at(path)).restore(&[]).unwrap();
+        assert_eq!(directory(&place.at(path)).make().unwrap().metadata().unwrap().nlink(), 0);
         for flags in [libc::O_RDWR, libc::O_RDWR | libc::O_TMPFILE] {
-            let made = deleted(place.at(path), flags).make().unwrap();
+            let made = deleted(&place.at(path), flags).make().unwrap();
             let meta = made.file.metadata().unwrap();
             assert_eq!((meta.nlink(), meta.len()), (0, 5));
         }
@@ -149,29 +149,29 @@ fn what_has_no_name_is_not_made_behind_a_link() {
 fn a_socket_is_not_named_by_way_of_somebody_elses_link() {
     let place = Place::new();
     let (uid, gid) = us();
-    let named = |path: PathBuf| {
-        let file = Some(SocketFile { directory: told("/".into()), mode: 0o640, uid, gid });
+    let named = |path: &Path| {
+        let file = Some(SocketFile { directory: told(Path::new("/")), mode: 0o640, uid, gid });
         let name = Name { bytes: path.as_os_str().as_bytes().to_vec(), file };
         let socket = socket::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).unwrap();
         name.bind(socket.as_fd()).map(drop)
     };
-    named(place.at("job/socket")).unwrap();
+    named(&place.at("job/socket")).unwrap();
     let meta = fs::symlink_metadata(place.at("job/socket")).unwrap();
     assert!(meta.file_type().is_socket() && meta.permissions().mode() & 0o7777 == 0o640);
     // What is no socket stays.
-    named(place.at("job/file")).unwrap_err();
+    named(&place.at("job/file")).unwrap_err();
     assert_eq!(fs::read(place.at("job/file")).unwrap(), GROWN);
 
     place.plant();
     // A link of our own is the job's business, as /var/run is.
-    named(place.at("job/ours")).unwrap();
+    named(&place.at("job/ours")).unwrap();
     fs::remove_file(place.at("other/ours")).unwrap();
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: only root can make a link that is somebody else's");
         return;
     }
     lchown(place.at("job"), Some(65534), Some(65534)).unwrap();
-    let said = named(place.at("job/socket")).unwrap_err().to_string();
+    let said = named(&place.at("job/socket")).unwrap_err().to_string();
     assert!(said.contains("is a symbolic link of user 65534"), "{said}");
     place.expect_untouched();
 }
