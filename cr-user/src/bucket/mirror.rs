@@ -129,8 +129,8 @@ impl Mirror {
         let source = Source { file: &file, path: image.path(), bytes: manifest.bytes, object: &manifest.object };
         let mut under_way = self.state.under_way.take();
         let state = &mut self.state;
-        let mut save = |under_way: &Option<_>| {
-            state.under_way.clone_from(under_way);
+        let mut save = |under_way: Option<&_>| {
+            state.under_way = under_way.cloned();
             state.error = None;
             state.write(&disk, &dir)
         };

@@ -251,8 +251,7 @@ fn what_is_pruned_goes_newest_first() {
         let there = bucket.sound(&store, &images);
         bucket.pass(&store).expect("the network is back");
         assert_eq!(bucket.sound(&store, &images), [1, 2], "after {operations} operations: {there:?}");
-        let left =
-            runtime().unwrap().block_on(async { bucket.remote.get(&data_of(&bucket, &store, 4)).await.unwrap() });
+        let left = runtime().unwrap().block_on(async { bucket.remote.get(&data_of(&store, 4)).await.unwrap() });
         assert!(left.is_none(), "the image is still there");
         if !failed {
             break;
@@ -261,7 +260,7 @@ fn what_is_pruned_goes_newest_first() {
 }
 
 /// The object of an image, by its copy.
-fn data_of(_: &Bucket, store: &Store, id: u64) -> String {
+fn data_of(store: &Store, id: u64) -> String {
     let name = store.image_path(id).file_name().unwrap().to_owned();
     let copy = store.dir().parent().unwrap().join("images").join(name);
     let image = crate::image::Image::open(&copy, &[KIND]).unwrap();
@@ -337,7 +336,7 @@ fn a_bit_that_flips_in_the_bucket_is_noticed() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 5000).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 5000).unwrap();
-    let object = data_of(&bucket, &store, 3);
+    let object = data_of(&store, 3);
     runtime().unwrap().block_on(bucket.remote.put(&object, fs::read(&copy).unwrap())).unwrap();
     let away = dir.path().join("away");
     fetch_from(&bucket.remote, &away, &[KIND], Need::Everything).unwrap();
