@@ -139,6 +139,7 @@ impl Mirror {
         sent?;
         self.runtime.block_on(announce(&self.remote, &manifest, self.store.dir()))?;
         self.state.uploaded.insert(manifest.id, manifest.hash.clone());
+        self.state.under_way = None;
         self.save()?;
         Ok(Some(manifest.bytes))
     }

@@ -58,7 +58,7 @@ impl Source<'_> {
 }
 
 /// Uploads an image. `under_way` is what is known of an upload from before, and becomes what is known of this one: `save` is called
-/// each time.
+/// each time. It stays when all is there, until the caller has made use of that.
 ///
 /// # Errors
 /// When it did not succeed; trying again later may go on where this stopped.
@@ -97,17 +97,16 @@ pub(super) async fn upload(
     }
     let resumed = under_way.is_some();
     if resumed && source.is_there(remote).await {
-        // It was completed, and we did not live to hear of it.
-        *under_way = None;
-        return save(under_way.as_ref());
+        // It was completed, and we did not live to hear of it, or to say so.
+        return Ok(());
     }
     let sent = in_parts(remote, source, under_way, &wait, save).await;
-    let lost = match &sent {
-        Ok(()) => true,
+    if let Err(error) = &sent
+        && resumed
+        && !error.is_unreachable()
+        && !matches!(error, Error::Io { .. })
+    {
         // The server knows nothing of it any more: next time from the beginning.
-        Err(error) => resumed && !error.is_unreachable() && !matches!(error, Error::Io { .. }),
-    };
-    if lost {
         *under_way = None;
         save(under_way.as_ref())?;
     }
