@@ -7,9 +7,10 @@
 //! | 1 | what is left as it is ([`AS_IS`]) |
 //! | 1 | page slots |
 //! | 1 | patches |
-//! | 1 | nothing |
+//! | 1 | blocks: sixteenths of their bytes, and one; 0 for pages as they are |
 //! | 4 | bytes of the area of records |
 //! | 16 each | patches: which word of header (from 64 on) or footer, and its value |
+//! | … | with blocks: their bytes, the table of blocks, the checksums of the pages |
 //! | … | area of records |
 //! | the rest | index |
 
@@ -38,8 +39,12 @@ const PARENT_ID: usize = 32;
 const PARENT_HASH: usize = 40;
 const COUNTS: [usize; 3] = [88, 96, 104];
 const SPACES: usize = 160;
-/// Page slots of a forged image.
+/// Page slots of a forged image, as they are and in blocks.
 const MOST_SLOTS: usize = 8;
+const MOST_PACKED: usize = 48;
+/// Slots of a block, and bytes of an entry in the table of blocks.
+const BLOCK_SLOTS: usize = 16;
+const ENTRY: usize = 16;
 
 /// What an image is made from.
 pub struct Parts<'a> {
@@ -47,8 +52,27 @@ pub struct Parts<'a> {
     pub flags: u8,
     slots: usize,
     patches: &'a [u8],
+    packed: Option<Packed<'a>>,
     records: &'a [u8],
     index: Vec<u8>,
+}
+
+/// Pages in blocks.
+struct Packed<'a> {
+    blocks: &'a [u8],
+    table: &'a [u8],
+    checksums: &'a [u8],
+}
+
+impl<'a> Packed<'a> {
+    /// Reads what `slots` pages take, and returns the rest besides.
+    fn read(input: &'a [u8], bytes: usize, slots: usize) -> (Self, &'a [u8]) {
+        let take = |from: &'a [u8], len: usize| from.split_at(from.len().min(len));
+        let (blocks, rest) = take(input, bytes);
+        let (table, rest) = take(rest, slots.div_ceil(BLOCK_SLOTS) * ENTRY);
+        let (checksums, rest) = take(rest, slots * 8);
+        (Self { blocks, table, checksums }, rest)
+    }
 }
 
 impl<'a> Parts<'a> {
@@ -58,9 +82,17 @@ impl<'a> Parts<'a> {
         let byte = |at: usize| head.get(at).copied().unwrap_or(0);
         let records = word(head, 4, 4) as usize;
         let (patches, rest) = rest.split_at(rest.len().min(byte(2) as usize % 8 * 16));
+        let most = if byte(3) == 0 { MOST_SLOTS } else { MOST_PACKED };
+        let slots = byte(1) as usize % (most + 1);
+        let (packed, rest) = match (byte(3) as usize * 16).checked_sub(16) {
+            Some(bytes) => {
+                let (packed, rest) = Packed::read(rest, bytes, slots);
+                (Some(packed), rest)
+            }
+            None => (None, rest),
+        };
         let (records, index) = rest.split_at(rest.len().min(records.next_multiple_of(16)));
-        let slots = byte(1) as usize % (MOST_SLOTS + 1);
-        Self { flags: byte(0) & AS_IS, slots, patches, records, index: index.to_owned() }
+        Self { flags: byte(0) & AS_IS, slots, patches, packed, records, index: index.to_owned() }
     }
 
     /// The number that the index gives the checkpoint.
@@ -100,19 +132,31 @@ impl<'a> Parts<'a> {
         out.extend([62, 0, 0, 0]);
         out.extend((PAGE as u32).to_le_bytes());
         out.extend([1, 64, 16, 8, 1, 0, 1, 0]);
-        out.extend([0; 8]);
+        out.extend([u8::from(self.packed.is_some()), 0, 0, 0, 0, 0, 0, 0]);
         out.extend(root(0, 8));
         out.extend(root(8, 16));
         out.resize(PAGE, 0);
 
         let pages: Vec<Vec<u8>> = (0..self.slots).map(|slot| vec![slot as u8; PAGE]).collect();
-        out.extend(pages.iter().flatten());
+        match &self.packed {
+            Some(packed) => out.extend(packed.blocks),
+            None => out.extend(pages.iter().flatten()),
+        }
+        out.resize(out.len().next_multiple_of(PAGE), 0);
         let records_at = out.len();
         out.extend(self.records);
         out.resize(out.len().next_multiple_of(16), 0);
         let checksums_at = out.len();
-        out.extend(pages.iter().flat_map(|page| xxhash_rust::xxh3::xxh3_64(page).to_le_bytes()));
-        out.resize(out.len().next_multiple_of(16), 0);
+        match &self.packed {
+            Some(packed) => out.extend(packed.checksums),
+            None => out.extend(pages.iter().flat_map(|page| xxhash_rust::xxh3::xxh3_64(page).to_le_bytes())),
+        }
+        out.resize((checksums_at + self.slots * 8).next_multiple_of(16), 0);
+        let blocks_at = out.len();
+        if let Some(packed) = &self.packed {
+            out.extend(packed.table);
+            out.resize(blocks_at + self.slots.div_ceil(BLOCK_SLOTS) * ENTRY, 0);
+        }
         let index_at = out.len();
         out.extend(&self.index);
         out.resize(out.len().next_multiple_of(16), 0);
@@ -133,6 +177,7 @@ impl<'a> Parts<'a> {
         out.extend(parent.to_le_bytes());
         out.extend([0; 32]);
         out.extend(if has_parent { root(PARENT_HASH, 32) } else { vec![0; 32] });
+        out.extend(self.packed.as_ref().map_or(0, |_| blocks_at as u64).to_le_bytes());
         out.resize(footer_at + FOOTER, 0);
 
         for patch in self.patches.chunks_exact(16) {
@@ -185,9 +230,19 @@ pub fn take_apart(image: &[u8]) -> Vec<u8> {
     let footer = image.len() - FOOTER;
     let field = |at: usize| word(image, footer + at, 8) as usize;
     let (slots, records, checksums, index, index_len) = (field(32), field(40), field(48), field(56), field(64));
-    assert!(slots <= MOST_SLOTS, "an image of {slots} pages is too large for a seed");
-    let mut out = vec![0, slots as u8, 0, 0];
+    let blocks = field(160);
+    let most = if blocks == 0 { MOST_SLOTS } else { MOST_PACKED };
+    assert!(slots <= most, "an image of {slots} pages is too large for a seed");
+    let segment = &image[PAGE..records];
+    let end = segment.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1).div_ceil(16);
+    let packed = if blocks == 0 { 0 } else { u8::try_from(end + 1).expect("blocks that are small enough for a seed") };
+    let mut out = vec![0, slots as u8, 0, packed];
     out.extend(((checksums - records) as u32).to_le_bytes());
+    if blocks != 0 {
+        out.extend(&segment[..end * 16]);
+        out.extend(&image[blocks..index]);
+        out.extend(&image[checksums..checksums + slots * 8]);
+    }
     // The places of the records are as many pages further on in the image as it has.
     out.extend(&image[records..checksums]);
     out.extend(&image[index..index + index_len]);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use cr::image::{Content, Extent, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space};
+use cr::image::{Compression, Content, Extent, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space};
 use cr::object::{KINDS, files, process, threads};
 use cr::store::{Chain, Store};
 
@@ -29,6 +29,9 @@ pub fn write(corpus: &Path, base: &Path, stores: &[impl AsRef<Path>]) -> Result<
     let images = images()?;
     for (n, image) in images.iter().enumerate() {
         put("image", &format!("{VALID}{n}"), &[&[0; 8], &take_apart(image)[..]].concat())?;
+    }
+    for (name, compression) in [("lz4", Compression::Lz4), ("zstd", Compression::Zstd)] {
+        put("image", &format!("{VALID}{name}"), &[&[0; 8], &take_apart(&packed(compression)?)[..]].concat())?;
     }
     put("image", &format!("{VALID}file"), &[&[1, 0, 0, 0, 0, 0, 0, 0], &images[0][..]].concat())?;
     put("chain", &format!("{VALID}deltas"), &chain(&images, &[]))?;
@@ -107,6 +110,24 @@ fn images() -> Result<Vec<Vec<u8>>> {
         all.push(fs::read(finished.path())?);
     }
     Ok(all)
+}
+
+/// An image of three blocks: one of several pages, one of the same everywhere, and one of zero pages that has not all its slots.
+fn packed(compression: Compression) -> Result<Vec<u8>> {
+    const PAGES: u64 = 16 + 16 + 3;
+    let folder = tempfile::tempdir()?;
+    let writer = Store::create_or_open(folder.path(), &[])?.lock()?;
+    let image = writer.begin_packed(compression)?;
+    let mut pages = vec![0; PAGES as usize * PAGE_SIZE];
+    pages[..2 * PAGE_SIZE].fill(1);
+    pages[5 * PAGE_SIZE..6 * PAGE_SIZE].fill(2);
+    pages[16 * PAGE_SIZE..32 * PAGE_SIZE].fill(3);
+    let slot = image.put(&pages)?;
+    image.record(process::KIND, vec![1; 40])?;
+    let extents = vec![Extent { first_page: 1, pages: PAGES, content: Content::Stored { slot } }];
+    let spaces = vec![Space::from_unsorted(7, extents)];
+    let finished = image.finish(IndexInfo { spaces, dirty_pages: PAGES, ..IndexInfo::default() })?;
+    Ok(fs::read(finished.path())?)
 }
 
 fn chain(images: &[Vec<u8>], marker: &[u8]) -> Vec<u8> {

@@ -15,6 +15,7 @@ pub const POINTS: &[&str] = &[
     "remote.end",
     "arm",
     "precopy",
+    "precopy.still",
     "freeze",
     "ask.process",
     "ask.threads",

@@ -35,7 +35,7 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whatever a test starts gets no descriptor that this program was itself started with: `cr` would rightly refuse a job that
 /// holds a stray one.
-pub(crate) fn close_inherited() {
+pub fn close_inherited() {
     static ONCE: Once = Once::new();
     // Those of this program are closed by exec anyway.
     ONCE.call_once(|| cr::sys::fd::close_on_exec_from(3).expect("descriptors are marked close-on-exec"));

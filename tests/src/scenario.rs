@@ -64,8 +64,9 @@ pub fn chain_and_back(name: &str, args: &[&str], pace: Pace) {
 
 /// The chain for a program that is no guest, and ends by itself: a full checkpoint and three deltas while it works, SIGKILL,
 /// restore; one more delta, SIGKILL, restore; another one, SIGKILL, restore, and its end. Between checkpoints it works for `pause`.
+/// `stop` is done before its end is waited for.
 #[track_caller]
-pub fn work_through_a_chain(job: &mut Job, pause: Duration) {
+pub fn work_through_a_chain(job: &mut Job, pause: Duration, stop: impl FnOnce()) {
     std::thread::sleep(pause);
     job.attach(&[]);
     job.wait_for_controller();
@@ -82,6 +83,7 @@ pub fn work_through_a_chain(job: &mut Job, pause: Duration) {
         }
     }
     assert!(process_exists(job.pid()), "the program ended before the last checkpoint: nothing was tested");
+    stop();
     job.wait_for_end();
     job.verify();
 }

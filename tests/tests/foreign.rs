@@ -7,21 +7,23 @@ use std::time::Duration;
 
 use cr_tests::{Job, install, run, skip, work_through_a_chain};
 
+/// Works until there is a file of that name, or for so many steps.
 const PYTHON: &str = r#"
-import collections, hashlib, random, sys
+import collections, hashlib, itertools, os, random, sys
 random.seed(20090)
 tables = [collections.OrderedDict() for _ in range(4)]
 digest = hashlib.sha256()
-for step in range(int(sys.argv[1])):
+end, most = sys.argv[1], int(sys.argv[2])
+for step in itertools.count():
     table = tables[step % 4]
     key = random.getrandbits(64)
     table[key] = [key * k % 1000003 for k in range(20)]
     if len(table) > 4000:
         old, values = table.popitem(last=False)
         digest.update(repr((old, sum(values))).encode())
-    if step % 20000 == 0:
-        print(step, digest.hexdigest()[:16], flush=True)
-print("answer", digest.hexdigest(), random.random())
+    if step % 20000 == 0 and (step == most or os.path.exists(end)):
+        break
+print(step, "steps:", digest.hexdigest(), random.random())
 "#;
 
 fn python() -> Option<PathBuf> {
@@ -33,22 +35,21 @@ fn python() -> Option<PathBuf> {
 fn cpython() {
     let Some(python) = python() else { skip!("no /usr/bin/python3") };
     let folder = tempfile::tempdir().expect("a folder");
-    let script = folder.path().join("work.py");
+    let (script, end) = (folder.path().join("work.py"), folder.path().join("end"));
     fs::write(&script, PYTHON).expect("the script");
-    let line = |steps: u32| {
+    let line = |most: &str| {
         let mut command = Command::new(&python);
-        command.arg(&script).arg(steps.to_string());
+        command.arg(&script).arg(&end).arg(most);
         command
     };
-    // As many steps as take about eight seconds here.
-    let probe = run(&mut line(100_000));
-    probe.expect(0);
-    let steps = (100_000.0 * 8.0 / probe.took.as_secs_f64()).clamp(400_000.0, 10_000_000.0) as u32;
+    let mut job = Job::start_foreign("python3", &mut line("-1"));
+    work_through_a_chain(&mut job, Duration::from_millis(250), || fs::write(&end, "").expect("the end"));
+    let interrupted = job.stdout();
+    let steps = interrupted.split(' ').next().unwrap_or_default();
+    fs::remove_file(&end).expect("the next one is not to end at once");
     let alone = run(&mut line(steps));
     alone.expect(0);
-    let mut job = Job::start_foreign("python3", &mut line(steps));
-    work_through_a_chain(&mut job, Duration::from_millis(250));
-    assert_eq!(job.stdout(), alone.stdout, "the interrupted run printed something else");
+    assert_eq!(interrupted, alone.stdout, "the interrupted run printed something else");
 }
 
 /// xz with two threads: liblzma's worker threads, a pipe of its own, plain files.
@@ -70,7 +71,7 @@ fn multi_threaded_xz() {
     let status = line().stdout(output).status().expect("xz");
     assert!(status.success());
     let mut job = Job::start_foreign("xz", &mut line());
-    work_through_a_chain(&mut job, Duration::from_millis(300));
+    work_through_a_chain(&mut job, Duration::from_millis(300), || ());
     assert_same(&job.dir().join("out.0"), &alone);
 }
 
@@ -92,7 +93,7 @@ fn multi_threaded_pigz() {
     let output = fs::File::create(&alone).expect("the output of the run alone");
     assert!(line().stdout(output).status().expect("pigz").success());
     let mut job = Job::start_foreign("pigz", &mut line());
-    work_through_a_chain(&mut job, Duration::from_millis(200));
+    work_through_a_chain(&mut job, Duration::from_millis(200), || ());
     assert_same(&job.dir().join("out.0"), &alone);
 }
 

@@ -93,6 +93,7 @@ fn solver() {
     kill(Pid::from_raw(job.pid()), Signal::SIGSTOP).expect("stop the solver");
     sleep(Duration::from_millis(50));
     kill(Pid::from_raw(job.pid()), Signal::SIGCONT).expect("continue the solver");
+    job.wait("it has taken all its steps", |job| job.read_link("result").is_some());
     job.finish();
     assert_eq!(job.stdout().lines().last(), Some(one.as_str()));
 }

@@ -197,7 +197,7 @@ fn records_that_lead_nowhere() {
     });
     expect_found(&["record `files` has a table of pid"], |forged| forged.records.files.tables[0].pids.push(77));
     expect_found(&["record `cgroups` speaks of thread"], |forged| forged.records.cgroups.members[0].tid = 5);
-    expect_found(&["a set of control groups that it does not have"], |forged| {
+    expect_found(&["record `cgroups` is not valid", "groups that are not there"], |forged| {
         forged.records.cgroups.members[0].set = 1000;
     });
     expect_found(&["extended state"], |forged| forged.records.threads[0].all[0].xstate_len = u32::MAX);

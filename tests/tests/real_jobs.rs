@@ -25,7 +25,7 @@ fn prints_the_same(name: &str, command: impl Fn() -> Command, processes: usize) 
     in_session.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let mut job = Job::start_foreign(name, &mut in_session);
     job.wait("all of its processes run", |job| job.processes().len() >= processes);
-    work_through_a_chain(&mut job, alone.took.min(WORK * 2) / 20);
+    work_through_a_chain(&mut job, alone.took.min(WORK * 2) / 20, || ());
     assert!(alone.stdout.lines().last().is_some_and(|line| line.starts_with("answer ")), "no answer\n{alone}");
     assert_eq!(job.stdout(), alone.stdout, "the interrupted job printed something else");
     job

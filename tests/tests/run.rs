@@ -43,7 +43,10 @@ fn command_not_found_or_not_executable() {
 fn forwards_signals() {
     for (signal, code) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut controller = cr()
+        // A shell has what it runs in the background ignore SIGINT, and that is inherited.
+        let mut controller = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(cr().get_program())
             .args(["run", "--interval", "1h", "--store"])
             .arg(folder.path().join("store"))
             .args(["--", "sleep", "100"])

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use cr_tests::{cr, guest, process_exists, run, skip, wait_until};
+use cr_tests::{close_inherited, cr, guest, process_exists, run, skip, wait_until};
 use tempfile::TempDir;
 
 /// Runs a command line on a terminal of its own whose output goes to `log`: util-linux's script(1) provides it.
 fn on_a_terminal(line: &str, log: &Path) -> Option<Child> {
+    close_inherited();
     Command::new("script")
         .args(["--quiet", "--flush", "--return", "--command", line])
         .arg(log)

@@ -2,8 +2,11 @@
 //!
 //! Between two checkpoints pages are written, mapped, unmapped, mapped anew in place, cleared and grown into, and address spaces
 //! forked, emptied and ended. Each checkpoint is built from what a tracker would say by the same code as a real one ([`Sink`],
-//! [`Prior`]). Now and then the job is set back to an older checkpoint, so that the chain forks, its controller starts anew, or
-//! checkpoints are pruned. At any time, every checkpoint in the store must hold exactly the memory of its time.
+//! [`Prior`]). Now and then the job is set back to an older checkpoint, so that the chain forks, its controller starts anew, the
+//! chain is [compacted](compaction), or checkpoints are pruned. At any time, every checkpoint in the store must hold exactly the memory
+//! of its time.
+
+mod compaction;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -17,6 +20,7 @@ use super::sink::{Sink, Summed};
 use crate::image::{Compression, IndexInfo, PAGE_SIZE, Parent, page_digests};
 use crate::ranges::RangeSet;
 use crate::store::prune::Rules;
+use crate::store::compact::{self, Compaction};
 use crate::store::{Chain, PageReader, Source, Store, StoreWriter};
 
 /// Page numbers that a space uses.
@@ -35,12 +39,15 @@ fn every_checkpoint_holds_the_memory_of_its_time() {
         Some(seed) => seed..=seed,
         None => 1..=LIVES,
     };
-    let (mut lives, mut checkpoints) = (0, 0);
+    let (mut lives, mut checkpoints, mut compacted) = (0, 0, 0);
     for seed in seeds.take_while(|seed| *seed <= 5 || began.elapsed() < TIME) {
-        checkpoints += Life::live(seed);
+        let life = Life::live(seed);
+        checkpoints += life.checkpoints;
+        compacted += life.compacted;
         lives += 1;
     }
-    println!("{lives} lives, {checkpoints} checkpoints");
+    println!("{lives} lives, {checkpoints} checkpoints, {compacted} compactions");
+    assert!(lives == 1 || compacted > 0, "nothing was compacted");
 }
 
 /// What makes the content of each page of a space; 0 for zeroes. Pages that were never touched are not there.
@@ -74,13 +81,17 @@ struct Life {
     /// Every checkpoint in the store, and the memory that it is of.
     taken: BTreeMap<u64, (Parent, Memory)>,
     clock: u64,
+    /// One that is under way.
+    compaction: Option<Compaction>,
+    /// How many there were.
+    checkpoints: usize,
+    compacted: usize,
 }
 
 impl Life {
-    /// Returns how many checkpoints were taken.
-    fn live(seed: u64) -> usize {
+    fn live(seed: u64) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
-        let store = Store::create_or_open(folder.path(), &[]).expect("a new store");
+        let store = Store::create_or_open(folder.path(), &[compact::KIND]).expect("a new store");
         let mut life = Self {
             random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             seed,
@@ -93,20 +104,22 @@ impl Life {
             parent: None,
             taken: BTreeMap::new(),
             clock: 1_700_000_000_000_000_000,
+            compaction: None,
+            checkpoints: 0,
+            compacted: 0,
         };
-        let mut checkpoints = 0;
         for _ in 0..ROUNDS {
             for _ in 0..life.random.below(12) {
                 life.step();
             }
             if life.random.below(8) > 0 {
                 life.checkpoint();
-                checkpoints += 1;
+                life.checkpoints += 1;
             }
             life.keep_house();
         }
         life.check_all();
-        checkpoints
+        life
     }
 
     /// The job does something.
@@ -257,10 +270,11 @@ impl Life {
 
     /// What may happen between two checkpoints, other than by the job.
     fn keep_house(&mut self) {
-        match self.random.below(8) {
+        match self.random.below(10) {
             0 => self.prune(),
             1 => self.set_back(),
             2 => self.know_from_chain(),
+            3..=5 => self.compact(),
             _ => {}
         }
     }
@@ -272,6 +286,8 @@ impl Life {
             1 => Rules { hourly: Some(most), ..Rules::default() },
             _ => Rules { bytes: Some(u64::from(most) << 19), ..Rules::default() },
         };
+        // What it copies from may go.
+        self.compaction = None;
         let pruned = self.writer.prune(&rules, self.parent.map(|parent| parent.id)).expect("a pruned store");
         pruned.removed.iter().for_each(|fate| drop(self.taken.remove(&fate.id)));
         self.check_all();

@@ -17,6 +17,7 @@ use crate::checkpoint::sink::{Sink, Summed};
 use crate::checkpoint::watch::Watch;
 use crate::checkpoint::{Job, gone};
 use crate::error::Result;
+use crate::fault;
 use crate::image::page_digests;
 use crate::object::memory::aio;
 use crate::object::memory::read::Memory;
@@ -81,6 +82,7 @@ fn stand_still(job: &mut Job, pids: &[i32]) -> Result<(Vec<(i32, History)>, Dura
         return Ok((Vec::new(), Duration::ZERO));
     }
     let (frozen, since) = job.freeze()?;
+    fault::point("precopy.still")?;
     let Job { members, watch, .. } = job;
     watch.iter_mut().for_each(Watch::gather_written);
     let taken = members.iter_mut().filter(|m| is_taken(m)).map(|m| (m.pid, History::take(m, watch.as_mut()))).collect();

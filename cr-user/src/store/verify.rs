@@ -67,11 +67,11 @@ impl Store {
                 problems.push(Problem { id, error });
             }
         }
-        // All were pruned, as there are newer ones.
+        self.judge_all(&mut seen, &mut problems, judge);
+        // All were pruned, before or after they were read, as there are newer ones.
         if seen.is_empty() && !listed.is_empty() {
             return self.verify_with(threads, judge);
         }
-        self.judge_all(&mut seen, &mut problems, judge);
         let newest_intact = seen.iter().rev().find_map(|(id, outcome)| outcome.map(|_| *id));
         Ok(Report { checkpoints: seen.into_keys().collect(), problems, newest_intact })
     }

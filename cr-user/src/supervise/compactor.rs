@@ -1,11 +1,13 @@
 //! Compaction as the engine does it, in slices between its orders: when the chain has become too long, or when somebody asks.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
 use tokio::sync::oneshot;
 
-use super::protocol::{Done, Response};
+use super::journal::{Journal, Trigger};
+use super::protocol::{Done, Failure, Response};
 use crate::checkpoint::{Job, Report};
 use crate::compact::{self, Compaction, Conclusion, Options, Pace};
 use crate::error::{Error, Result};
@@ -47,11 +49,13 @@ pub(super) struct Compactor {
     not_before: u32,
     /// Bytes of the full image that was published last, until that is told.
     news: Option<u64>,
+    journal: Journal,
 }
 
 #[derive(Debug)]
 struct Running {
     compaction: Compaction,
+    trigger: Trigger,
     pace: Pace,
     /// When the next slice is in its turn.
     resume: Instant,
@@ -62,8 +66,10 @@ struct Running {
 }
 
 impl Compactor {
-    pub(super) fn new(automatic: Automatic) -> Self {
-        Self { automatic, length: None, running: None, not_before: 0, news: None }
+    /// `dir` is the store's directory.
+    pub(super) fn new(automatic: Automatic, dir: &Path) -> Self {
+        let journal = Journal::open(dir);
+        Self { automatic, length: None, running: None, not_before: 0, news: None, journal }
     }
 
     /// How long until there is something to do; none if there is nothing.
@@ -86,7 +92,7 @@ impl Compactor {
         }
         let options = Options { bandwidth, ..self.automatic.options };
         match Compaction::begin(writer, &options) {
-            Ok(Some(compaction)) => self.start(compaction, bandwidth, vec![reply]),
+            Ok(Some(compaction)) => self.start(compaction, Trigger::Request, bandwidth, vec![reply]),
             Ok(None) => drop(reply.send(answer(compact::nothing_to_do(writer)))),
             Err(error) => drop(reply.send(answer(Err(error)))),
         }
@@ -118,7 +124,7 @@ impl Compactor {
             log::info!("the disk is full: gave up a compaction");
             let full = Error::system("compacting", nix::errno::Errno::ENOSPC);
             drop(running.compaction);
-            self.fail(running.replies, full);
+            self.fail(running.trigger, running.replies, full);
         }
     }
 
@@ -130,7 +136,7 @@ impl Compactor {
                 Err(error) => {
                     // Whoever hears of it finds nothing left behind.
                     drop(running.compaction);
-                    return self.fail(running.replies, error);
+                    return self.fail(running.trigger, running.replies, error);
                 }
                 // Concluded at once: were it put off, a checkpoint might come first, time and again.
                 Ok(_) if running.compaction.left() == 0 => {}
@@ -157,6 +163,7 @@ impl Compactor {
                 Ok(Conclusion::Published { report, from, image, spaces }) => {
                     let (id, images) = (report.id, report.images);
                     log::info!("checkpoint {id} is checkpoint {} compacted ({images} images)", from.id);
+                    self.journal.note_compaction(running.trigger, Ok(&report));
                     if job.is_some_and(|job| job.builds_on_instead(from, image, &spaces)) {
                         self.length = Some(Length::full(report.stored_pages));
                         self.news = Some(report.stored_bytes);
@@ -164,7 +171,7 @@ impl Compactor {
                     }
                     return answer_all(running.replies, || Ok(report.clone()));
                 }
-                Err(error) => return self.fail(running.replies, error),
+                Err(error) => return self.fail(running.trigger, running.replies, error),
             }
         }
     }
@@ -198,19 +205,26 @@ impl Compactor {
         }
         log::info!("compacting: {because}");
         if let Some(compaction) = Compaction::begin(writer, &self.automatic.options)? {
-            self.start(compaction, self.automatic.options.bandwidth, Vec::new());
+            self.start(compaction, Trigger::Chain, self.automatic.options.bandwidth, Vec::new());
         }
         Ok(())
     }
 
-    fn start(&mut self, compaction: Compaction, bandwidth: Option<u64>, replies: Vec<oneshot::Sender<Response>>) {
-        self.running =
-            Some(Running { compaction, pace: Pace::new(bandwidth), resume: Instant::now(), behind: 0, replies });
+    fn start(
+        &mut self,
+        compaction: Compaction,
+        trigger: Trigger,
+        bandwidth: Option<u64>,
+        replies: Vec<oneshot::Sender<Response>>,
+    ) {
+        let (pace, resume) = (Pace::new(bandwidth), Instant::now());
+        self.running = Some(Running { compaction, trigger, pace, resume, behind: 0, replies });
     }
 
-    fn fail(&mut self, replies: Vec<oneshot::Sender<Response>>, error: Error) {
-        if replies.is_empty() {
-            self.failed(&error);
+    fn fail(&mut self, trigger: Trigger, replies: Vec<oneshot::Sender<Response>>, error: Error) {
+        match trigger {
+            Trigger::Chain => self.failed(&error),
+            _ => self.journal.note_compaction(trigger, Err(&Failure::from(&error))),
         }
         let response = answer(Err(error));
         for reply in replies {
@@ -220,6 +234,7 @@ impl Compactor {
 
     /// It could not be compacted, which nobody had asked for: says so, and tries again when as many images have come again.
     fn failed(&mut self, error: &Error) {
+        self.journal.note_compaction(Trigger::Chain, Err(&Failure::from(error)));
         log::warn!("the chain of checkpoints stays as long as it is, for the time being: {error}");
         let images = self.length.as_ref().map_or(0, Length::images);
         self.not_before = images + self.automatic.after;

@@ -133,7 +133,7 @@ impl Engine {
             if let Some(job) = held.job.as_mut().filter(|_| stays) {
                 job.watch();
             }
-            let mut compactor = Compactor::new(compaction.unwrap_or(Automatic::NEVER));
+            let mut compactor = Compactor::new(compaction.unwrap_or(Automatic::NEVER), writer.store().dir());
             while let Some(order) = next_order(&work, &mut compactor, &mut held, &writer) {
                 match order {
                     Order::Look { reply } => drop(reply.send(held.job.as_ref().map(Job::activity))),

@@ -1,4 +1,4 @@
-//! `log.jsonl`: one line an attempt to take a checkpoint, so that it can be told later what was lost and when.
+//! `log.jsonl`: one line an attempt to take a checkpoint, or to compact a chain, so that it can be told later what was lost and when.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -9,13 +9,14 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::protocol::Failure;
+use crate::compact;
 use crate::describe::Checkpoint;
 use crate::policy::Reasons;
 
 /// Name of the journal in a store.
 pub const JOURNAL: &str = "log.jsonl";
 
-/// Why a checkpoint was tried.
+/// Why something was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Trigger {
@@ -23,6 +24,8 @@ pub(super) enum Trigger {
     Interval,
     /// Somebody asked for it.
     Request,
+    /// The chain had become too long.
+    Chain,
 }
 
 /// What was planned when an attempt had ended.
@@ -54,6 +57,9 @@ struct Line<'a> {
 enum Outcome<'a> {
     Checkpoint(&'a Checkpoint),
     Error(&'a Failure),
+    Compaction(&'a compact::Report),
+    #[serde(rename = "compaction_error")]
+    NoCompaction(&'a Failure),
 }
 
 /// What became of an upload.
@@ -91,13 +97,19 @@ impl Journal {
         Self(file.inspect_err(|e| log::warn!("cannot write {}: {e}", path.display())).ok())
     }
 
-    /// Adds a line.
+    /// Adds a line about a checkpoint.
     pub(super) fn note(&mut self, trigger: Trigger, planned: &Planned, outcome: Result<&Checkpoint, &Failure>) {
+        self.add(trigger, planned, outcome.map_or_else(Outcome::Error, Outcome::Checkpoint));
+    }
+
+    /// Adds a line about a compaction.
+    pub(super) fn note_compaction(&mut self, trigger: Trigger, outcome: Result<&compact::Report, &Failure>) {
+        let outcome = outcome.map_or_else(Outcome::NoCompaction, Outcome::Compaction);
+        self.add(trigger, &Planned::default(), outcome);
+    }
+
+    fn add(&mut self, trigger: Trigger, planned: &Planned, outcome: Outcome) {
         let Some(file) = &mut self.0 else { return };
-        let outcome = match outcome {
-            Ok(checkpoint) => Outcome::Checkpoint(checkpoint),
-            Err(failure) => Outcome::Error(failure),
-        };
         let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut line = serde_json::to_vec(&Line { at, trigger, planned, outcome }).expect("plain structures");
         line.push(b'\n');
