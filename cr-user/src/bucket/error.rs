@@ -204,12 +204,15 @@ impl Error {
         if says(&["QuotaExceeded", "StorageFull", "InsufficientStorage", "EntityTooLarge", "No space left"]) {
             return Self::Full { url, doing, why };
         }
+        // Not every request has its status as the kind of its error; so as `RequestError::Status` says it.
+        if says(&["status code: 401", "status code: 403"]) {
+            return Self::Denied { url, doing, why };
+        }
         match source {
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 Self::Denied { url, doing, why }
             }
             object_store::Error::NotFound { .. } => Self::Gone { url, doing },
-            // As `RequestError::Status` says it.
             _ => Self::Failed { url, doing, why, answered: all.contains("status code: 4") },
         }
     }

@@ -77,8 +77,8 @@ pub(super) fn fetch_from(
     adopt(&disk, remote, dir, &marker)?;
     let store = Store::open_existing_with(dir, known, keys)?;
     store.need_key()?;
-    let _turn = Turn::take(&disk, dir, Duration::from_secs(10))?;
     let _writer = lock(&store)?;
+    let _turn = Turn::take(&disk, dir, Duration::from_secs(10))?;
     let state = State::read(dir, remote.url())?;
     let mut fetch = Fetch { remote, store, state, bytes: Cell::new(0), well: Cell::new(Instant::now()) };
     fetch.forget_pruned(&ids)?;
@@ -107,7 +107,7 @@ fn adopt(disk: &Disk, remote: &Remote, dir: &Path, marker: &[u8]) -> Result<()> 
         Err(source) => return Err(Error::io(&path, "read", source)),
     }
     make_private(disk, dir).map_err(|source| Error::io(dir, "create", source))?;
-    for entry in fs::read_dir(dir).map_err(|source| Error::io(dir, "list", source))? {
+    if let Some(entry) = fs::read_dir(dir).map_err(|source| Error::io(dir, "list", source))?.next() {
         let found = entry.map_err(|source| Error::io(dir, "list", source))?.file_name();
         return Err(store::Error::Foreign { dir: dir.to_owned(), found: found.to_string_lossy().into_owned() }.into());
     }
@@ -146,6 +146,9 @@ fn lock(store: &Store) -> Result<StoreWriter> {
         }
     }
 }
+
+/// A checkpoint, and the file that was made for it if it was not here.
+type Described = (Manifest, Option<DiskFile>);
 
 struct Fetch<'r> {
     remote: &'r Remote,
@@ -203,8 +206,7 @@ impl Fetch<'_> {
             }
         };
         // In the order of their numbers, so that none is here without its parents.
-        let found: Vec<Result<Option<(Manifest, Option<DiskFile>)>>> =
-            stream::iter(unknown).map(one).buffered(AT_ONCE).collect().await;
+        let found: Vec<Result<Option<Described>>> = stream::iter(unknown).map(one).buffered(AT_ONCE).collect().await;
         for found in found {
             let Some((Manifest { id, hash, .. }, file)) = found? else { continue };
             // Also one that is here, and of which nothing is known: it may have come from there.

@@ -84,7 +84,7 @@ impl Location {
                     MicrosoftAzureBuilder::from_env().with_url(url).with_config(key, timeout("AZURE_TIMEOUT"));
                 Remote::new(self.to_string(), prefix, builder.with_retry(retries()).build().map_err(failed)?)
             }
-            _ => Remote::plain(self.to_string(), prefix, LocalFileSystem::new()),
+            _ => Remote::plain(self.to_string(), prefix, LocalFileSystem::new().with_fsync(true)),
         })
     }
 }

@@ -129,8 +129,8 @@ impl Mirror {
         let source = Source { file: &file, path: image.path(), bytes: manifest.bytes, object: &manifest.object };
         let mut under_way = self.state.under_way.take();
         let state = &mut self.state;
-        let mut save = |under_way: &Option<_>| {
-            state.under_way.clone_from(under_way);
+        let mut save = |under_way: Option<&_>| {
+            state.under_way = under_way.cloned();
             state.error = None;
             state.write(&disk, &dir)
         };
@@ -139,6 +139,7 @@ impl Mirror {
         sent?;
         self.runtime.block_on(announce(&self.remote, &manifest, self.store.dir()))?;
         self.state.uploaded.insert(manifest.id, manifest.hash.clone());
+        self.state.under_way = None;
         self.save()?;
         Ok(Some(manifest.bytes))
     }

@@ -1,7 +1,7 @@
 //! A store in a bucket: S3, the other backends of the `object_store` crate, or a directory by its `file://` URL.
 //!
 //! A job is never made to wait for a network. Its store is a local directory as ever, the *spool*, and here is what makes a bucket the
-//! same: [`Mirror`] uploads what was published in the spool and removes what was pruned there; [`fetch`] brings back what a restore
+//! same: [`Mirror`] uploads what was published in the spool and removes what was pruned there; [`fetch()`] brings back what a restore
 //! needs, which is much less than the chain. The objects are described in `docs/image-format.md`.
 //!
 //! What it does *not* do: it does not write images, and it does not know what is in their records.

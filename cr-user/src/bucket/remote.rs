@@ -135,23 +135,24 @@ impl Remote {
     }
 
     /// Uploads one part, and gives its name.
-    pub(super) async fn put_part(&self, name: &str, upload: &String, part: usize, bytes: Vec<u8>) -> Result<String> {
+    pub(super) async fn put_part(&self, name: &str, upload: &str, part: usize, bytes: Vec<u8>) -> Result<String> {
         let Parts(parts) = self.parts.as_ref().expect("asked before");
-        let put = parts.put_part(&self.path(name), upload, part, PutPayload::from(bytes)).await;
+        let put = parts.put_part(&self.path(name), &upload.to_owned(), part, PutPayload::from(bytes)).await;
         put.map(|part| part.content_id).map_err(self.failed(name, "write"))
     }
 
     /// Makes an object of the parts.
-    pub(super) async fn complete(&self, name: &str, upload: &String, all: Vec<String>) -> Result<()> {
+    pub(super) async fn complete(&self, name: &str, upload: &str, all: Vec<String>) -> Result<()> {
         let Parts(parts) = self.parts.as_ref().expect("asked before");
         let all = all.into_iter().map(|content_id| PartId { content_id }).collect();
-        parts.complete_multipart(&self.path(name), upload, all).await.map(drop).map_err(self.failed(name, "write"))
+        let completed = parts.complete_multipart(&self.path(name), &upload.to_owned(), all).await;
+        completed.map(drop).map_err(self.failed(name, "write"))
     }
 
     /// Drops an upload, so that nobody pays for its parts.
-    pub(super) async fn abort(&self, name: &str, upload: &String) -> Result<()> {
+    pub(super) async fn abort(&self, name: &str, upload: &str) -> Result<()> {
         let Parts(parts) = self.parts.as_ref().expect("asked before");
-        parts.abort_multipart(&self.path(name), upload).await.map_err(self.failed(name, "remove"))
+        parts.abort_multipart(&self.path(name), &upload.to_owned()).await.map_err(self.failed(name, "remove"))
     }
 
     /// Makes an object piece by piece, where that cannot be gone on with later.

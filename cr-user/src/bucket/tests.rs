@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,8 @@ use super::state::{State, Turn};
 use super::{Error, Mirror, Need, Passed, runtime};
 use crate::disk::Disk;
 use crate::image::{Content, Extent, IndexInfo, PAGE_SIZE, Parent, RecordKind, Space};
-use crate::store::{Chain, Store, StoreWriter};
+use crate::seal::{self, KEY_FILE_BYTES, Keys, Secret};
+use crate::store::{self, Chain, Store, StoreWriter};
 
 const KIND: RecordKind = RecordKind { id: 1, version: 1, name: "test" };
 const URL: &str = "s3://bucket/job";
@@ -193,7 +194,12 @@ fn publish(writer: &StoreWriter, parent: Option<Parent>, first: u64, pages: u64)
 
 /// A chain of four, the first of which is large, in a directory that has copies of its images beside it.
 fn chain(dir: &Path) -> Store {
-    let writer = Store::create_or_open(&dir.join("spool"), &[KIND]).unwrap().lock().unwrap();
+    chain_with(dir, &Keys::default())
+}
+
+fn chain_with(dir: &Path, keys: &Keys) -> Store {
+    let store = Store::create_or_open_with(&Disk::default(), &dir.join("spool"), &[KIND], keys).unwrap();
+    let writer = store.lock().unwrap();
     let full = publish(&writer, None, 0, MANY);
     let delta = publish(&writer, Some(full), 10, 2000);
     let delta = publish(&writer, Some(delta), 500, 3);
@@ -251,8 +257,7 @@ fn what_is_pruned_goes_newest_first() {
         let there = bucket.sound(&store, &images);
         bucket.pass(&store).expect("the network is back");
         assert_eq!(bucket.sound(&store, &images), [1, 2], "after {operations} operations: {there:?}");
-        let left =
-            runtime().unwrap().block_on(async { bucket.remote.get(&data_of(&bucket, &store, 4)).await.unwrap() });
+        let left = runtime().unwrap().block_on(async { bucket.remote.get(&data_of(&store, 4)).await.unwrap() });
         assert!(left.is_none(), "the image is still there");
         if !failed {
             break;
@@ -261,7 +266,7 @@ fn what_is_pruned_goes_newest_first() {
 }
 
 /// The object of an image, by its copy.
-fn data_of(_: &Bucket, store: &Store, id: u64) -> String {
+fn data_of(store: &Store, id: u64) -> String {
     let name = store.image_path(id).file_name().unwrap().to_owned();
     let copy = store.dir().parent().unwrap().join("images").join(name);
     let image = crate::image::Image::open(&copy, &[KIND]).unwrap();
@@ -292,7 +297,7 @@ fn a_restore_fetches_what_it_needs_and_no_more() {
     let bucket = Bucket::new();
     bucket.pass(&store).unwrap();
     let away = dir.path().join("elsewhere/spool");
-    let fetched = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None)).unwrap();
+    let fetched = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None), &Keys::default()).unwrap();
     let whole: u64 = (1..=4).map(|id| fs::metadata(store.image_path(id)).unwrap().len()).sum();
     // 2000 pages of the full image were replaced.
     assert_eq!(fetched.of, whole);
@@ -302,13 +307,13 @@ fn a_restore_fetches_what_it_needs_and_no_more() {
     Chain::open(&there, None).unwrap().verify_pages(1).expect("the newest is whole");
     assert!(Chain::open(&there, Some(1)).unwrap().verify_pages(1).is_err(), "nobody asked for all of the first");
     // An older one, on top of that; then all.
-    fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(Some(2))).unwrap();
+    fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(Some(2)), &Keys::default()).unwrap();
     Chain::open(&there, Some(2)).unwrap().verify_pages(1).expect("the second is whole");
-    fetch_from(&bucket.remote, &away, &[KIND], Need::Everything).unwrap();
+    fetch_from(&bucket.remote, &away, &[KIND], Need::Everything, &Keys::default()).unwrap();
     for id in 1..=4 {
         assert!(fs::read(store.image_path(id)).unwrap() == fs::read(there.image_path(id)).unwrap(), "image {id}");
     }
-    let again = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None)).unwrap();
+    let again = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None), &Keys::default()).unwrap();
     assert_eq!(again.bytes, 0, "all is here");
 
     // The chain goes on there.
@@ -322,7 +327,7 @@ fn a_restore_fetches_what_it_needs_and_no_more() {
     let error = bucket.pass(&store).unwrap_err();
     assert!(matches!(error, Error::Conflict { id, .. } if id == other.id) && !error.passes(), "{error}");
     drop(writer);
-    let error = fetch_from(&bucket.remote, store.dir(), &[KIND], Need::Metadata).unwrap_err();
+    let error = fetch_from(&bucket.remote, store.dir(), &[KIND], Need::Metadata, &Keys::default()).unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
 }
 
@@ -337,10 +342,10 @@ fn a_bit_that_flips_in_the_bucket_is_noticed() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 5000).unwrap();
     file.write_all_at(&[byte[0] ^ 1], 5000).unwrap();
-    let object = data_of(&bucket, &store, 3);
+    let object = data_of(&store, 3);
     runtime().unwrap().block_on(bucket.remote.put(&object, fs::read(&copy).unwrap())).unwrap();
     let away = dir.path().join("away");
-    fetch_from(&bucket.remote, &away, &[KIND], Need::Everything).unwrap();
+    fetch_from(&bucket.remote, &away, &[KIND], Need::Everything, &Keys::default()).unwrap();
     let report = Store::open_existing(&away, &[KIND]).unwrap().verify_with(1, &|_| None).unwrap();
     assert_eq!((report.newest_intact, report.problems.first().map(|p| p.id)), (Some(2), Some(3)));
 }
@@ -354,7 +359,30 @@ fn two_jobs_do_not_share_a_prefix() {
     let error = bucket.pass(&chain(other.path())).unwrap_err();
     assert!(matches!(error, Error::OtherJob { .. }) && error.exit_code() == 122, "{error}");
     let nothing = Remote::new("s3://bucket/none".into(), Location::from("none"), InMemory::new());
-    let error = fetch_from(&nothing, &dir.path().join("new"), &[KIND], Need::Metadata).unwrap_err();
+    let error = fetch_from(&nothing, &dir.path().join("new"), &[KIND], Need::Metadata, &Keys::default()).unwrap_err();
     assert!(matches!(error, Error::NoStore { .. }), "{error}");
     assert!(!dir.path().join("new").exists(), "nothing is made where there is nothing");
+}
+
+/// What a bucket holds of a sealed store needs the key as well, and no more of it is fetched.
+#[test]
+fn a_sealed_store_in_a_bucket_needs_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    let key = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+    key.write_all_at(&[7; KEY_FILE_BYTES], 0).unwrap();
+    let secret = Arc::new(Secret::from_key_file(&path).unwrap());
+    let keys = Keys { secret: Some(secret), ..Keys::default() };
+    let store = chain_with(dir.path(), &keys);
+    let bucket = Bucket::new();
+    bucket.pass(&store).unwrap();
+    let away = dir.path().join("away");
+    let error = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None), &Keys::default()).unwrap_err();
+    assert!(matches!(error, Error::Store(store::Error::Seal(seal::Error::Missing { .. }))), "{error}");
+    let fetched = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None), &keys).unwrap();
+    assert!(fetched.bytes < fetched.of - 1900 * PAGE_SIZE as u64, "{fetched:?}");
+    let there = Store::open_existing_with(&away, &[KIND], &keys).unwrap();
+    let chain = Chain::open(&there, None).unwrap();
+    chain.verify_pages(1).expect("the newest is whole");
+    assert!(chain.newest().is_sealed());
 }

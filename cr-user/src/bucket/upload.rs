@@ -58,7 +58,7 @@ impl Source<'_> {
 }
 
 /// Uploads an image. `under_way` is what is known of an upload from before, and becomes what is known of this one: `save` is called
-/// each time.
+/// each time. It stays when all is there, until the caller has made use of that.
 ///
 /// # Errors
 /// When it did not succeed; trying again later may go on where this stopped.
@@ -67,7 +67,7 @@ pub(super) async fn upload(
     source: &Source<'_>,
     under_way: &mut Option<Under>,
     pace: &mut Pace,
-    save: &mut dyn FnMut(&Option<Under>) -> Result<()>,
+    save: &mut dyn FnMut(Option<&Under>) -> Result<()>,
 ) -> Result<()> {
     let pace = RefCell::new(pace);
     // What is sent is sent in pieces of some size: a bandwidth holds on average.
@@ -78,7 +78,7 @@ pub(super) async fn upload(
     if let Some(old) = under_way.take_if(|old| old.object != source.object) {
         log::info!("gave up the upload of {}", remote.url_of(&old.object));
         let _ = remote.abort(&old.object, &old.upload).await;
-        save(under_way)?;
+        save(under_way.as_ref())?;
     }
     if source.bytes <= PART {
         wait(source.bytes).await;
@@ -97,19 +97,18 @@ pub(super) async fn upload(
     }
     let resumed = under_way.is_some();
     if resumed && source.is_there(remote).await {
-        // It was completed, and we did not live to hear of it.
-        *under_way = None;
-        return save(under_way);
+        // It was completed, and we did not live to hear of it, or to say so.
+        return Ok(());
     }
     let sent = in_parts(remote, source, under_way, &wait, save).await;
-    let lost = match &sent {
-        Ok(()) => true,
+    if let Err(error) = &sent
+        && resumed
+        && !error.is_unreachable()
+        && !matches!(error, Error::Io { .. })
+    {
         // The server knows nothing of it any more: next time from the beginning.
-        Err(error) => resumed && !error.is_unreachable() && !matches!(error, Error::Io { .. }),
-    };
-    if lost {
         *under_way = None;
-        save(under_way)?;
+        save(under_way.as_ref())?;
     }
     sent
 }
@@ -119,14 +118,14 @@ async fn in_parts(
     source: &Source<'_>,
     under_way: &mut Option<Under>,
     wait: &impl AsyncFn(u64),
-    save: &mut dyn FnMut(&Option<Under>) -> Result<()>,
+    save: &mut dyn FnMut(Option<&Under>) -> Result<()>,
 ) -> Result<()> {
     if under_way.is_none() {
         let part_bytes = PART.max(source.bytes.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
         let upload = remote.begin(source.object).await?;
         let parts = vec![None; source.bytes.div_ceil(part_bytes) as usize];
         *under_way = Some(Under { object: source.object.to_owned(), upload, part_bytes, parts });
-        save(under_way)?;
+        save(under_way.as_ref())?;
     }
     let Under { upload, part_bytes, parts, .. } = under_way.clone().expect("just made");
     let missing: Vec<usize> = (0..parts.len()).filter(|part| parts[*part].is_none()).collect();
@@ -142,7 +141,7 @@ async fn in_parts(
     while let Some(part) = sent.next().await {
         let (part, name) = part?;
         under_way.as_mut().expect("just made").parts[part] = Some(name);
-        save(under_way)?;
+        save(under_way.as_ref())?;
     }
     drop(sent);
     let all = under_way.as_ref().expect("just made").parts.iter().flatten().cloned().collect();

@@ -303,7 +303,7 @@ impl Image {
             return Vec::new();
         }
         if !self.is_packed() {
-            return vec![Self::slot_offset(slot)..Self::slot_offset(end)];
+            return std::iter::once(Self::slot_offset(slot)..Self::slot_offset(end)).collect();
         }
         let blocks = (slot / BLOCK_PAGES..end.div_ceil(BLOCK_PAGES)).filter_map(|number| self.block(number));
         blocks
