@@ -47,6 +47,7 @@ impl Guest {
             Some(args) => {
                 let mut command = cr_tests::cr();
                 command.arg("run").args(args).arg("--").arg(job.get_program()).args(job.get_args());
+                command.envs(job.get_envs().filter_map(|(name, value)| Some((name, value?))));
                 command
             }
         };

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::sys::reflink;
+use crate::sys::{fd, reflink};
 
 /// One change to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,9 +104,9 @@ impl Disk {
         self.open(path, OpenOptions::new().read(true).write(true).create_new(true).mode(0o600))
     }
 
-    /// Opens a file that is there, for reading and writing.
+    /// Opens a file that is there, for reading and writing, by a path without symbolic links.
     pub(crate) fn open_existing(&self, path: &Path) -> io::Result<DiskFile> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let file = fd::open_without_links(path, libc::O_RDWR)?;
         Ok(DiskFile { file, path: path.into(), disk: self.clone() })
     }
 

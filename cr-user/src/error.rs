@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::fault::Injected;
-use crate::{image, netlock, store};
+use crate::{bucket, image, netlock, seal, store};
 
 /// The result of everything that touches a job.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,6 +66,12 @@ pub enum Error {
     /// The store is damaged, foreign, or in use.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A key that was named cannot be taken.
+    #[error(transparent)]
+    Seal(#[from] seal::Error),
+    /// The bucket cannot be used.
+    #[error(transparent)]
+    Bucket(#[from] bucket::Error),
     /// The job's connections cannot be silenced.
     #[error(transparent)]
     Silence(#[from] netlock::Error),
@@ -169,6 +175,8 @@ impl Error {
             Self::System { .. } | Self::Silence(_) | Self::Injected(_) => 125,
             Self::Image(e) => e.exit_code(),
             Self::Store(e) => e.exit_code(),
+            Self::Seal(e) => e.exit_code(),
+            Self::Bucket(e) => e.exit_code(),
             Self::Controller { code, .. } => *code,
             // As shells have it.
             Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,

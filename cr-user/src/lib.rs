@@ -2,6 +2,7 @@
 //!
 //! The three stories are `checkpoint`, `restore` and `supervise`; everything else serves them.
 
+pub mod bucket;
 pub mod checkpoint;
 pub mod compact;
 pub mod describe;
@@ -23,6 +24,7 @@ pub mod ranges;
 pub mod recorded;
 pub mod remote;
 pub mod restore;
+pub mod seal;
 pub mod store;
 pub mod supervise;
 pub mod sys;

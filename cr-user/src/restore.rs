@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Instant;
 
+use crate::bucket;
 use crate::checkpoint::Job;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -39,7 +40,7 @@ use crate::object::spaces::Spaces;
 use crate::phases::Phases;
 use crate::recorded::Records;
 use crate::remote::{Call, Gadgets, freeze};
-use crate::store::{Chain, Store};
+use crate::store::{self, Chain, Store};
 use crate::sys::ptrace::Regs;
 use crate::sys::{PAGE, fd, uffd};
 use crate::track::Oracle;
@@ -93,6 +94,7 @@ pub struct Restored {
 pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key]) -> Result<Restored> {
     let started = Instant::now();
     let chain = Chain::open(store, id)?;
+    store.check_trust(&chain)?;
     // First of all: records that lead to what was left out make no whole.
     let omitted = Omitted::of_image(chain.newest())?;
     omitted.check(chain.newest().id(), options.accept_missing)?;
@@ -106,7 +108,14 @@ pub fn restore(store: &Store, id: Option<u64>, options: Options, external: &[Key
         log::warn!("{} was modified after the checkpoint, and is left as it is", path.display());
     }
     // All of every image, also what newer images replace: a store that decays is to be known before it matters.
-    let verify = |threads: usize| chain.images().iter().try_for_each(|image| image.verify_pages(threads));
+    // The spool of a bucket may lack these.
+    let sparse = store.dir().join(bucket::STATE).exists();
+    let verify = |threads: usize| -> store::Result<()> {
+        if sparse {
+            return chain.verify_pages(threads);
+        }
+        Ok(chain.images().iter().try_for_each(|image| image.verify_pages(threads))?)
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if plan.is_empty() && !saved.has_stored_files() {
         // Nothing outside the new process will be touched: it can be built while its pages are still being checked, and is

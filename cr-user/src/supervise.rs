@@ -20,6 +20,7 @@ mod once;
 mod plan;
 pub mod protocol;
 mod signals;
+mod uploader;
 mod watch;
 
 use std::cell::Cell;
@@ -30,19 +31,23 @@ use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
+use crate::bucket;
 use crate::checkpoint::{self, Job};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::object;
 use crate::object::files;
 use crate::object::files::inet;
 use crate::policy::Cadence;
 use crate::restore;
+use crate::seal::Keys;
 use crate::store::{self, Store, StoreWriter};
 use crate::sys::clone;
 
 use background::Side;
 use control::Socket;
 use engine::{Engine, Origin};
+use uploader::Uploader;
 
 pub use background::LOG;
 pub use client::{checkpoint, compact, prune, status};
@@ -58,6 +63,10 @@ pub use protocol::{Status, Taken};
 pub struct Config {
     /// The store's directory.
     pub store: PathBuf,
+    /// Its keys.
+    pub keys: Keys,
+    /// The bucket whose spool that is, if it is one.
+    pub bucket: Option<bucket::Upload>,
     /// How often checkpoints are taken; none: only when asked.
     pub cadence: Option<Cadence>,
     /// How checkpoints are taken.
@@ -116,7 +125,7 @@ pub enum Outcome {
 /// When the command cannot be run, the store has a chain and `resume` is not set, or the chain cannot be restored.
 pub fn run(config: &Config, command: &Command, resume: bool, started: impl FnOnce(&Started)) -> Result<Outcome> {
     let mask = signals::block()?;
-    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    let store = Store::create_or_open_with(&Disk::default(), &config.store, object::KINDS, &config.keys)?;
     let writer = lock(&store)?;
     if store.newest_id()?.is_some() {
         if !resume {
@@ -145,7 +154,7 @@ pub fn attach(config: &Config, pid: i32, detach: bool, started: impl FnOnce(&Sta
     Job::open(pid)?;
     refuse_if_held_elsewhere(pid, &config.store)?;
     let mask = signals::block()?;
-    let store = Store::create_or_open(&config.store, object::KINDS)?;
+    let store = Store::create_or_open_with(&Disk::default(), &config.store, object::KINDS, &config.keys)?;
     here_or_behind(config, &store, Origin::Process(pid), detach.then_some(mask), started)
 }
 
@@ -183,7 +192,8 @@ pub fn restore(
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let mask = signals::block()?;
-    let store = Store::open_existing(&config.store, object::KINDS)?;
+    let store = Store::open_existing_with(&config.store, object::KINDS, &config.keys)?;
+    store.need_key()?;
     here_or_behind(config, &store, Origin::Chain { id, options, pid_namespace }, detach.then_some(mask), started)
 }
 
@@ -263,7 +273,16 @@ fn supervise(
         become_reaper()?;
     }
     let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction))?;
-    event_loop()?.block_on(watch::watch(config, &store, engine, socket, started))
+    let mut uploader = None;
+    let begun = |begun: &Started| {
+        // Not before: a process that is being restored begins with all that we have open.
+        let started_uploader = config.bucket.as_ref().map(|bucket| Uploader::start(bucket, &store)).transpose();
+        uploader = started_uploader.inspect_err(|e| log::error!("nothing is uploaded: {e}")).ok().flatten();
+        started(begun);
+    };
+    let outcome = event_loop()?.block_on(watch::watch(config, &store, engine, socket, begun));
+    uploader.into_iter().for_each(Uploader::finish);
+    outcome
 }
 
 /// An event loop in the calling thread.

@@ -82,6 +82,11 @@ pub fn install(program: &str, packages: &[&str]) -> bool {
     there()
 }
 
+/// A program from a crate, which `cargo xtask setup` has built into `target/tools`; none if it has not.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    Some(target_dir().join("tools/bin").join(name)).filter(|program| program.exists())
+}
+
 /// The names that a guest with many parts lists itself (`trap - list`, `unsupported - list`).
 pub fn guest_names(name: &str) -> Vec<String> {
     let output = Command::new(guest(name)).args(["-", "list"]).output().expect("the guest lists its parts");

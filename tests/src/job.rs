@@ -31,12 +31,24 @@ pub struct JobOptions {
     pub env: Vec<(String, String)>,
     /// This program instead of the guest's own file.
     pub program: Option<PathBuf>,
+    /// Its checkpoints go to a bucket, and [`Job::store`] is its spool.
+    pub bucket: Option<Bucket>,
+}
+
+/// A place in a bucket.
+#[derive(Clone)]
+pub struct Bucket {
+    /// Its URL.
+    pub url: String,
+    /// The way there, in the environment of `cr`.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running or killed job, with its folder and its store. Dropping it kills what still runs.
 pub struct Job {
     folder: tempfile::TempDir,
     name: String,
+    bucket: Option<Bucket>,
     pid: i32,
     process: Option<Child>,
     controller: Option<Child>,
@@ -72,10 +84,11 @@ impl Job {
     #[track_caller]
     pub fn start_with(name: &str, options: &JobOptions) -> Self {
         let mut job = Self::without_process(name);
+        job.bucket.clone_from(&options.bucket);
         let program = options.program.clone().unwrap_or_else(|| guest(name));
         let mut command = if let Some(interval) = &options.controller {
-            let mut command = cr();
-            command.arg("run").arg("--store").arg(job.store()).args(["--interval", interval]);
+            let mut command = job.cr("run");
+            command.args(["--interval", interval]);
             command.args(&options.controller_args).arg("--").arg(&program);
             command
         } else if options.shared_session {
@@ -120,6 +133,7 @@ impl Job {
         let job = Self {
             folder,
             name: name.into(),
+            bucket: None,
             pid: 0,
             process: None,
             controller: None,
@@ -199,7 +213,11 @@ impl Job {
     /// `cr SUBCOMMAND … --store STORE`, to be completed.
     pub fn cr(&self, subcommand: &str) -> Command {
         let mut command = cr();
-        command.arg(subcommand).arg("--store").arg(self.store());
+        command.arg(subcommand).arg("--store");
+        match &self.bucket {
+            None => command.arg(self.store()),
+            Some(bucket) => command.arg(&bucket.url).arg("--spool").arg(self.store()).envs(bucket.env.iter().cloned()),
+        };
         command
     }
 
@@ -261,8 +279,8 @@ impl Job {
     /// The same with an interval.
     #[track_caller]
     pub fn attach_every(&mut self, interval: &str, env: &[(&str, &str)]) {
-        let mut command = cr();
-        command.arg("attach").arg(self.pid.to_string()).arg("--store").arg(self.store()).args(["--interval", interval]);
+        let mut command = self.cr("attach");
+        command.arg(self.pid.to_string()).args(["--interval", interval]);
         command.envs(env.iter().copied());
         self.controller = Some(self.spawn(&mut command, Stdio::null()));
     }

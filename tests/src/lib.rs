@@ -17,9 +17,9 @@ mod scenario;
 mod stream;
 mod tree;
 
-pub use build::{cr, guest, guest_names, install};
+pub use build::{cr, guest, guest_names, install, tool};
 pub use command::{Finished, run, run_for};
-pub use job::{Checkpoint, Job, JobOptions, process_exists, wait_until};
+pub use job::{Bucket, Checkpoint, Job, JobOptions, process_exists, wait_until};
 pub use namespace::in_pid_namespace;
 pub use network::{Network, enter_network_namespace, ip};
 pub use scenario::{Pace, chain_and_back, full_and_back, work_through_a_chain};

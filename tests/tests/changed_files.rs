@@ -66,6 +66,24 @@ fn grown_file_is_refused_if_asked() {
     job.finish();
 }
 
+/// Somebody who may write to a directory on the way puts a link there, to a file that is not the job's: it is left alone.
+#[test]
+fn link_in_the_way_of_a_grown_file() {
+    let (mut job, file, size) = killed_job_with_a_grown_file();
+    let (victim, aside) = (job.folder().join("victim"), job.dir().join("aside"));
+    fs::write(&victim, vec![7; size as usize + 100]).expect("the victim");
+    fs::rename(&file, &aside).expect("moved aside");
+    std::os::unix::fs::symlink(&victim, &file).expect("a link");
+    for mode in ["rollback", "keep"] {
+        job.try_restore(&["--files", mode]).refuses(123, &["appended.txt", "a symbolic link leads to it now"]);
+    }
+    assert!(!process_exists(job.pid()), "the job was started all the same");
+    assert_eq!(fs::metadata(&victim).expect("the victim").len(), size + 100);
+    fs::rename(&aside, &file).expect("the file is back");
+    job.restore();
+    job.finish();
+}
+
 #[test]
 fn shrunk_file() {
     let mut job = Job::start("files", &[]);

@@ -31,6 +31,8 @@ const JOB_PROGRAMS: [(&str, &str, &str); 8] = [
     ("nft", "--version", "nftables"),
     ("gdb", "--version", "gdb"),
 ];
+/// Programs from crates that tests use, their versions and features: a server of S3 that keeps its objects in files.
+const TOOLS: [(&str, &str, &str); 1] = [("s3s-fs", "0.14.1", "binary")];
 /// Real programs that `cargo xtask bench overhead` runs as jobs; without them it says that they were skipped.
 const BENCH_PROGRAMS: [(&str, &str, &str); 2] = [("lmp", "-h", "lammps"), ("mpirun", "--version", "openmpi-bin")];
 /// Installs packages, but lets none of them start a service (invoke-rc.d(8)): they are wanted as programs only.
@@ -56,6 +58,7 @@ pub(crate) fn run() -> Result<Tools> {
         apt_install(&C_PACKAGES).context("the tests' guests are C programs: install gcc and try again")?;
     }
     install_programs(&JOB_PROGRAMS, "tests");
+    install_tools(&TOOLS);
     let toolchain = match Toolchain::find() {
         Some(toolchain) => toolchain,
         None => install_toolchain()?,
@@ -66,6 +69,24 @@ pub(crate) fn run() -> Result<Tools> {
         install_linker(&bpf_linker, &toolchain)?;
     }
     Ok(Tools { toolchain, bpf_linker })
+}
+
+/// Builds programs from crates into `target/tools`, for tests.
+fn install_tools(tools: &[(&str, &str, &str)]) {
+    for (name, version, features) in tools {
+        let root = target().join("tools");
+        let program = root.join("bin").join(name);
+        if output(Command::new(&program).arg("--version")).is_some_and(|found| found.ends_with(version)) {
+            continue;
+        }
+        println!("setup: building {name} {version} into target/tools (some minutes)");
+        let mut install = cargo();
+        install.args(["install", "--quiet", "--locked", "--force", "--version", version, name, "--features", features]);
+        install.arg("--root").arg(&root).env_remove("CARGO_TARGET_DIR");
+        if let Err(error) = run_command(&mut install) {
+            println!("setup: {error:#}; going on without: the tests that need it will be skipped");
+        }
+    }
 }
 
 /// Sets up what only the bench of overheads runs.

@@ -16,6 +16,7 @@ mod still;
 mod store;
 mod strangers;
 mod tree;
+mod upload;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -58,16 +59,19 @@ pub enum Group {
     Footprint,
     /// The store, without a job.
     Store,
+    /// A store in a bucket.
+    Upload,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
         Self::Store,
         Self::Chain,
+        Self::Upload,
         Self::Tree,
         Self::Idle,
         Self::Things,
@@ -100,6 +104,7 @@ impl Group {
             Self::Quiet => "an idle job, tracked",
             Self::Footprint => "memory that tracking takes",
             Self::Store => "the store without a job",
+            Self::Upload => "checkpoints during an upload",
         }
     }
 
@@ -109,6 +114,7 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
+            Self::Upload => upload::measure(setting),
             Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),
             Self::Resident => resident::measure(setting),

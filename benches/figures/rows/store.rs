@@ -1,10 +1,16 @@
 //! The store itself, without a job: publishing, verifying, opening a long chain and finding pages in it.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use cr::disk::Disk;
 use cr::image::{Content, Extent, IndexInfo, PAGE_SIZE, Parent, Space};
+use cr::seal::{self, Keys, Secret};
 use cr::store::{Chain, Source, Store, StoreWriter};
 use cr_bench::sample::{Samples, timed};
 use memmap2::Mmap;
@@ -14,6 +20,8 @@ use crate::baseline;
 use crate::report::Row;
 
 const PUBLISH: f64 = 1.2;
+/// How many times as long it may take to publish a sealed image where no disk is waited for.
+const SEAL: f64 = 2.0;
 /// Bytes a second that a core must verify.
 const VERIFY: f64 = 1.5e9;
 const OPEN_AND_FIND_MS: f64 = 1000.0;
@@ -30,7 +38,9 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let source = setting.tmpfs.path().join("random");
     baseline::random_file(&source, bytes)?;
     let map = baseline::mapped(&source)?;
-    let rows = vec![publish(setting, &source, &map)?, verify(setting, &map)?, open_and_find(setting)?];
+    let mut rows = vec![publish(setting, &source, &map)?, verify(setting, &map, &Keys::default())?];
+    let keys = key(setting.tmpfs.path())?;
+    rows.extend([publish_sealed(setting, &map, &keys)?, verify(setting, &map, &keys)?, open_and_find(setting)?]);
     drop(map);
     std::fs::remove_file(source)?;
     Ok(rows)
@@ -80,9 +90,47 @@ fn publish(setting: &Setting, source: &Path, map: &Mmap) -> Result<Row> {
     })
 }
 
-fn verify(setting: &Setting, map: &Mmap) -> Result<Row> {
+/// The key of a sealed store.
+fn key(dir: &Path) -> Result<Keys> {
+    let path = dir.join("key");
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(&seal::random::<{ seal::KEY_FILE_BYTES }>()?)?;
+    let secret = Secret::from_key_file(&path)?;
+    std::fs::remove_file(path)?;
+    Ok(Keys { secret: Some(Arc::new(secret)), ..Keys::default() })
+}
+
+/// What encryption adds to publishing, where no disk is waited for.
+fn publish_sealed(setting: &Setting, map: &Mmap, keys: &Keys) -> Result<Row> {
     let dir = setting.tmpfs.path().join("store");
-    let store = Store::create_or_open(&dir, &[])?;
+    let publish = |keys: &Keys| {
+        let writer = Store::create_or_open_with(&Disk::default(), &dir, &[], keys)?.lock()?;
+        let (took, ()) = timed(|| publish_one(&writer, map))?;
+        drop(writer);
+        std::fs::remove_dir_all(&dir)?;
+        anyhow::Ok(took)
+    };
+    let (mut plain, mut sealed) = (Samples::default(), Samples::default());
+    for repetition in 0..=setting.args.repetitions {
+        let (without, with) = (publish(&Keys::default())?, publish(keys)?);
+        if repetition > 0 {
+            plain.0.push(without);
+            sealed.0.push(with);
+        }
+    }
+    Ok(Row {
+        name: format!("publishing a sealed image of {} MiB on tmpfs: over one that is not", setting.args.mib),
+        figures: sealed.over(&plain),
+        bound: SEAL,
+        unit: "×",
+        behind: vec![("sealed ms".to_owned(), sealed), ("plain ms".to_owned(), plain)],
+    })
+}
+
+fn verify(setting: &Setting, map: &Mmap, keys: &Keys) -> Result<Row> {
+    let dir = setting.tmpfs.path().join("store");
+    let store = Store::create_or_open_with(&Disk::default(), &dir, &[], keys)?;
+    let what = if store.is_sealed() { " of a sealed image" } else { "" };
     publish_one(&store.lock()?, map)?;
     let wanted = map.len() as f64 / VERIFY * 1e3;
     let (mut ratio, mut whole) = (Samples::default(), Samples::default());
@@ -96,7 +144,7 @@ fn verify(setting: &Setting, map: &Mmap) -> Result<Row> {
     }
     std::fs::remove_dir_all(dir)?;
     Ok(Row {
-        name: format!("verifying {} MiB from page cache on one core: over 1.5 GB/s", setting.args.mib),
+        name: format!("verifying {} MiB{what} from page cache on one core: over 1.5 GB/s", setting.args.mib),
         figures: ratio,
         bound: 1.0,
         unit: "×",

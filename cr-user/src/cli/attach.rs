@@ -23,7 +23,7 @@ Examples:
         returns as soon as the process is held; the controller goes on in the background and writes what it has to say to \
 ckpt/controller.log. `cr checkpoint 4711 --store ckpt` asks it for a checkpoint
 
-Exit codes: the job's own; 121 no such job, or not one that may be checkpointed; 122 the store holds another job, or is in \
+Exit codes: the job's own; 119 the store is sealed, and the key is missing or wrong; 121 no such job, or not one that may be checkpointed; 122 the store holds another job, or is in \
 use by another controller";
 
 /// Take checkpoints of a process that runs already, until it ends.
@@ -56,7 +56,9 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let pid = self.pid;
-        let outcome = supervise::attach(&self.supervision.config(), pid, self.detach, |_| ())?;
+        let place = self.supervision.store.place()?;
+        place.begin()?;
+        let outcome = supervise::attach(&self.supervision.config(&place)?, pid, self.detach, |_| ())?;
         match outcome {
             Outcome::Detached(_) if output.json => output.print_json(&json!({ "pid": pid })),
             Outcome::LetGo => log::warn!("let go of pid {pid}, which runs on without further checkpoints"),

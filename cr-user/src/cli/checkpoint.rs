@@ -1,6 +1,7 @@
 //! `cr checkpoint`: one checkpoint, now.
 
 use cr::checkpoint::{Only, Options};
+use cr::seal::Keys;
 use cr::supervise;
 
 use super::common::{StoreArg, Taking};
@@ -26,10 +27,13 @@ Examples:
   cr checkpoint 4711 --store ckpt
   cr checkpoint 4711 --store ckpt --skip-memory 7f5a40000000-7f5a80000000    without a cache, say
   cr checkpoint 4711 --store ckpt --kill    to free the machine; `cr restore --store ckpt` goes on later
+  cr checkpoint 4711 --store ckpt --key-file ~/.cr-key    into a sealed store, which is made if there is none
   cr checkpoint 4711 --store part --only 4800    pid 4800 of the job, and its descendants
+  cr checkpoint 4711 --store s3://ckpt/job42     returns once it is in the bucket
 
 Exit codes: 0 the checkpoint is durable; 120 the job holds something that could not be restored (nothing was stopped); \
-121 no such job, process or memory; 122 the store; 124 the disk is full or failed (the older checkpoints are intact)";
+119 the store is sealed, and the key is missing or wrong; 121 no such job, process or memory; 122 the store; 124 the disk is full or failed \
+(the older checkpoints are intact), or the checkpoint is durable on this machine and not yet in the bucket";
 
 /// Take one checkpoint of a running process.
 #[derive(Debug, clap::Args)]
@@ -67,10 +71,14 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
+        let place = self.store.place()?;
+        let keys = Keys { signer: self.taking.sign.signer()?, ..place.keys.clone() };
         let progress = Progress::start(format!("taking a checkpoint of pid {}", self.pid));
         let only = (!self.only.is_empty()).then(|| Only { pids: self.only.clone(), single: self.single });
         let options = Options { only, ..self.taking.options() };
-        let taken = supervise::checkpoint(self.pid, &self.store.store, self.kill, &options);
+        place.begin()?;
+        let taken = supervise::checkpoint(self.pid, &place.dir, &keys, self.kill, &options);
+        let settled = if taken.is_ok() { place.settle() } else { Ok(()) };
         progress.finish();
         let taken = taken?;
         if output.json {
@@ -89,6 +97,7 @@ impl Execute for Args {
         for what in &taken.missing {
             eprintln!("cr: checkpoint {} cannot be restored by itself: {what}", taken.id);
         }
-        Ok(0)
+        // It was taken, and is shown; that it is not where it should be is an error all the same.
+        settled.inspect_err(|error| eprintln!("cr: {error}")).map_or_else(|error| Ok(error.exit_code()), |()| Ok(0))
     }
 }

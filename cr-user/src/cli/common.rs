@@ -4,28 +4,46 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use cr::bucket::Need;
 use cr::checkpoint::{self, LeaveOut, MemoryRange};
 use cr::compact;
 use cr::image::Compression;
-use cr::object;
 use cr::object::files::external::Key;
 use cr::object::files::inet::Policy;
 use cr::object::files::net::queue;
 use cr::policy::{Cadence, DEFAULT_MTBF, LEAST_MTBF};
-use cr::store::Store;
+use cr::seal::Keys;
 use cr::supervise::{Automatic, Config, Outcome};
+
+use super::keys::{SecretArg, SignArg};
+use super::place::{Opened, Place};
 
 /// The store.
 #[derive(Debug, Args)]
 pub(super) struct StoreArg {
-    /// The directory that holds the job's checkpoints.
-    #[arg(long, value_name = "DIR")]
+    /// The directory that holds the job's checkpoints; or a bucket, as `s3://BUCKET/PREFIX` (docs/buckets.md).
+    #[arg(long, value_name = "DIR|URL")]
     pub(super) store: PathBuf,
+
+    /// With a bucket: the directory on this machine in which checkpoints are written before they are uploaded.
+    ///
+    /// Without it, one of its own below /var/lib/cr/spool, for others than root below ~/.local/state/cr/spool.
+    #[arg(long, value_name = "DIR")]
+    pub(super) spool: Option<PathBuf>,
+
+    #[command(flatten)]
+    secret: SecretArg,
 }
 
 impl StoreArg {
-    pub(super) fn open(&self) -> cr::Result<Store> {
-        Ok(Store::open_existing(&self.store, object::KINDS)?)
+    /// The store, to be looked at; of one in a bucket what is needed is fetched.
+    pub(super) fn open(&self, need: Need) -> cr::Result<Opened> {
+        Opened::of(&self.store, need, &self.secret.keys(&self.store)?)
+    }
+
+    /// The store, to be written to.
+    pub(super) fn place(&self) -> cr::Result<Place> {
+        Place::of(&self.store, self.spool.as_deref(), self.secret.keys(&self.store)?)
     }
 }
 
@@ -78,6 +96,9 @@ pub(super) struct Taking {
     /// lost. `refuse`: while there are any, no checkpoint is taken. Without it, they are kept.
     #[arg(long, value_name = "POLICY", value_enum)]
     udp: Option<Udp>,
+
+    #[command(flatten)]
+    pub(super) sign: SignArg,
 }
 
 /// What becomes of established TCP connections with somebody outside of the job.
@@ -172,6 +193,10 @@ pub(super) struct Supervision {
     #[arg(long, value_name = "SIZE/s", default_value = "128M/s", value_parser = parse_bandwidth)]
     compact_bandwidth: u64,
 
+    /// With a bucket: most bytes a second that are uploaded: `50M/s`. Without it, as many as there can be.
+    #[arg(long, value_name = "SIZE/s", value_parser = parse_bandwidth)]
+    upload_bandwidth: Option<u64>,
+
     #[command(flatten)]
     pub(super) taking: Taking,
 }
@@ -200,15 +225,18 @@ impl Supervision {
         })
     }
 
-    pub(super) fn config(&self) -> Config {
+    /// `place` is where the store is.
+    pub(super) fn config(&self, place: &Place) -> cr::Result<Config> {
+        let keys = Keys { signer: self.taking.sign.signer()?, ..place.keys.clone() };
         let mut checkpoints = self.taking.options();
         // Programs map and unmap as they go.
         checkpoints.leave_out = checkpoints.leave_out.standing();
         let memory_limit = checkpoints.memory_limit;
         let options = compact::Options { memory_limit, bandwidth: Some(self.compact_bandwidth) };
         let compaction = Automatic { after: self.compact_after, options };
-        let (store, cadence) = (self.store.store.clone(), self.cadence());
-        Config { store, cadence, checkpoints, tcp: self.taking.tcp(), compaction }
+        let (store, cadence) = (place.dir.clone(), self.cadence());
+        let bucket = place.upload(self.upload_bandwidth);
+        Ok(Config { store, bucket, keys, cadence, checkpoints, tcp: self.taking.tcp(), compaction })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cr::bucket::Need;
 use cr::export;
 use cr::store::Chain;
 use serde_json::json;
@@ -25,7 +26,7 @@ Examples:
 
 With --json: {\"id\", \"pid\", \"core\", \"executable\", \"threads\", \"file_bytes\", \"memory_bytes\"}
 
-Exit codes: 0; 121 the checkpoint holds no such process; 122 it is no store, has no such checkpoint, or it is damaged; 124 the core \
+Exit codes: 0; 121 the checkpoint holds no such process; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, has no such checkpoint, or it is damaged; 124 the core \
 file exists, or cannot be written (nothing of it is left)";
 
 /// Write a process of a checkpoint as a core file.
@@ -58,7 +59,8 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let chain = Chain::open(&self.store.open()?, self.id)?;
+        let store = self.store.open(Need::Checkpoint(self.id))?;
+        let chain = Chain::open(&store, self.id)?;
         let progress = Progress::start(format!("writing {}", self.core.display()));
         let exported = export::core(&chain, self.pid, &self.core);
         progress.finish();

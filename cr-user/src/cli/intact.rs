@@ -1,17 +1,17 @@
 //! What to say where a checkpoint cannot be restored because the store is damaged: the newest one that can, and the command for it.
 
 use std::ffi::OsStr;
-use std::path::Path;
 
 use cr::store::{self, Store};
+use cr::supervise::Config;
 use cr::{Error, integrity, object};
 
 /// The same error, with an offer if there is another checkpoint to restore. `command` makes the command line, given its number.
-pub(super) fn offer(error: Error, store: &Path, asked: Option<u64>, command: impl FnOnce(u64) -> String) -> Error {
+pub(super) fn offer(error: Error, config: &Config, asked: Option<u64>, command: impl FnOnce(u64) -> String) -> Error {
     if error.exit_code() != 122 || matches!(error, Error::Store(store::Error::Locked { .. })) {
         return error;
     }
-    let Ok(store) = Store::open_existing(store, object::KINDS) else { return error };
+    let Ok(store) = Store::open_existing_with(&config.store, object::KINDS, &config.keys) else { return error };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let Ok(report) = store.newest_intact_with(threads, &integrity::judge) else { return error };
     let newest = report.checkpoints.last().copied();

@@ -1,5 +1,6 @@
 //! `cr list`: the chain as a table.
 
+use cr::bucket::Need;
 use cr::describe::Checkpoint;
 use serde::Serialize;
 
@@ -18,11 +19,13 @@ const AFTER: &str = "\
 Examples:
   cr list --store ckpt
   cr list --store ckpt --json | jq '.[-1].stored_bytes'
+  cr list --store s3://ckpt/job42
 
 With --json: an array of {\"id\", \"kind\", \"parent\", \"taken_at\", \"dirty_pages\", \"stored_pages\", \"stored_bytes\", \
 \"frozen_ms\", \"total_ms\", \"pid\", \"widened\", \"compacted_from\", \"left_out\", \"missing\"}; a checkpoint that cannot be read is {\"id\", \"error\"}.
 
-Exit codes: 0; 122 it is no store, or one of its checkpoints cannot be read";
+Exit codes: 0; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, or one of its checkpoints cannot be read; \
+124 the bucket cannot be reached";
 
 /// List the checkpoints of a store.
 #[derive(Debug, clap::Args)]
@@ -49,7 +52,8 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open()?;
+        let store = self.store.open(Need::Metadata)?;
+        store.need_key()?;
         let mut rows = Vec::new();
         let mut code = 0;
         for id in store.ids()? {
@@ -70,7 +74,7 @@ impl Execute for Args {
         if output.json {
             output.print_json(&rows);
         } else if rows.is_empty() {
-            eprintln!("cr: {} holds no checkpoint yet", store.dir().display());
+            eprintln!("cr: {} holds no checkpoint yet", self.store.store.display());
         } else {
             print_table(output, &rows);
         }

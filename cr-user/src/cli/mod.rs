@@ -8,9 +8,12 @@ mod compact;
 mod export;
 mod faults;
 mod intact;
+mod keygen;
+mod keys;
 mod list;
 mod logger;
 mod output;
+mod place;
 mod prune;
 mod restore;
 mod run;
@@ -48,6 +51,8 @@ Examples:
 Exit codes:
     0  done
     2  wrong usage
+  119  keys: the store is sealed and its key is missing or wrong, a key file is not to be used, or nobody who is trusted has signed
+       the checkpoint; nothing was changed
   120  the job holds something that could not be restored: named, and nothing was changed
   121  no such job, process or memory, or not one that may be checkpointed (init, a kernel thread, another user's, cr itself)
   122  the store: not one of ours, of a newer format, damaged, or in use
@@ -87,6 +92,7 @@ enum Command {
     Prune(prune::Args),
     Compact(compact::Args),
     Export(export::Args),
+    Keygen(keygen::Args),
     Watch(watch::Args),
     #[command(hide = true)]
     FaultPoints(faults::Args),
@@ -120,6 +126,7 @@ impl Command {
             Self::Prune(args) => args,
             Self::Compact(args) => args,
             Self::Export(args) => args,
+            Self::Keygen(args) => args,
             Self::Watch(args) => args,
             Self::FaultPoints(args) => args,
         }

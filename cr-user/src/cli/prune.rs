@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::value_parser;
+use cr::bucket::Need;
 use cr::store::prune::{Fate, Pruned, Reason, Rules};
 use cr::supervise;
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ With --json: {\"dry_run\", \"kept\": […], \"removed\": […], \"kept_bytes\", 
 \"parent\", \"taken_at\", \"bytes\", \"reasons\", \"needed_by\", \"problem\"}. Reasons are newest, newest_intact, in_use, last, hourly, \
 daily, weekly and bytes; one that has none stays because those in needed_by build on it.
 
-Exit codes: 0 done; 2 no rule; 122 it is no store, somebody else writes to it, or one of its checkpoints is of a newer format or another \
+Exit codes: 0 done; 2 no rule; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, somebody else writes to it, or one of its checkpoints is of a newer format or another \
 job's (nothing was removed); 124 it could not be read, or a file not be removed (what is left is whole)";
 
 /// Remove old checkpoints that nothing needs.
@@ -98,11 +99,15 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open()?;
-        let progress = Progress::start(format!("pruning {}", store.dir().display()));
+        let place = self.store.place()?;
+        place.refresh(Need::Metadata)?;
+        let store = place.open()?;
+        let progress = Progress::start(format!("pruning {}", self.store.store.display()));
         let pruned = supervise::prune(&store, self.rules(), self.dry_run);
+        let settled = if self.dry_run || pruned.is_err() { Ok(()) } else { place.settle() };
         progress.finish();
         let pruned = pruned?;
+        settled?;
         if output.json {
             output.print_json(&as_json(&pruned));
             return Ok(0);

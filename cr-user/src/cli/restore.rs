@@ -1,12 +1,14 @@
 //! `cr restore`: a job from its checkpoints.
 
 use clap::ValueEnum;
+use cr::bucket::Need;
 use cr::object::files::FilePolicy;
 use cr::restore;
 use cr::supervise::{self, Outcome, Started};
 use serde_json::json;
 
 use super::common::{Supervision, exit_code};
+use super::keys::TrustArg;
 use super::output::{Progress, bytes};
 use super::{Execute, Output, intact};
 
@@ -30,10 +32,14 @@ Examples:
   cr restore --store ckpt --id 3                from an older one
   cr restore --store ckpt --interval 10min      and go on taking checkpoints
   cr restore --store ckpt --detach              print the pid and return once the job runs
+  cr restore --store ckpt --key-file ~/.cr-key  from a sealed store
+  cr restore --store ckpt --trust site-key.pub  only what that key has signed
   cr restore --store ckpt --pid-namespace       where other processes have the job's pids by now
+  cr restore --store s3://ckpt/job42            from a bucket: only the pages that it needs are fetched
 
-Exit codes: the job's own (with --detach 0); 122 the store is damaged or in use; 123 the checkpoint cannot be restored here \
-and now";
+Exit codes: the job's own (with --detach 0); 119 the store is sealed, and the key is missing or wrong, \
+or nobody who is trusted has signed the checkpoint; 122 the store is damaged or in use; 123 the checkpoint cannot be restored here \
+and now; 124 the bucket cannot be reached";
 
 /// Restart a job from a checkpoint, and wait for it.
 #[derive(Debug, clap::Args)]
@@ -57,6 +63,9 @@ pub(super) struct Args {
     /// Restore a checkpoint that leaves memory out: there will be zeroes there, or what is in the mapped file.
     #[arg(long)]
     accept_missing: bool,
+
+    #[command(flatten)]
+    trust: TrustArg,
 
     /// Leave the job to a controller in the background, and return once it runs.
     #[arg(long)]
@@ -97,6 +106,9 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
+        let place = self.supervision.store.place()?;
+        let mut config = self.supervision.config(&place)?;
+        config.keys.trust = self.trust.trust()?;
         // A controller that forks itself must not have a thread yet, such as the one that draws.
         let progress = (!self.detach && !self.pid_namespace).then(|| Progress::start("restoring"));
         let progress = std::cell::Cell::new(progress);
@@ -105,13 +117,18 @@ impl Execute for Args {
             finish();
             tell_cuts(started);
         };
-        let config = self.supervision.config();
+        place.fetch(Need::Checkpoint(self.id))?;
         let (files, accept_missing) = (self.files.into(), self.accept_missing);
         let tcp = self.supervision.taking.tcp();
         let options = restore::Options { files, accept_missing, resume: false, tcp };
         let outcome = supervise::restore(&config, self.id, options, self.pid_namespace, self.detach, started);
         finish();
-        let outcome = outcome.map_err(|error| intact::offer(error, &config.store, self.id, intact::command_with_id))?;
+        // Of a bucket only what was asked for is here: `cr verify` reads the rest.
+        let offer = |error| match place.bucket {
+            None => intact::offer(error, &config, self.id, intact::command_with_id),
+            Some(_) => error,
+        };
+        let outcome = outcome.map_err(offer)?;
         if let Outcome::Detached(started) = &outcome {
             if output.json {
                 output.print_json(&json!({ "pid": started.pid, "cuts": started.cuts }));

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use cr::supervise::{self, Command};
 
 use super::common::{Supervision, exit_code};
+use super::keys::TrustArg;
 use super::restore::tell_cuts;
 use super::{Execute, Output, intact};
 
@@ -27,9 +28,14 @@ Examples:
 and starts anew only if there is none
   cr run --store ckpt --interval auto --mtbf 12h -- ./solver --input mesh.h5
         as often as pays on machines of which one fails every twelve hours
+  cr run --store ckpt --key-file ~/.cr-key --interval 10min -- ./solver --input mesh.h5
+        into a sealed store: what is written there cannot be read without the key
+  cr run --store s3://ckpt/job42 --interval 10min --resume -- ./solver --input mesh.h5
+        each checkpoint is uploaded in the background; the same line on another machine goes on (docs/buckets.md)
 
 Exit codes: the job's own, 128 and the signal's number if a signal ended it; 126 if CMD cannot be executed, 127 if it is \
-not found; 122 if the store holds checkpoints and --resume is not given";
+not found; 119 if the store is sealed and the key missing or wrong; 122 if the store holds checkpoints and --resume is not given, or the bucket is none; 124 if the bucket denies access, or with --resume \
+cannot be reached";
 
 /// Start a job and take checkpoints of it until it ends.
 #[derive(Debug, clap::Args)]
@@ -41,6 +47,9 @@ pub(super) struct Args {
     /// If the store holds checkpoints, restart the job from the newest instead of starting CMD.
     #[arg(long)]
     resume: bool,
+
+    #[command(flatten)]
+    trust: TrustArg,
 
     /// The command, with its arguments.
     #[arg(required = true, last = true, value_name = "CMD")]
@@ -59,10 +68,23 @@ impl Execute for Args {
     fn execute(&self, _: Output) -> cr::Result<u8> {
         let (program, args) = self.command.split_first().expect("clap requires one");
         let command = Command { program: program.clone(), args: args.to_vec() };
-        let config = self.supervision.config();
+        let place = self.supervision.store.place()?;
+        let mut config = self.supervision.config(&place)?;
+        config.keys.trust = self.trust.trust()?;
+        if self.resume {
+            place.fetch_if_any()?;
+        } else {
+            place.begin()?;
+        }
         let outcome = supervise::run(&config, &command, self.resume, tell_cuts);
         let restore = |id| format!("cr restore --store {} --id {id}", intact::quoted(config.store.as_os_str()));
-        let offer = |error| if self.resume { intact::offer(error, &config.store, None, restore) } else { error };
+        let offer = |error| {
+            if self.resume && place.bucket.is_none() {
+                intact::offer(error, &config, None, restore)
+            } else {
+                error
+            }
+        };
         let outcome = outcome.map_err(offer)?;
         Ok(exit_code(&outcome))
     }

@@ -1,5 +1,6 @@
 //! `cr show`: one checkpoint in detail.
 
+use cr::bucket::Need;
 use cr::describe::Details;
 use cr::store::Chain;
 
@@ -24,7 +25,7 @@ Examples:
   cr show --store ckpt --json | jq '.files[].path'
   cr show --store ckpt --json | jq '.records.signals[0].actions'
 
-Exit codes: 0; 122 it is no store, has no such checkpoint, or it (or one that it builds on) is damaged";
+Exit codes: 0; 119 the store is sealed, and the key is missing or wrong; 122 it is no store, has no such checkpoint, or it (or one that it builds on) is damaged";
 
 /// Show one checkpoint in detail.
 #[derive(Debug, clap::Args)]
@@ -48,7 +49,7 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let details = Details::of_chain(&Chain::open(&self.store.open()?, self.id)?)?;
+        let details = Details::of_chain(&Chain::open(&*self.store.open(Need::Metadata)?, self.id)?)?;
         if output.json {
             output.print_json(&details);
         } else {

@@ -1,5 +1,6 @@
 //! `cr verify`: full validation without restoring.
 
+use cr::bucket::Need;
 use serde_json::json;
 
 use super::common::StoreArg;
@@ -40,9 +41,10 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let store = self.store.open()?;
+        let store = self.store.open(Need::Everything)?;
+        store.need_key()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let progress = Progress::start(format!("verifying {}", store.dir().display()));
+        let progress = Progress::start(format!("verifying {}", self.store.store.display()));
         let report = store.verify_with(threads, &cr::integrity::judge);
         progress.finish();
         let report = report?;

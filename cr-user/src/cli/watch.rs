@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cr::supervise::{self, Status};
 
+use super::place::Place;
 use super::{Execute, Output};
 use screen::{Screen, Woken};
 use view::{Meter, View};
@@ -48,8 +49,8 @@ pub(super) struct Args {
     #[arg(required_unless_present = "store", conflicts_with = "store")]
     pid: Option<i32>,
 
-    /// The directory that holds the job's checkpoints.
-    #[arg(long, value_name = "DIR")]
+    /// The directory or bucket that holds the job's checkpoints (with a --spool of its own: that directory).
+    #[arg(long, value_name = "DIR|URL")]
     store: Option<PathBuf>,
 
     /// Time between two samples.
@@ -81,9 +82,10 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let dir = match (&self.store, self.pid) {
-            (Some(dir), _) => {
-                cr::store::Store::open_existing(dir, cr::object::KINDS)?;
-                dir.clone()
+            (Some(store), _) => {
+                let dir = Place::of(store, None, cr::seal::Keys::default())?.dir;
+                cr::store::Store::open_existing(&dir, cr::object::KINDS)?;
+                dir
             }
             (None, pid) => supervise::store_of(pid.expect("clap requires one of the two"))?,
         };

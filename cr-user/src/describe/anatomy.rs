@@ -54,6 +54,12 @@ pub struct ImageFile {
     pub unnamed_slots: u64,
     /// What it alone says of pages.
     pub pages: Pages,
+    /// Whether it is encrypted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sealed: bool,
+    /// The public key of who has signed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
 }
 
 /// Pages by what an image says of them.
@@ -159,6 +165,8 @@ fn file(image: &Image) -> ImageFile {
         slots: image.slots(),
         unnamed_slots: image.slots() - RangeSet::from_unsorted(named).count(),
         pages,
+        sealed: image.is_sealed(),
+        signed_by: image.signer().map(|key| key.to_string()),
     }
 }
 

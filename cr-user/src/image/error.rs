@@ -39,6 +39,18 @@ pub enum Error {
         /// The value that this program handles.
         known: u64,
     },
+    /// The image is encrypted, and its store is not.
+    #[error("{} is sealed, and the store that it is in is not: it was copied here from another store, or this store's `cr-store.json` was replaced. Put the right file back", path.display())]
+    Sealed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The image is not encrypted, and its store is.
+    #[error("{} is not sealed, and the store that it is in is: this store's `cr` did not write it. Put the right file back, or remove it", path.display())]
+    NotSealed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Bytes that describe the image are not as they were written.
     #[error("{} is damaged: {what}. Restore an earlier checkpoint; `cr verify` names the newest intact one", path.display())]
     Damaged {
@@ -140,6 +152,8 @@ impl Error {
             Self::NotAnImage { .. }
             | Self::OtherFormat { .. }
             | Self::Unsupported { .. }
+            | Self::Sealed { .. }
+            | Self::NotSealed { .. }
             | Self::Damaged { .. }
             | Self::DamagedPages { .. }
             | Self::UnknownRecord { .. }

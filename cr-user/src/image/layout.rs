@@ -7,6 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::{Error, Result, blocks};
+use crate::seal::{SIGNATURE_BYTES, TAG_BYTES};
 
 /// Bytes of a page, and the alignment of the page segment. Machines with larger pages are not supported yet.
 pub const PAGE_SIZE: usize = 4096;
@@ -28,7 +29,7 @@ const FOOTER_MAGIC: [u8; 8] = *b"CRFOOT\r\n";
 const HASH_BYTES: usize = 32;
 
 /// What must be the same for an image to be usable: offset in the header, bytes, value, name.
-const DESCRIPTOR: [(usize, usize, u64, &str); 12] = [
+const DESCRIPTOR: [(usize, usize, u64, &str); 11] = [
     (12, 4, HEADER_BYTES, "header size"),
     (16, 2, ARCHITECTURE, "architecture (ELF machine number)"),
     (18, 2, 0, "reserved field"),
@@ -39,12 +40,20 @@ const DESCRIPTOR: [(usize, usize, u64, &str); 12] = [
     (27, 1, 8, "archive format (rkyv 0.x)"),
     (28, 2, 1, "page checksum (1 XXH3-64)"),
     (30, 2, 1, "metadata hash (1 BLAKE3-256)"),
-    (33, 1, 0, "encryption"),
-    (34, 6, 0, "reserved field"),
+    (35, 5, 0, "reserved field"),
 ];
 
 /// Where the header says whether pages are in blocks.
 const PACKED: usize = 32;
+/// Where it says whether the image is encrypted, and the salt of its key.
+const SEALED: usize = 33;
+const SALT: std::ops::Range<usize> = 64..96;
+/// Where it says whether the image is signed.
+const SIGNED: usize = 34;
+/// Where the footer authenticates a sealed image.
+const MAC: std::ops::Range<usize> = 168..200;
+/// Bytes of records, checksums, tables and index that are encrypted together.
+pub(super) const UNIT_BYTES: u64 = 1 << 20;
 
 /// `e_machine` of ELF (`elf.h`).
 #[cfg(target_arch = "x86_64")]
@@ -77,6 +86,10 @@ pub(super) struct Header {
     pub(super) job: JobId,
     /// Pages are in blocks, which may be compressed.
     pub(super) packed: bool,
+    /// The image is encrypted, with a key that is derived by this salt.
+    pub(super) salt: Option<[u8; 32]>,
+    /// The image is signed, and blocks have digests.
+    pub(super) signed: bool,
 }
 
 /// Where the areas are, and what they hash to.
@@ -94,6 +107,8 @@ pub(super) struct Footer {
     pub(super) hash: MetadataHash,
     /// Where the table of blocks is; none where pages lie in the file as they are.
     pub(super) blocks_offset: Option<u64>,
+    /// Authenticates header and footer of a sealed image; else zeros.
+    pub(super) mac: [u8; HASH_BYTES],
 }
 
 impl Header {
@@ -105,9 +120,12 @@ impl Header {
             put(&mut bytes, at, len, value);
         }
         put(&mut bytes, PACKED, 1, self.packed.into());
+        put(&mut bytes, SEALED, 1, self.salt.is_some().into());
+        put(&mut bytes, SIGNED, 1, self.signed.into());
+        bytes[SALT].copy_from_slice(&self.salt.unwrap_or_default());
         put(&mut bytes, 40, 8, self.id);
         bytes[48..64].copy_from_slice(&self.job.0);
-        seal(&mut bytes);
+        end_in_hash(&mut bytes);
         bytes
     }
 
@@ -117,7 +135,7 @@ impl Header {
         if bytes[..8] != HEADER_MAGIC {
             return Err(Error::NotAnImage { path: path.to_owned(), why: "it does not begin with the mark of one" });
         }
-        if !sealed(bytes) {
+        if !ends_in_hash(bytes) {
             return Err(Error::damaged(path, "the header does not match its hash"));
         }
         check_version(path, get(bytes, 8, 4))?;
@@ -127,16 +145,38 @@ impl Header {
                 return Err(Error::Unsupported { path: path.to_owned(), what, found, known });
             }
         }
-        let packed = match get(bytes, PACKED, 1) {
-            0 => false,
-            1 => true,
-            found => {
-                let what = "compression (0 none, 1 blocks)";
-                return Err(Error::Unsupported { path: path.to_owned(), what, found, known: 1 });
-            }
+        let flag = |at, what| match get(bytes, at, 1) {
+            0 => Ok(false),
+            1 => Ok(true),
+            found => Err(Error::Unsupported { path: path.to_owned(), what, found, known: 1 }),
         };
+        let packed = flag(PACKED, "compression (0 none, 1 blocks)")?;
+        let sealed = flag(SEALED, "encryption (0 none, 1 AES-256-GCM)")?;
+        let signed = flag(SIGNED, "signature (0 none, 1 Ed25519)")?;
+        let salt = sealed.then(|| bytes[SALT].try_into().expect("32 bytes"));
+        if (sealed || signed) && !packed {
+            return Err(Error::damaged(
+                path,
+                "its pages are not in blocks, as they have to be where it is sealed or signed",
+            ));
+        }
         let job = JobId(bytes[48..64].try_into().expect("16 bytes"));
-        Ok(Self { id: get(bytes, 40, 8), job, packed })
+        Ok(Self { id: get(bytes, 40, 8), job, packed, salt, signed })
+    }
+
+    /// By how many bytes a unit is longer than what it holds.
+    pub(super) fn tag_bytes(&self) -> u64 {
+        if self.salt.is_some() { TAG_BYTES as u64 } else { 0 }
+    }
+
+    /// Bytes between the index and the footer.
+    pub(super) fn signature_bytes(&self) -> u64 {
+        if self.signed { SIGNATURE_BYTES as u64 } else { 0 }
+    }
+
+    /// Bytes that so many bytes of records, checksums, tables and index have in the file.
+    fn stored_metadata(&self, plain: u64) -> Option<u64> {
+        plain.div_ceil(UNIT_BYTES).checked_mul(self.tag_bytes())?.checked_add(plain)
     }
 }
 
@@ -164,19 +204,20 @@ impl Footer {
         bytes[96..128].copy_from_slice(&self.hash);
         bytes[128..160].copy_from_slice(&self.parent.map_or([0; 32], |parent| parent.hash));
         put(&mut bytes, 160, 8, self.blocks_offset.unwrap_or(0));
-        seal(&mut bytes);
+        bytes[MAC].copy_from_slice(&self.mac);
+        end_in_hash(&mut bytes);
         bytes
     }
 
-    /// `file` is the whole file, at least header and footer long. The footer is only accepted if its areas fill the
+    /// `file` is the whole file, at least header and footer long, and `header` the one that it begins with. The footer is only accepted if its areas fill the
     /// file without gap or overlap, in order and aligned.
-    pub(super) fn decode(path: &Path, file: &[u8]) -> Result<Self> {
+    pub(super) fn decode(path: &Path, file: &[u8], header: &Header) -> Result<Self> {
         let start = file.len() - FOOTER_BYTES as usize;
         let bytes = &file[start..];
         if bytes[..8] != FOOTER_MAGIC {
             return Err(Error::damaged(path, "there is no footer at its end, so it was cut short or overwritten"));
         }
-        if !sealed(bytes) {
+        if !ends_in_hash(bytes) {
             return Err(Error::damaged(path, "the footer does not match its hash"));
         }
         check_version(path, get(bytes, 8, 4))?;
@@ -194,6 +235,7 @@ impl Footer {
             file_bytes: field(7),
             hash: bytes[96..128].try_into().expect("32 bytes"),
             blocks_offset: Some(get(bytes, 160, 8)).filter(|offset| *offset > 0),
+            mac: bytes[MAC].try_into().expect("32 bytes"),
         };
         if footer.encode() != *bytes {
             return Err(Error::damaged(path, "the footer has contents where it must be empty"));
@@ -202,14 +244,14 @@ impl Footer {
             let what = format!("it has {} bytes and was written with {}", file.len(), footer.file_bytes);
             return Err(Error::damaged(path, what));
         }
-        if !footer.areas_fill(start as u64) {
+        if !footer.areas_fill(header, start as u64) {
             return Err(Error::damaged(path, "the areas that the footer names do not fill the file"));
         }
         Ok(footer)
     }
 
     /// Whether pages, records, checksums, blocks and index follow each other up to `end`, the footer's own offset.
-    fn areas_fill(&self, end: u64) -> bool {
+    fn areas_fill(&self, header: &Header, end: u64) -> bool {
         let aligned = |end: Option<u64>| end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
         let checksums_end = self.slots.checked_mul(8).and_then(|bytes| bytes.checked_add(self.checksums_offset));
         let (pages_fit, index_follows) = match self.blocks_offset {
@@ -218,20 +260,44 @@ impl Footer {
                 (pages == Some(self.records_offset), aligned(checksums_end) == Some(self.index_offset))
             }
             Some(blocks) => {
-                let table = blocks::count(self.slots).checked_mul(blocks::ENTRY_BYTES as u64);
+                let table = blocks::count(self.slots).checked_mul(blocks::entry_bytes(header.signed) as u64);
                 let table_end = table.and_then(|bytes| bytes.checked_add(blocks));
                 let follows = aligned(checksums_end) == Some(blocks) && table_end == Some(self.index_offset);
                 (self.records_offset >= HEADER_BYTES && self.records_offset.is_multiple_of(PAGE_SIZE as u64), follows)
             }
         };
-        let index_end = self.index_offset.checked_add(self.index_len);
+        let index_end = aligned(self.index_offset.checked_add(self.index_len));
+        let plain = index_end.and_then(|end| end.checked_sub(self.records_offset));
+        let stored = plain.and_then(|plain| header.stored_metadata(plain));
+        let stored_end =
+            stored.and_then(|bytes| bytes.checked_add(self.records_offset)?.checked_add(header.signature_bytes()));
         pages_fit
             && index_follows
             && self.records_offset <= self.checksums_offset
             && self.checksums_offset.is_multiple_of(ALIGNMENT)
-            && aligned(index_end) == Some(end)
+            && stored_end == Some(end)
+    }
+
+    /// Where records, checksums, tables and index end, were they not encrypted.
+    pub(super) fn metadata_end(&self) -> u64 {
+        (self.index_offset + self.index_len).next_multiple_of(ALIGNMENT)
+    }
+
+    /// What [`mac`](Self::mac) authenticates of it.
+    pub(super) fn authenticated(bytes: &[u8; FOOTER_BYTES as usize]) -> &[u8] {
+        &bytes[..MAC.start]
+    }
+
+    /// What is signed of an image: its header and footer, of which the footer has the hash of the rest.
+    pub(super) fn signed_message(header: &[u8], footer: &[u8; FOOTER_BYTES as usize]) -> Vec<u8> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(header).update(&footer[..footer.len() - HASH_BYTES]);
+        [SIGNED_CONTEXT, hasher.finalize().as_bytes()].concat()
     }
 }
+
+/// What a signed message begins with, so that a signature for something else is none of an image.
+const SIGNED_CONTEXT: &[u8] = b"cr checkpoint image 1\0";
 
 fn check_version(path: &Path, found: u64) -> Result<()> {
     if found == u64::from(FORMAT_VERSION) {
@@ -241,12 +307,12 @@ fn check_version(path: &Path, found: u64) -> Result<()> {
 }
 
 /// Writes the hash of all before it into the last 32 bytes.
-fn seal(bytes: &mut [u8]) {
+fn end_in_hash(bytes: &mut [u8]) {
     let (body, hash) = bytes.split_at_mut(bytes.len() - HASH_BYTES);
     hash.copy_from_slice(blake3::hash(body).as_bytes());
 }
 
-fn sealed(bytes: &[u8]) -> bool {
+fn ends_in_hash(bytes: &[u8]) -> bool {
     let (body, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
     blake3::hash(body).as_bytes() == hash
 }

@@ -1,15 +1,21 @@
 //! Reads an image in place, after checking all of it that is not pages.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::blocks::Entry;
+use memmap2::Mmap;
+
+use super::blocks::{Entry, Table};
 use super::codec::{BLOCK_BYTES, Codec};
 use super::index::{ArchivedExtent, ArchivedIndex, Content, Parent, Statistics};
 use super::layout::{FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::validate::{check_blocks, check_index, find_stranger};
-use super::{BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec};
+use super::{
+    BLOCK_PAGES, Compression, Error, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result, blocks, codec, sealed,
+};
+use crate::seal::{ImageKey, PublicKey, StoreKey, TAG_BYTES, Unit};
 use crate::sys::mmap::{MappedArchive, map_readonly};
 
 /// A published image, mapped and validated: everything except the pages themselves, which
@@ -24,7 +30,11 @@ pub struct Image {
     identity: (u64, u64),
     header: Header,
     footer: Footer,
+    /// The metadata: the whole file, or where the image is sealed, what was decrypted of it.
     archive: MappedArchive<ArchivedIndex>,
+    /// The file of a sealed image, and its key.
+    sealed: Option<(Mmap, ImageKey)>,
+    signer: Option<PublicKey>,
 }
 
 /// What an image says about itself, in native types.
@@ -54,6 +64,11 @@ impl Image {
     /// `known` lists the record kinds that the caller can read, in their newest versions. A record of another kind, or
     /// of a newer version, is an error, since a restore that skipped it would not be the job any more.
     pub fn open(path: &Path, known: &[RecordKind]) -> Result<Self> {
+        Self::open_sealed(path, known, None)
+    }
+
+    /// The same of a sealed image, given the key of its store. An image that is not sealed is refused then.
+    pub fn open_sealed(path: &Path, known: &[RecordKind], key: Option<&StoreKey>) -> Result<Self> {
         let file = open_regular(path)?;
         let metadata = file.metadata().map_err(|source| Error::io(path, "read", source))?;
         let map = map_readonly(&file).map_err(|source| Error::io(path, "map", source))?;
@@ -62,22 +77,58 @@ impl Image {
             return Err(Error::NotAnImage { path, why: "it is shorter than the shortest one" });
         }
         let header = Header::decode(path, &map)?;
-        let footer = Footer::decode(path, &map)?;
-
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&map[..HEADER_BYTES as usize]);
-        hasher.update(&map[footer.records_offset as usize..map.len() - FOOTER_BYTES as usize]);
-        if hasher.finalize() != footer.hash {
-            return Err(Error::damaged(path, "its records, checksums or index do not match their hash"));
-        }
-        let range = footer.index_offset as usize..(footer.index_offset + footer.index_len) as usize;
-        let archive = MappedArchive::<ArchivedIndex>::new(map, range)
-            .map_err(|why| Error::damaged(path, format!("the index is not valid: {why}")))?;
+        let key = match (header.salt, key) {
+            (Some(salt), Some(key)) => Some(ImageKey::derive(key, &header.job.0, &salt)),
+            (Some(_), None) => return Err(Error::Sealed { path: path.to_owned() }),
+            (None, Some(_)) => return Err(Error::NotSealed { path: path.to_owned() }),
+            (None, None) => None,
+        };
+        let footer = Footer::decode(path, &map, &header)?;
         if header.packed != footer.blocks_offset.is_some() {
             return Err(Error::damaged(path, "header and footer disagree on whether its pages are in blocks"));
         }
-        check_blocks(archive.file_bytes(), &footer).map_err(|what| Error::damaged(path, what))?;
-        check_index(archive.get(), &header, &footer).map_err(|what| Error::damaged(path, what))?;
+        let hashed = map.len() - (FOOTER_BYTES + header.signature_bytes()) as usize;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&map[..HEADER_BYTES as usize]);
+        hasher.update(&map[footer.records_offset as usize..hashed]);
+        if hasher.finalize() != footer.hash {
+            return Err(Error::damaged(path, "its records, checksums or index do not match their hash"));
+        }
+        if map[..HEADER_BYTES as usize] != header.encode() {
+            return Err(Error::damaged(path, "the header has contents where it must be empty"));
+        }
+        if !sealed::is_authentic(&header, &footer, key.as_ref()) {
+            return Err(Error::damaged(path, "it was not written with the key of this store, or was changed since"));
+        }
+        let signer = header.signed.then(|| sealed::signer(&map, &footer));
+        if signer == Some(None) {
+            return Err(Error::damaged(path, "its signature is not valid"));
+        }
+        let (metadata_map, sealed) = match key {
+            None => (map, None),
+            Some(key) => {
+                let plain =
+                    sealed::decrypt(&map, &footer, &key).map_err(|source| Error::io(path, "decrypt", source))?;
+                let plain =
+                    plain.ok_or_else(|| Error::damaged(path, "its records, checksums or index cannot be decrypted"))?;
+                (plain, Some((map, key)))
+            }
+        };
+        let base = if sealed.is_some() { footer.records_offset } else { 0 };
+        let start = (footer.index_offset - base) as usize;
+        let archive = MappedArchive::<ArchivedIndex>::new(metadata_map, start..start + footer.index_len as usize)
+            .map_err(|why| Error::damaged(path, format!("the index is not valid: {why}")))?;
+        let (path, identity) = (path.to_owned(), (metadata.dev(), metadata.ino()));
+        let image = Self { path, identity, header, footer, archive, sealed, signer: signer.flatten() };
+        image.check(known)?;
+        Ok(image)
+    }
+
+    /// The table of blocks and the index, against header and footer.
+    fn check(&self, known: &[RecordKind]) -> Result<()> {
+        let (path, archive) = (&self.path, &self.archive);
+        check_blocks(self.table(), &self.header, &self.footer).map_err(|what| Error::damaged(path, what))?;
+        check_index(archive.get(), &self.header, &self.footer).map_err(|what| Error::damaged(path, what))?;
         if let Some(stranger) = find_stranger(archive.get(), known) {
             let path = path.to_owned();
             return Err(match stranger.known {
@@ -87,7 +138,35 @@ impl Image {
                 }
             });
         }
-        Ok(Self { path: path.to_owned(), identity: (metadata.dev(), metadata.ino()), header, footer, archive })
+        Ok(())
+    }
+
+    /// So many bytes of records, checksums, tables or index, from that byte of the file on, were it not encrypted.
+    fn metadata(&self, offset: u64, len: u64) -> &[u8] {
+        let base = if self.sealed.is_some() { self.footer.records_offset } else { 0 };
+        let start = (offset - base) as usize;
+        &self.archive.file_bytes()[start..start + len as usize]
+    }
+
+    /// The mapped file.
+    fn file_bytes(&self) -> &[u8] {
+        self.sealed.as_ref().map_or(self.archive.file_bytes(), |(file, _)| file)
+    }
+
+    /// The table of blocks; empty where pages are not in blocks.
+    fn table(&self) -> Table<'_> {
+        let bytes = self.footer.blocks_offset.map_or(&[][..], |at| self.metadata(at, self.footer.index_offset - at));
+        Table { bytes, signed: self.header.signed }
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
+    /// Who has signed it, with a signature that is valid. Whether he is to be trusted is for others to know.
+    pub fn signer(&self) -> Option<PublicKey> {
+        self.signer
     }
 
     /// Where it was opened.
@@ -147,15 +226,13 @@ impl Image {
             let (path, name, known) = (self.path.clone(), kind.name, kind.version);
             return Err(Error::OtherRecordVersion { path, name, found, known });
         }
-        let start = entry.offset.to_native() as usize;
-        Ok(&self.archive.file_bytes()[start..start + entry.len.to_native() as usize])
+        Ok(self.metadata(entry.offset.to_native(), entry.len.to_native()))
     }
 
     /// All records as they are in the file, ascending by id: of each the id, the version and the archive.
     pub fn records(&self) -> impl Iterator<Item = (u16, u16, &[u8])> + '_ {
         self.index().records.iter().map(|entry| {
-            let start = entry.offset.to_native() as usize;
-            let archive = &self.archive.file_bytes()[start..start + entry.len.to_native() as usize];
+            let archive = self.metadata(entry.offset.to_native(), entry.len.to_native());
             (entry.id.to_native(), entry.version.to_native(), archive)
         })
     }
@@ -203,15 +280,36 @@ impl Image {
         if !self.is_packed() {
             return Compression::None;
         }
-        let table = blocks::table(self.archive.file_bytes(), &self.footer);
-        let uses = |codec| table.iter().filter_map(Entry::decode).any(|entry| entry.codec == codec);
-        // Blocks as they are among those with LZ4 do not tell whether they were tried.
-        if uses(Codec::Zstd) { Compression::Zstd } else { Compression::Auto }
+        let uses = |codec| self.table().iter().flatten().any(|entry| entry.codec == codec);
+        // Pages of a sealed or signed image are in blocks, compressed or not. Else blocks as they are among those with LZ4 do not tell
+        // whether they were tried.
+        let needs_blocks = self.header.signed || self.header.salt.is_some();
+        match (uses(Codec::Zstd), uses(Codec::Lz4)) {
+            (true, _) => Compression::Zstd,
+            (false, false) if needs_blocks => Compression::None,
+            _ => Compression::Auto,
+        }
     }
 
     /// Byte offset of a slot in the file, where pages are not in blocks.
     pub fn slot_offset(slot: u64) -> u64 {
         HEADER_BYTES + slot * PAGE_SIZE as u64
+    }
+
+    /// Which ranges of the file hold the pages of these slots. Panics if there are not so many slots.
+    pub(crate) fn places(&self, slot: u64, pages: u64) -> Vec<Range<u64>> {
+        let end = slot.checked_add(pages).filter(|end| *end <= self.footer.slots).expect("no such slots");
+        if slot == end {
+            return Vec::new();
+        }
+        if !self.is_packed() {
+            return std::iter::once(Self::slot_offset(slot)..Self::slot_offset(end)).collect();
+        }
+        let blocks = (slot / BLOCK_PAGES..end.div_ceil(BLOCK_PAGES)).filter_map(|number| self.block(number));
+        blocks
+            .map(|entry| entry.offset..entry.offset + u64::from(entry.len))
+            .filter(|range| !range.is_empty())
+            .collect()
     }
 
     /// The bytes of `pages` slots from `slot` on, mapped. Panics if the pages are in blocks, or there are not so many slots; those
@@ -220,20 +318,20 @@ impl Image {
         assert!(!self.is_packed(), "pages in blocks have no bytes of their own");
         assert!(slot.checked_add(pages).is_some_and(|end| end <= self.footer.slots), "no such slots");
         let start = Self::slot_offset(slot) as usize;
-        &self.archive.file_bytes()[start..start + pages as usize * PAGE_SIZE]
+        &self.file_bytes()[start..start + pages as usize * PAGE_SIZE]
     }
 
     /// Copies the pages of slots, from `slot` on, out of the mapping. Panics if there are not so many slots.
     ///
     /// # Errors
-    /// When a block cannot be decoded.
+    /// When a block cannot be decrypted or decoded.
     pub fn read_pages(&self, slot: u64, out: &mut [u8]) -> Result<()> {
         if !self.is_packed() {
             out.copy_from_slice(self.page_bytes(slot, (out.len() / PAGE_SIZE) as u64));
             return Ok(());
         }
         self.read_blocks(slot, out, |offset, stored| {
-            stored.copy_from_slice(&self.archive.file_bytes()[offset as usize..][..stored.len()]);
+            stored.copy_from_slice(&self.file_bytes()[offset as usize..][..stored.len()]);
             Ok(())
         })
     }
@@ -241,7 +339,7 @@ impl Image {
     /// The same by way of a descriptor that [`open_file`](Self::open_file) gave: a file that shrank is an error then.
     ///
     /// # Errors
-    /// When it cannot be read, or a block not be decoded.
+    /// When it cannot be read, or a block not be decrypted or decoded.
     pub fn read_pages_from(&self, file: &File, slot: u64, out: &mut [u8]) -> Result<()> {
         assert!(
             slot.checked_add((out.len() / PAGE_SIZE) as u64).is_some_and(|end| end <= self.footer.slots),
@@ -256,7 +354,7 @@ impl Image {
     fn read_blocks(&self, slot: u64, out: &mut [u8], read: impl Fn(u64, &mut [u8]) -> Result<()>) -> Result<()> {
         let end = slot + (out.len() / PAGE_SIZE) as u64;
         assert!(end <= self.footer.slots, "no such slots");
-        let (mut stored, mut whole) = (vec![0; BLOCK_BYTES], Vec::new());
+        let (mut stored, mut whole) = (vec![0; BLOCK_BYTES + TAG_BYTES], Vec::new());
         let mut rest = out;
         let mut at = slot;
         while at < end {
@@ -268,6 +366,7 @@ impl Image {
             let stored = &mut stored[..entry.len as usize];
             read(entry.offset, stored)?;
             let failed = |why: String| self.bad_block(number, &why);
+            let stored = self.unseal(number, entry, stored).map_err(failed)?;
             if at == block.start && until == block.end {
                 codec::decode(entry.codec, stored, now).map_err(failed)?;
             } else {
@@ -282,7 +381,21 @@ impl Image {
 
     /// Where a block is.
     fn block(&self, number: u64) -> Option<Entry> {
-        blocks::table(self.archive.file_bytes(), &self.footer).get(number as usize).and_then(Entry::decode)
+        self.table().get(number)
+    }
+
+    /// What was stored of a block before it was encrypted, if it was.
+    fn unseal<'b>(&self, number: u64, entry: Entry, stored: &'b mut [u8]) -> std::result::Result<&'b [u8], String> {
+        if entry.digest.is_some_and(|digest| digest != blocks::digest(stored)) {
+            return Err("it does not match its digest".to_owned());
+        }
+        match &self.sealed {
+            Some((_, key)) if entry.codec != Codec::Hole => match key.open(Unit::Block(number), stored) {
+                Some(plain) => Ok(plain),
+                None => Err("it was not written with this image's key, or was changed since".to_owned()),
+            },
+            _ => Ok(stored),
+        }
     }
 
     fn bad_block(&self, number: u64, why: &str) -> Error {
@@ -297,8 +410,7 @@ impl Image {
     /// The checksum that the page in `slot` must have. Panics if there is no such slot.
     pub fn checksum(&self, slot: u64) -> u64 {
         assert!(slot < self.footer.slots, "no such slot");
-        let start = (self.footer.checksums_offset + 8 * slot) as usize;
-        let bytes = &self.archive.file_bytes()[start..start + 8];
+        let bytes = self.metadata(self.footer.checksums_offset + 8 * slot, 8);
         u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
     }
 

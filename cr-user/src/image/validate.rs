@@ -1,6 +1,6 @@
 //! The rules that an index must obey, checked by the writer before it writes and by the reader before it believes.
 
-use super::blocks::{self, Entry};
+use super::blocks::{self, Entry, Table};
 use super::codec::Codec;
 use super::index::{ArchivedExtent, ArchivedIndex, ArchivedParent, Content, Extent, Statistics};
 use super::layout::{ALIGNMENT, Footer, HEADER_BYTES, Header};
@@ -54,17 +54,17 @@ pub(super) fn check_index(index: &ArchivedIndex, header: &Header, footer: &Foote
 }
 
 /// Blocks lie in the page segment and decode to no more than a block.
-pub(super) fn check_blocks(file: &[u8], footer: &Footer) -> Result<(), String> {
-    for (number, entry) in blocks::table(file, footer).iter().map(Entry::decode).enumerate() {
+pub(super) fn check_blocks(table: Table<'_>, header: &Header, footer: &Footer) -> Result<(), String> {
+    for (number, entry) in table.iter().enumerate() {
         let slots = blocks::slots_of(number as u64, footer.slots);
         let plain = (slots.end - slots.start) * PAGE_SIZE as u64;
         let fits = |entry: Entry| {
-            let len = u64::from(entry.len);
+            let (len, tag) = (u64::from(entry.len), header.tag_bytes());
             let inside = entry.offset >= HEADER_BYTES
                 && entry.offset.checked_add(len).is_some_and(|end| end <= footer.records_offset);
             let right = match entry.codec {
-                Codec::Raw => len == plain,
-                Codec::Lz4 | Codec::Zstd => len < plain,
+                Codec::Raw => len == plain + tag,
+                Codec::Lz4 | Codec::Zstd => (tag..plain + tag).contains(&len),
                 Codec::Hole => len == 0,
             };
             inside && right

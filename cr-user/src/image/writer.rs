@@ -3,18 +3,20 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rkyv::rancor;
 
-use super::blocks::{Entry, Packer};
+use super::blocks::{Encoding, Entry, Packer};
 use super::index::{Index, IndexInfo, Parent, RecordEntry, Statistics};
 use super::layout::{ALIGNMENT, FOOTER_BYTES, Footer, HEADER_BYTES, Header};
 use super::page::{page_checksums, zero_page_checksum};
 use super::pages::Pages as Segments;
+use super::sealed::{self, Units};
 use super::validate::{check_parent, check_spaces};
 use super::{Compression, Error, Image, JobId, MetadataHash, PAGE_SIZE, RecordKind, Result};
 use crate::disk::{Disk, DiskFile};
+use crate::seal::{self, ImageKey, Signer, StoreKey};
 
 /// What an image's header says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,13 +27,24 @@ pub struct HeaderInfo {
     pub job: JobId,
 }
 
+/// How an image is stored.
+#[derive(Debug, Clone, Default)]
+pub struct Form {
+    /// Whether and how pages are compressed.
+    pub compression: Compression,
+    /// The key of the store, if it is a sealed one.
+    pub key: Option<Arc<StoreKey>>,
+    /// Who signs it.
+    pub signer: Option<Arc<Signer>>,
+}
+
 /// How pages get into the file.
 #[derive(Debug)]
 enum Way {
     /// As they are, each at the place of its slot.
     Plain(Segments),
     /// In blocks.
-    Packed(Packer),
+    Packed(Box<Packer>),
 }
 
 /// An image in the making, under a temporary name. Dropped before it is published, it removes its file.
@@ -43,6 +56,7 @@ pub struct ImageWriter {
     way: Way,
     temporary: Temporary,
     header: Header,
+    signer: Option<Arc<Signer>>,
     pages: Mutex<Pages>,
     records: Mutex<Vec<(RecordKind, Vec<u8>)>>,
     /// Set by a failed write: what was to be stored is lost, so the image must not be finished.
@@ -82,22 +96,31 @@ impl ImageWriter {
 
     /// As [`create`](Self::create), on a disk that may have a witness.
     pub fn create_on(disk: &Disk, path: &Path, info: HeaderInfo) -> Result<Self> {
-        Self::create_packed_on(disk, path, info, Compression::None)
+        Self::create_as_on(disk, path, info, &Form::default())
     }
 
-    /// As [`create_on`](Self::create_on), with pages compressed.
-    pub fn create_packed_on(disk: &Disk, path: &Path, info: HeaderInfo, compression: Compression) -> Result<Self> {
+    /// As [`create_on`](Self::create_on), in that form.
+    pub fn create_as_on(disk: &Disk, path: &Path, info: HeaderInfo, form: &Form) -> Result<Self> {
+        let salt = form.key.as_ref().map(|_| seal::random()).transpose();
+        let salt = salt.map_err(|source| Error::io(path, "get a salt for", source))?;
         let file = disk.create_new(path).map_err(|source| Error::io(path, "create", source))?;
         let temporary = Temporary { path: Some(path.to_owned()), disk: disk.clone() };
-        let packed = compression != Compression::None;
-        let header = Header { id: info.id, job: info.job, packed };
+        let packed = form.compression != Compression::None || form.key.is_some() || form.signer.is_some();
+        let header = Header { id: info.id, job: info.job, packed, salt, signed: form.signer.is_some() };
         file.write_all_at(&header.encode(), 0).map_err(|source| Error::io(path, "write", source))?;
-        let way = if packed { Way::Packed(Packer::new(&file, compression)) } else { Way::Plain(Segments::open(&file)) };
+        let way = if packed {
+            let key = form.key.as_ref().zip(salt).map(|(key, salt)| ImageKey::derive(key, &info.job.0, &salt));
+            let encoding = Encoding { compression: form.compression, key, digests: header.signed };
+            Way::Packed(Box::new(Packer::new(&file, encoding)))
+        } else {
+            Way::Plain(Segments::open(&file))
+        };
         Ok(Self {
             file,
             way,
             temporary,
             header,
+            signer: form.signer.clone(),
             pages: Mutex::new(Pages { checksums: Vec::new(), unwritten: zero_page_checksum().to_le() }),
             records: Mutex::default(),
             failed: AtomicBool::new(false),
@@ -109,7 +132,7 @@ impl ImageWriter {
         self.header.id
     }
 
-    /// Whether a slot can be written a second time. Where pages are compressed it cannot.
+    /// Whether a slot can be written a second time. Where pages are compressed, sealed or signed it cannot.
     pub fn rewrites(&self) -> bool {
         matches!(self.way, Way::Plain(_))
     }
@@ -134,7 +157,7 @@ impl ImageWriter {
     /// Stores whole pages in consecutive allocated slots from `first_slot` on, in place of what was there. Large runs that are aligned
     /// to a page go to the disk as they lie, without a copy.
     ///
-    /// Two writes to one slot must not overlap in time. Where pages are compressed, slots are written once, in ascending order (those
+    /// Two writes to one slot must not overlap in time. Where pages are compressed, sealed or signed, slots are written once, in ascending order (those
     /// that are passed over stay zeros); else it is an error. Panics if `pages` is not whole pages, or a slot not allocated.
     pub fn write_at(&self, first_slot: u64, pages: &[u8]) -> Result<()> {
         self.write_summed(first_slot, pages, &page_checksums(pages))
@@ -269,7 +292,8 @@ impl ImageWriter {
     ) -> Result<(MetadataHash, u64)> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.header.encode());
-        let mut tail = Tail { writer: self, offset: records_offset, hasher };
+        let units = Units::new(self.key());
+        let mut tail = Tail { writer: self, offset: records_offset, at: records_offset, units, hasher };
 
         let mut records = std::mem::take(&mut *self.records.lock().unwrap_or_else(PoisonError::into_inner));
         records.sort_by_key(|(kind, _)| kind.id);
@@ -293,7 +317,9 @@ impl ImageWriter {
         };
         let index = rkyv::to_bytes::<rancor::Error>(&index).map_err(|why| self.inconsistent(why.to_string()))?;
         let index_offset = tail.append(&index)?;
-        let footer = Footer {
+        tail.end()?;
+        let end = tail.at;
+        let mut footer = Footer {
             id: self.header.id,
             parent: info.parent,
             slots: checksums.len() as u64,
@@ -301,12 +327,24 @@ impl ImageWriter {
             checksums_offset,
             index_offset,
             index_len: index.len() as u64,
-            file_bytes: tail.offset + FOOTER_BYTES,
+            file_bytes: end + self.header.signature_bytes() + FOOTER_BYTES,
             hash: *tail.hasher.finalize().as_bytes(),
             blocks_offset,
+            mac: [0; 32],
         };
-        tail.append(&footer.encode())?;
+        sealed::authenticate(&self.header, &mut footer, self.key());
+        let mut last = Vec::new();
+        last.extend(self.signer.iter().flat_map(|signer| sealed::sign(&self.header, &footer, signer)));
+        last.extend(footer.encode());
+        self.file.write_all_at(&last, end).map_err(|source| self.fail(source))?;
         Ok((footer.hash, footer.file_bytes))
+    }
+
+    fn key(&self) -> Option<&ImageKey> {
+        match &self.way {
+            Way::Plain(_) => None,
+            Way::Packed(packer) => packer.key(),
+        }
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
@@ -346,10 +384,14 @@ fn cannot_share(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|errno| never.contains(&errno))
 }
 
-/// Writes one area after the other, each aligned, and hashes what it writes.
+/// Writes one area after the other, each aligned, encrypts it if need be, and hashes what it writes.
 struct Tail<'w> {
     writer: &'w ImageWriter,
+    /// Where the next area goes, were nothing encrypted.
     offset: u64,
+    /// Where the next bytes go.
+    at: u64,
+    units: Units<'w>,
     hasher: blake3::Hasher,
 }
 
@@ -364,9 +406,23 @@ impl Tail<'_> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.writer.file.write_all_at(bytes, self.offset).map_err(|source| self.writer.fail(source))?;
         self.offset += bytes.len() as u64;
+        let Self { writer, at, units, hasher, .. } = self;
+        units.take(bytes, |stored| writer.write_tail(at, hasher, stored))
+    }
+
+    /// All areas are there.
+    fn end(&mut self) -> Result<()> {
+        let Self { writer, at, units, hasher, .. } = self;
+        units.end(|stored| writer.write_tail(at, hasher, stored))
+    }
+}
+
+impl ImageWriter {
+    fn write_tail(&self, at: &mut u64, hasher: &mut blake3::Hasher, bytes: &[u8]) -> Result<()> {
+        hasher.update(bytes);
+        self.file.write_all_at(bytes, *at).map_err(|source| self.fail(source))?;
+        *at += bytes.len() as u64;
         Ok(())
     }
 }

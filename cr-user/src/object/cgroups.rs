@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
@@ -219,6 +219,11 @@ impl Mounts {
         };
         self.0.iter().filter(has).find_map(|mount| {
             let below = Path::new(&group.path).strip_prefix(&mount.root).ok()?;
+            // No group is called `..`: that would lead out of where groups are.
+            let stays = below.components().all(|part| matches!(part, Component::Normal(_)));
+            if !stays {
+                return None;
+            }
             Some(mount.point.join(below)).filter(|at| at.is_dir())
         })
     }
@@ -263,6 +268,21 @@ mod tests {
         assert_eq!(found("1:name=systemd:/b"), Some(2));
         assert_eq!(found("9:memory:/"), None);
         assert_eq!(parse("0::/job:1").unwrap().path, "/job:1");
+    }
+
+    #[test]
+    fn no_path_leads_out_of_the_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("groups");
+        fs::create_dir_all(point.join("job")).unwrap();
+        let mounts =
+            Mounts(vec![Mount { version_2: true, options: Vec::new(), root: "/".into(), point: point.clone() }]);
+        let find = |path: &str| mounts.directory(&Group { hierarchy: String::new(), path: path.into() });
+        assert_eq!(find("/job"), Some(point.join("job")));
+        assert_eq!(find("/"), Some(point.clone()).filter(|at| at.is_dir()));
+        for path in ["/..", "/job/../..", "/job/..", "/../groups/job"] {
+            assert_eq!(find(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Prepared {
             if let Backing::Object(Object { space, kind: ObjectKind::Written(stamp), size }) = &mapping.backing
                 && put_back
             {
-                let file = open(&stamp.path, OpenOptions::new().read(true).write(true))?;
+                let file = open_to_write(&stamp.path)?;
                 let range = mapping.offset.min(*size)..(mapping.offset + mapping.len()).min(*size);
                 put_back_file(chain, *space, &file, range, &omitted.pages_of(*space))?;
             }
@@ -216,6 +216,12 @@ fn open(path: &str, options: &OpenOptions) -> Result<File> {
     options.open(path).map_err(|e| Error::system(format!("opening the mapped file {path}"), e))
 }
 
+/// By a path on which there is no symbolic link, as there was none at the checkpoint: nobody shall have us write elsewhere.
+fn open_to_write(path: &str) -> Result<File> {
+    let opened = fd::open_without_links(Path::new(path), libc::O_RDWR);
+    opened.map_err(|e| Error::system(format!("opening the mapped file {path}"), e))
+}
+
 /// A memory object of the same kind and size, empty.
 fn make_object(kind: &ObjectKind, size: u64) -> Result<File> {
     let failed = |e: std::io::Error| Error::system("making a shared memory object", e);
@@ -225,7 +231,7 @@ fn make_object(kind: &ObjectKind, size: u64) -> Result<File> {
             File::from(memfd_create(name.as_str(), MFdFlags::empty()).map_err(|e| failed(e.into()))?)
         }
         ObjectKind::Deleted(path) => nameless(Path::new(path)).map_err(failed)?,
-        ObjectKind::Written(stamp) => return open(&stamp.path, OpenOptions::new().read(true).write(true)),
+        ObjectKind::Written(stamp) => return open_to_write(&stamp.path),
         ObjectKind::SystemV(_) => return Err(failed(nix::errno::Errno::EINVAL.into())),
     };
     file.set_len(size).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! A checkpoint together with all that it builds on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::{Error, Resolve, Resolved, Result, Source, Store};
 use crate::image::{self, ArchivedExtent, Content, Image};
@@ -103,6 +104,20 @@ impl Chain {
     /// Checks the pages that this checkpoint consists of (not those that newer images replaced) against their
     /// checksums, with up to `threads` threads.
     pub fn verify_pages(&self, threads: usize) -> Result<()> {
+        Ok(image::verify_runs(&self.images, self.stored_runs(), threads)?)
+    }
+
+    /// Where the bytes of the pages are that this checkpoint consists of: of each image (0 being the newest) the ranges of its file, in
+    /// any order.
+    pub(crate) fn places(&self) -> BTreeMap<usize, Vec<Range<u64>>> {
+        let mut places: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        for image::Run { image, slot, pages } in self.stored_runs() {
+            places.entry(image).or_default().extend(self.images[image].places(slot, pages));
+        }
+        places
+    }
+
+    fn stored_runs(&self) -> Vec<image::Run> {
         let mut runs = Vec::new();
         for space in self.space_ids() {
             for run in self.resolve(space) {
@@ -112,7 +127,7 @@ impl Chain {
                 }
             }
         }
-        Ok(image::verify_runs(&self.images, runs, threads)?)
+        runs
     }
 }
 

@@ -107,7 +107,7 @@ impl Compaction {
         let info = HeaderInfo { id: 0, job: store.job() };
         // As the oldest one, which has most of the pages.
         let compression = chain.images().last().map_or(Compression::None, Image::compression);
-        let image = ImageWriter::create_packed_on(store.disk(), &path, info, compression)?;
+        let image = ImageWriter::create_as_on(store.disk(), &path, info, &store.form(compression)?)?;
         let places = Places::new(image.rewrites());
         let mut this = Self {
             image,

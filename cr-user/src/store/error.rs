@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::fault::Injected;
 use crate::image::{self, JobId};
+use crate::seal;
 
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -15,6 +16,9 @@ pub enum Error {
     /// One of its images is not usable, or could not be written.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// Its key is missing or wrong, or its images are not to be trusted.
+    #[error(transparent)]
+    Seal(#[from] seal::Error),
     /// There is no store.
     #[error("{} is not a checkpoint store: it has no `cr-store.json`. Name the directory that `--store` named when the job was checkpointed", dir.display())]
     NoStore {
@@ -174,11 +178,12 @@ impl Error {
         }
     }
 
-    /// The exit code of `cr` for this error: 122 for what is wrong with the store, 124 for failed input or output, 125
+    /// The exit code of `cr` for this error: 119 for keys and signatures, 122 for what is wrong with the store, 124 for failed input or output, 125
     /// for a defect of `cr` or a test's doing, 2 for a wrong use of it.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Image(error) => error.exit_code(),
+            Self::Seal(error) => error.exit_code(),
             Self::Io { .. } => 124,
             Self::NoRules | Self::CompactionTooLarge { .. } => 2,
             Self::Injected(_) => 125,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Result};
 use crate::disk::Disk;
 use crate::image::JobId;
+use crate::seal::{self, Secret, StoreKey, Wrapped};
 
 /// Name of the marker.
 pub const MARKER: &str = "cr-store.json";
@@ -17,6 +18,8 @@ pub const MARKER: &str = "cr-store.json";
 const UNFINISHED: &str = "cr-store.json.tmp";
 /// The version of the directory's layout.
 const FORMAT: u64 = 1;
+/// That of a sealed store, which a reader that knows of no keys must leave alone.
+const SEALED_FORMAT: u64 = 2;
 /// A marker has less bytes than this, also one of a newer format.
 const LONGEST: u64 = 1 << 16;
 
@@ -25,6 +28,17 @@ const LONGEST: u64 = 1 << 16;
 struct Marker {
     format: u64,
     job: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seal: Option<Wrapped>,
+}
+
+/// What a marker says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Marked {
+    /// The job of the store.
+    pub(super) job: JobId,
+    /// Its key, if it is sealed.
+    pub(super) seal: Option<Wrapped>,
 }
 
 /// The marker's format alone, which must be readable whatever else a newer one holds.
@@ -33,8 +47,8 @@ struct Format {
     format: u64,
 }
 
-/// The job of the store in `dir`; none if there is no marker (or no directory).
-pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
+/// What the marker of the store in `dir` says; none if there is no marker (or no directory).
+pub(super) fn read(dir: &Path) -> Result<Option<Marked>> {
     let path = dir.join(MARKER);
     let text = match read_start(&path) {
         Ok(text) => text,
@@ -43,11 +57,14 @@ pub(super) fn read(dir: &Path) -> Result<Option<JobId>> {
     };
     let bad = |what: String| Error::BadMarker { path: path.clone(), what };
     let Format { format } = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
-    if format != FORMAT {
-        return Err(Error::OtherFormat { path, found: format, known: FORMAT });
+    if format != FORMAT && format != SEALED_FORMAT {
+        return Err(Error::OtherFormat { path, found: format, known: SEALED_FORMAT });
     }
-    let marker: Marker = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
-    Ok(Some(marker.job.parse().map_err(|why| bad(format!("{why}, not `{}`", marker.job)))?))
+    let Marker { job, seal, .. } = serde_json::from_slice(&text).map_err(|why| bad(why.to_string()))?;
+    if seal.is_some() != (format == SEALED_FORMAT) {
+        return Err(bad(format!("only a store of format {SEALED_FORMAT} is sealed, and each of these is")));
+    }
+    Ok(Some(Marked { job: job.parse().map_err(|why| bad(format!("{why}, not `{job}`")))?, seal }))
 }
 
 /// The first bytes of a regular file: as many as a marker can have. Something else is refused, without waiting for the other end
@@ -62,10 +79,10 @@ fn read_start(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The job of the store in `dir`, which becomes a store if it is missing or empty.
-pub(super) fn create_or_read(disk: &Disk, dir: &Path) -> Result<JobId> {
-    if let Some(job) = read(dir)? {
-        return Ok(job);
+/// What the marker of the store in `dir` says, which becomes a store if it is missing or empty: a sealed one, given a secret.
+pub(super) fn create_or_read(disk: &Disk, dir: &Path, secret: Option<&Secret>) -> Result<Marked> {
+    if let Some(marked) = read(dir)? {
+        return Ok(marked);
     }
     create_dir(disk, dir)?;
     refuse_foreign(disk, dir)?;
@@ -75,17 +92,22 @@ pub(super) fn create_or_read(disk: &Disk, dir: &Path) -> Result<JobId> {
     let file = disk.create(&unfinished).map_err(failed)?;
     // Two that make the same store: one gets the lock first, the other then finds the marker there.
     file.file().lock().map_err(failed)?;
-    if let Some(job) = read(dir)? {
-        return Ok(job);
+    if let Some(marked) = read(dir)? {
+        return Ok(marked);
     }
-    let job = random_job().map_err(|source| Error::io(Path::new(RANDOM), "read", source))?;
-    let text = serde_json::to_string(&Marker { format: FORMAT, job: job.to_string() }).expect("a plain structure");
+    let random = |source| Error::io(dir, "make a key for", source);
+    let job = JobId(seal::random().map_err(random)?);
+    let wrap = |secret| StoreKey::generate().and_then(|key| Wrapped::wrap(&key, &job.0, secret));
+    let seal = secret.map(wrap).transpose().map_err(random)?;
+    let format = if seal.is_some() { SEALED_FORMAT } else { FORMAT };
+    let marker = Marker { format, job: job.to_string(), seal: seal.clone() };
+    let text = serde_json::to_string(&marker).expect("a plain structure");
     file.set_len(0).map_err(failed)?;
     file.write_all_at(text.as_bytes(), 0).map_err(failed)?;
     file.sync_data().map_err(failed)?;
     disk.rename(&unfinished, &dir.join(MARKER)).map_err(failed)?;
     super::sync_dir(disk, dir)?;
-    Ok(job)
+    Ok(Marked { job, seal })
 }
 
 /// Makes the directory and those above it, or makes an existing one private.
@@ -140,12 +162,4 @@ fn refuse_foreign(disk: &Disk, dir: &Path) -> Result<()> {
         }
     }
     disk.set_mode(dir, 0o700).map_err(|source| Error::io(dir, "make private (mode 0700)", source))
-}
-
-const RANDOM: &str = "/dev/urandom";
-
-fn random_job() -> io::Result<JobId> {
-    let mut bytes = [0; 16];
-    File::open(RANDOM)?.read_exact(&mut bytes)?;
-    Ok(JobId(bytes))
 }

@@ -2,7 +2,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `cr-store.json` | marks the directory as a store: `{"format":1,"job":"<32 hex digits>"}` |
+//! | `cr-store.json` | marks the directory as a store: `{"format":1,"job":"<32 hex digits>"}`; of a [sealed](crate::seal) one it holds the key, wrapped |
 //! | `00000001.cr`, … | one published checkpoint each, named by its number |
 //! | `compacted.tmp` | a full image that is being made [of a chain](compact); it gets its number when it is published |
 //! | `*.tmp` | not published; what a dead writer left is removed by the next one |
@@ -24,6 +24,9 @@ mod writer;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use marker::Marked;
 
 pub use chain::Chain;
 pub use error::{Error, Result};
@@ -34,7 +37,8 @@ pub use verify::{Judge, Problem, Report};
 pub use writer::{LOCK, StoreWriter};
 
 use crate::disk::Disk;
-use crate::image::{self, Image, JobId, RecordKind};
+use crate::image::{self, Compression, Form, Image, JobId, RecordKind};
+use crate::seal::{self, Keys, Signer, StoreKey, Trust, Wrapped};
 
 /// What names of published images end in.
 const IMAGE_SUFFIX: &str = ".cr";
@@ -48,6 +52,11 @@ pub struct Store {
     dir: PathBuf,
     job: JobId,
     known: &'static [RecordKind],
+    seal: Option<Wrapped>,
+    /// The key of a sealed store, if it was given.
+    key: Option<Arc<StoreKey>>,
+    signer: Option<Arc<Signer>>,
+    trust: Trust,
 }
 
 impl Store {
@@ -55,19 +64,86 @@ impl Store {
     ///
     /// A directory that holds other things and no store is refused. `known` is passed to [`Image::open`].
     pub fn create_or_open(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
-        Self::create_or_open_on(&Disk::default(), dir, known)
+        Self::create_or_open_with(&Disk::default(), dir, known, &Keys::default())
     }
 
     /// As [`create_or_open`](Self::create_or_open), on a disk that may have a witness.
     pub fn create_or_open_on(disk: &Disk, dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
-        let job = marker::create_or_read(disk, dir)?;
-        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), job, known })
+        Self::create_or_open_with(disk, dir, known, &Keys::default())
     }
 
-    /// Opens the store in `dir`, which must be one.
+    /// As [`create_or_open_on`](Self::create_or_open_on): a new store is sealed if there is a secret among the keys. One that is there must be
+    /// sealed with that secret; or not be sealed, if there is none.
+    pub fn create_or_open_with(disk: &Disk, dir: &Path, known: &'static [RecordKind], keys: &Keys) -> Result<Self> {
+        let marked = marker::create_or_read(disk, dir, keys.secret.as_deref())?;
+        let store = Self::unlock(disk.clone(), dir, known, marked, keys)?;
+        store.need_key()?;
+        Ok(store)
+    }
+
+    /// Opens the store in `dir`, which must be one. Of a sealed one no checkpoint can be opened.
     pub fn open_existing(dir: &Path, known: &'static [RecordKind]) -> Result<Self> {
-        let job = marker::read(dir)?.ok_or_else(|| Error::NoStore { dir: dir.to_owned() })?;
-        Ok(Self { disk: Disk::default(), dir: dir.to_owned(), job, known })
+        Self::open_existing_with(dir, known, &Keys::default())
+    }
+
+    /// The same, with keys. That there is none for a sealed store is an error only once it is [needed](Self::need_key).
+    pub fn open_existing_with(dir: &Path, known: &'static [RecordKind], keys: &Keys) -> Result<Self> {
+        let marked = marker::read(dir)?.ok_or_else(|| Error::NoStore { dir: dir.to_owned() })?;
+        Self::unlock(Disk::default(), dir, known, marked, keys)
+    }
+
+    fn unlock(disk: Disk, dir: &Path, known: &'static [RecordKind], marked: Marked, keys: &Keys) -> Result<Self> {
+        let (dir, Marked { job, seal }) = (dir.to_owned(), marked);
+        let key = match (&seal, &keys.secret) {
+            (Some(wrapped), Some(secret)) => {
+                let path = dir.join(MARKER);
+                let key = wrapped.unwrap(&job.0, secret).map_err(|what| Error::BadMarker { path, what })?;
+                let wrong =
+                    || seal::Error::Wrong { dir: dir.clone(), from: secret.to_string(), with: wrapped.with(secret) };
+                Some(Arc::new(key.ok_or_else(wrong)?))
+            }
+            (None, Some(secret)) => return Err(seal::Error::Unneeded { dir, from: secret.to_string() }.into()),
+            (_, None) => None,
+        };
+        Ok(Self { disk, dir, job, known, seal, key, signer: keys.signer.clone(), trust: keys.trust.clone() })
+    }
+
+    /// Whether checkpoints can be opened and written: that a sealed store has its key.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn need_key(&self) -> Result<()> {
+        match &self.seal {
+            Some(wrapped) if self.key.is_none() => {
+                Err(seal::Error::Missing { dir: self.dir.clone(), how: wrapped.how() }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its checkpoints are encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Checks that those who may have signed the images of a chain have signed each of them.
+    ///
+    /// # Errors
+    /// When one is not signed, or by somebody else: all such are named.
+    pub fn check_trust(&self, chain: &Chain) -> Result<()> {
+        let strangers = chain.images().iter().rev().filter(|image| !self.trust.includes(image.signer()));
+        let which = strangers.map(|image| match image.signer() {
+            None => format!("checkpoint {} is not signed", image.id()),
+            Some(key) => format!("checkpoint {} is signed by {key}, who is not trusted", image.id()),
+        });
+        let which = which.collect::<Vec<_>>().join(", ");
+        if which.is_empty() { Ok(()) } else { Err(seal::Error::Untrusted { dir: self.dir.clone(), which }.into()) }
+    }
+
+    /// How its images are stored, with pages compressed so.
+    fn form(&self, compression: Compression) -> Result<Form> {
+        self.need_key()?;
+        Ok(Form { compression, key: self.key.clone(), signer: self.signer.clone() })
     }
 
     /// Takes the writer's lock and removes what an earlier writer left unpublished.
@@ -104,8 +180,9 @@ impl Store {
 
     /// Opens and validates one checkpoint: that it is whole (but for its pages), and that it belongs here.
     pub fn open_image(&self, id: u64) -> Result<Image> {
+        self.need_key()?;
         let path = self.image_path(id);
-        let image = match Image::open(&path, self.known) {
+        let image = match Image::open_sealed(&path, self.known, self.key.as_deref()) {
             Err(image::Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 return Err(Error::NoCheckpoint { dir: self.dir.clone(), id });
             }

@@ -64,7 +64,7 @@ impl StoreWriter {
         let id = self.next_id()?;
         let path = self.store.dir.join(image_name(id) + TEMPORARY_SUFFIX);
         let info = HeaderInfo { id, job: self.store.job };
-        Ok(ImageWriter::create_packed_on(&self.store.disk, &path, info, compression)?)
+        Ok(ImageWriter::create_as_on(&self.store.disk, &path, info, &self.store.form(compression)?)?)
     }
 
     /// The next free number.

@@ -13,8 +13,10 @@ use super::{once, signals};
 use crate::checkpoint::{self, Job};
 use crate::compact;
 use crate::describe::Checkpoint;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::object;
+use crate::seal::Keys;
 use crate::store::prune::{Pruned, Rules};
 use crate::store::{self, Store, StoreWriter};
 
@@ -23,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest answer in bytes: a line about each of some hundred thousand checkpoints.
 const LONGEST_ANSWER: u64 = 1 << 26;
 
-/// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be; with `kill`, ends the job once the
+/// Takes a checkpoint of `pid` into the store in `dir`, which is made if need be, and sealed if `keys` has a secret; with `kill`, ends the job once the
 /// checkpoint is durable.
 ///
 /// If a resident controller holds the store, it is asked. Otherwise the process is held for just this checkpoint. With `only`
@@ -31,33 +33,38 @@ const LONGEST_ANSWER: u64 = 1 << 26;
 ///
 /// # Errors
 /// When there is no such job, the store belongs to something else, or the checkpoint fails.
-pub fn checkpoint(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
+pub fn checkpoint(pid: i32, dir: &Path, keys: &Keys, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
     // Before anything is made: a wrong pid must not leave an empty store behind.
     let Some(only) = &options.only else {
         Job::open(pid)?;
-        return ask_or_take(pid, dir, kill, options);
+        return ask_or_take(pid, dir, keys, kill, options);
     };
     // A part of a job has a chain, and so a store, of its own, which no controller of the whole writes to.
     let part = Job::open_part(pid, only)?.pid();
-    if let Ok(store) = Store::open_existing(dir, object::KINDS)
+    if let Ok(store) = Store::open_existing_with(dir, object::KINDS, keys)
         && let Some(held) = status(store.dir())?.filter(|held| held.pid != part)
     {
         return Err(Error::OtherJob { pid: part, owner: held.pid });
     }
     signals::block()?;
-    once::checkpoint(pid, super::lock(&Store::create_or_open(dir, object::KINDS)?)?, kill, options)
+    once::checkpoint(
+        pid,
+        super::lock(&Store::create_or_open_with(&Disk::default(), dir, object::KINDS, keys)?)?,
+        kill,
+        options,
+    )
 }
 
 /// Has the controller of the store take the checkpoint; without one, takes it here.
-fn ask_or_take(pid: i32, dir: &Path, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
-    if let Ok(store) = Store::open_existing(dir, object::KINDS)
+fn ask_or_take(pid: i32, dir: &Path, keys: &Keys, kill: bool, options: &checkpoint::Options) -> Result<Checkpoint> {
+    if let Ok(store) = Store::open_existing_with(dir, object::KINDS, keys)
         && let Some(response) = ask(store.dir(), request(pid, kill, options))?
     {
         return taken(response);
     }
     // From here on we leave things behind, which a signal must not end us in the middle of.
     signals::block()?;
-    let store = Store::create_or_open(dir, object::KINDS)?;
+    let store = Store::create_or_open_with(&Disk::default(), dir, object::KINDS, keys)?;
     match lock(&store, || request(pid, kill, options))? {
         Turn::Writer(writer) => once::checkpoint(pid, writer, kill, options),
         Turn::Answered(response) => taken(response),

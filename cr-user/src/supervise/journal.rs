@@ -62,6 +62,28 @@ enum Outcome<'a> {
     NoCompaction(&'a Failure),
 }
 
+/// What became of an upload.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Upload<'a> {
+    /// A checkpoint is in the bucket.
+    Done {
+        /// Its number.
+        id: u64,
+        /// Bytes of its image.
+        bytes: u64,
+        /// How long it took.
+        ms: u64,
+    },
+    /// A checkpoint was removed from there, since it was pruned.
+    Removed {
+        /// Its number.
+        id: u64,
+    },
+    /// None gets there at the moment.
+    Error(&'a Failure),
+}
+
 /// The journal of a store, open for writing.
 #[derive(Debug)]
 pub(super) struct Journal(Option<File>);
@@ -90,6 +112,24 @@ impl Journal {
         let Some(file) = &mut self.0 else { return };
         let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut line = serde_json::to_vec(&Line { at, trigger, planned, outcome }).expect("plain structures");
+        line.push(b'\n');
+        if let Err(e) = file.write_all(&line) {
+            log::info!("cannot write {JOURNAL}: {e}");
+        }
+    }
+}
+
+impl Journal {
+    /// Adds a line about a checkpoint that is in the bucket now, or about why none gets there.
+    pub(super) fn note_upload(&mut self, upload: &Upload<'_>) {
+        #[derive(Serialize)]
+        struct UploadLine<'a> {
+            at: String,
+            upload: &'a Upload<'a>,
+        }
+        let Some(file) = &mut self.0 else { return };
+        let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut line = serde_json::to_vec(&UploadLine { at, upload }).expect("plain structures");
         line.push(b'\n');
         if let Err(e) = file.write_all(&line) {
             log::info!("cannot write {JOURNAL}: {e}");

@@ -1,7 +1,12 @@
 //! Descriptors of other processes, and closing what a new process inherited.
 
 use std::cmp::Ordering;
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::sys::check;
 
@@ -261,4 +266,16 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> nix::Result<usize> {
 pub fn close_on_exec_from(first: RawFd) -> nix::Result<()> {
     // SAFETY: no memory is passed; no descriptor is closed now.
     unsafe { check(libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)) }.map(drop)
+}
+
+/// Opens what is there by a path on which there is no symbolic link, as there is none on a path that the kernel has told. So nobody who
+/// may write to a directory on the way can have something else opened.
+///
+/// # Errors
+/// What `openat2(2)` says: `ELOOP` where there is a link.
+pub fn open_without_links(path: &Path, flags: i32) -> io::Result<File> {
+    // With others besides O_PATH it refuses.
+    let others = if flags & libc::O_PATH == 0 { libc::O_CLOEXEC | libc::O_NOCTTY } else { libc::O_CLOEXEC };
+    let how = OpenHow::new().flags(OFlag::from_bits_retain(flags | others)).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Ok(openat2(AT_FDCWD, path, how)?.into())
 }

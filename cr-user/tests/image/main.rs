@@ -9,6 +9,7 @@ mod misplaced;
 mod packed;
 mod prune;
 mod roundtrip;
+mod sealed;
 mod store;
 
 use std::path::Path;

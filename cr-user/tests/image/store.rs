@@ -57,13 +57,27 @@ fn a_directory_of_somebody_else_is_refused() {
 fn a_marker_that_is_newer_or_nonsense_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = Store::create_or_open(dir.path(), KNOWN).expect("made");
-    let newer = format!(r#"{{"format":2,"job":{{"id":"{}"}}}}"#, store.job());
-    let cases = [newer.as_str(), "", "{}", "[1,2]", r#"{"format":1}"#, r#"{"format":1,"job":"XY"}"#, "\0\0\0"];
+    let newer = format!(r#"{{"format":3,"job":{{"id":"{}"}}}}"#, store.job());
+    // A sealed store that holds no key, and a key in one that is not sealed.
+    let keyless = format!(r#"{{"format":2,"job":"{}"}}"#, store.job());
+    let seal = r#"{"cipher":"aes-256-gcm","from":"key-file","salt":"","wrapped":""}"#;
+    let unsealed = format!(r#"{{"format":1,"job":"{}","seal":{seal}}}"#, store.job());
+    let cases = [
+        newer.as_str(),
+        &keyless,
+        &unsealed,
+        "",
+        "{}",
+        "[1,2]",
+        r#"{"format":1}"#,
+        r#"{"format":1,"job":"XY"}"#,
+        "\0\0\0",
+    ];
     for (number, text) in cases.into_iter().enumerate() {
         fs::write(dir.path().join(MARKER), text).expect("write");
         for error in [Store::open_existing(dir.path(), KNOWN), Store::create_or_open(dir.path(), KNOWN)] {
             let error = error.expect_err(text);
-            let newer = matches!(error, Error::OtherFormat { found: 2, known: 1, .. });
+            let newer = matches!(error, Error::OtherFormat { found: 3, known: 2, .. });
             assert_eq!((newer, error.exit_code()), (number == 0, 122), "{text}: {error}");
         }
     }

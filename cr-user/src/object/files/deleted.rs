@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::survey::Seen;
-use super::{ContentSource, FilePath, No, not_here, open_again, own_link, seek_if_open};
+use super::{ContentSource, FilePath, No, lost, not_here, open_again, own_link, seek_if_open};
 use crate::error::{Error, Result};
 use crate::procfs;
 
@@ -98,12 +98,14 @@ impl Deleted {
             let told = "had another name at the checkpoint, which cr did not find; the job gets a copy of its own";
             log::warn!("the deleted file {} {told}", self.path);
         }
-        let dir = self.directory();
-        let made = if self.is_creator() { temporary(&dir, self.flags) } else { unlinked(&dir) };
+        let made = lost::nearest(self.path.as_path()).and_then(|dir| {
+            let dir = PathBuf::from(own_link(dir.as_raw_fd()));
+            if self.is_creator() { temporary(&dir, self.flags) } else { unlinked(&dir) }
+        });
         let sized = made.and_then(|made| made.file.set_len(self.size).map(|()| made));
         sized.map_err(|e| {
             let what = format!("the deleted file {}", self.path);
-            let why = format!("no file of {} bytes can be made in {} ({e})", self.size, dir.display());
+            let why = format!("no file of {} bytes can be made where it was ({e})", self.size);
             not_here(what, why, "make room in that directory, and let cr write there")
         })
     }
@@ -130,12 +132,6 @@ impl Deleted {
         let time = SystemTime::UNIX_EPOCH + Duration::new(self.mtime.max(0) as u64, self.mtime_ns);
         made.set_times(FileTimes::new().set_modified(time)).map_err(failed)
     }
-
-    /// Where to make it.
-    fn directory(&self) -> PathBuf {
-        let parents = self.path.as_path().ancestors().skip(1);
-        parents.filter(|p| p.is_absolute()).find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
-    }
 }
 
 /// A file made.
@@ -147,7 +143,8 @@ pub(super) struct Made {
 }
 
 fn temporary(dir: &Path, flags: i32) -> io::Result<Made> {
-    match open(dir, OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR) {
+    let flags = OFlag::from_bits_retain(flags & !libc::O_NOFOLLOW) | OFlag::O_CLOEXEC;
+    match open(dir, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(fd) => {
             let file = open_again(own_link(fd.as_raw_fd()).as_ref(), libc::O_RDWR)?;
             Ok(Made { file, creator: Some(fd.into()) })
@@ -165,7 +162,10 @@ fn unlinked(dir: &Path) -> io::Result<Made> {
         let mut options = File::options();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.read(true).write(true).create_new(true).open(&path) {
-            Ok(file) => return fs::remove_file(&path).map(|()| Made { file, creator: None }),
+            Ok(file) => {
+                fs::remove_file(&path)?;
+                return Ok(Made { file: lost::gone(file)?, creator: None });
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
             Err(e) => return Err(e),
         }

@@ -14,7 +14,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use nix::sys::stat::Mode;
 
 use super::survey::{self, Group, Seen, readable, writable};
-use super::{FilePath, Holder, No, not_here, open_again, outside, own_link, pipe, regular};
+use super::{
+    FilePath, Holder, No, lost, not_here, open_again, open_as_told, outside, own_link, pipe, regular, why_not,
+};
 use crate::error::{Error, Refusal, Result};
 use crate::sys::fd::{self, fcntl};
 
@@ -226,18 +228,18 @@ impl Fifo {
 
     /// A reader, which keeps the data in it.
     fn keeper(&self) -> Result<File> {
-        let open = |path: &std::path::Path| open_again(path, libc::O_RDONLY | libc::O_NONBLOCK);
+        const READ: i32 = libc::O_RDONLY | libc::O_NONBLOCK;
         if !self.deleted {
-            return open(self.path.as_path())
-                .map_err(|e| self.not_here(format!("it cannot be opened ({e})"), "let cr read and write it"));
+            let opened = open_as_told(&self.path, READ);
+            return opened.map_err(|e| self.not_here(why_not(&e), "let cr read and write it, where it was"));
         }
         let make = |path: &std::path::Path| -> io::Result<File> {
             nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            let file = open(path);
+            let file = open_again(path, READ | libc::O_NOFOLLOW);
             fs::remove_file(path)?;
-            file
+            lost::gone(file?)
         };
-        let made = super::lost::under_free_name(self.path.as_path(), make).and_then(|file| {
+        let made = lost::under_free_name(self.path.as_path(), make).and_then(|file| {
             std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid))?;
             file.set_permissions(Permissions::from_mode(self.mode))?;
             Ok(file)

@@ -1,6 +1,7 @@
 //! Directories that were removed while they are open, or somebody's working directory. They are empty: a restore makes a new
 //! one at the same place, or in the nearest directory above that exists, opens it, and removes it again.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use super::{FilePath, not_here, open_again, own_link};
 use crate::error::{Error, Result};
+use crate::sys::fd;
 
 /// A directory that was removed.
 #[derive(serde::Serialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -55,9 +57,9 @@ impl LostDirectory {
     pub(super) fn make(&self) -> Result<File> {
         let make = |path: &Path| -> io::Result<File> {
             fs::create_dir(path)?;
-            let file = open_again(path, libc::O_RDONLY | libc::O_DIRECTORY);
+            let file = open_again(path, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW);
             fs::remove_dir(path)?;
-            file
+            gone(file?)
         };
         let made = under_free_name(self.path.as_path(), make).and_then(|file| {
             std::os::unix::fs::fchown(&file, Some(self.uid), Some(self.gid))?;
@@ -80,19 +82,42 @@ impl LostDirectory {
 }
 
 /// Has `make` make something at `path` if nothing is there, or else under a new name in the nearest directory above that exists.
+///
+/// It is given a path by way of a descriptor for the directory. Others may write to that: were it found by its path each time, they
+/// could have what is made elsewhere, or something else removed, by putting a symbolic link in its place.
 pub(super) fn under_free_name<T>(path: &Path, make: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let taken = |e: &io::Error| e.kind() == io::ErrorKind::AlreadyExists;
-    match make(path) {
-        Err(e) if taken(&e) || matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
-        done => return done,
+    let within = |directory: &File, name: &OsStr| make(&Path::new(&own_link(directory.as_raw_fd())).join(name));
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+        && let Ok(directory) = hold(parent)
+    {
+        match within(&directory, name) {
+            Err(e) if taken(&e) || matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
+            done => return done,
+        }
     }
-    let parents = path.ancestors().skip(1);
-    let parent = parents.filter(|p| p.is_absolute()).find(|p| p.is_dir()).unwrap_or(Path::new("/"));
+    let directory = nearest(path)?;
     let mut n = 0u32;
     loop {
-        match make(&parent.join(format!(".cr-{}-{n}", std::process::id()))) {
+        match within(&directory, format!(".cr-{}-{n}", std::process::id()).as_ref()) {
             Err(e) if taken(&e) => n += 1,
             done => return done,
         }
     }
+}
+
+/// The nearest directory above `path` that exists and to which no symbolic link leads.
+pub(super) fn nearest(path: &Path) -> io::Result<File> {
+    let parents = path.ancestors().skip(1).filter(|parent| parent.is_absolute());
+    parents.map(hold).find_map(io::Result::ok).map_or_else(|| hold(Path::new("/")), Ok)
+}
+
+fn hold(directory: &Path) -> io::Result<File> {
+    fd::open_without_links(directory, libc::O_PATH | libc::O_DIRECTORY)
+}
+
+/// What was made and has no name any more. If it has one, somebody has put something else in its place before it was opened.
+pub(super) fn gone(file: File) -> io::Result<File> {
+    let meta = file.metadata()?;
+    if meta.nlink() == 0 { Ok(file) } else { Err(io::Error::other("somebody has put something else in its place")) }
 }

@@ -47,6 +47,8 @@ mod outside;
 mod own;
 pub mod pidfd;
 pub mod pipe;
+#[cfg(test)]
+mod planted;
 pub mod procfile;
 pub mod pty;
 pub mod regular;
@@ -78,7 +80,7 @@ use nix::unistd::{Whence, lseek64};
 use crate::error::{Error, Refusal, Result};
 use crate::image::RecordKind;
 use crate::object::spaces::is_object_space;
-use crate::sys::fd::fcntl;
+use crate::sys::fd::{self, fcntl};
 use crate::track::iters::FileRecord;
 
 pub use batch::Batch;
@@ -477,13 +479,30 @@ fn not_here(what: String, why: String, todo: &str) -> Error {
     Error::NotHere { what, why, todo: todo.to_owned() }
 }
 
-/// Opens a file with recorded flags. What only creates is never among them. A descriptor of ours is opened by its link, which
-/// `O_NOFOLLOW` (as `shm_open(3)` has it) would not follow.
+/// What only creates or empties: never among the flags with which something is opened again.
+const NEVER: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+
+/// Opens a file with recorded flags. A descriptor of ours is opened by its link, which `O_NOFOLLOW` (as `shm_open(3)` has it) would
+/// not follow.
 fn open_again(path: &Path, flags: i32) -> io::Result<File> {
-    let link = if path.starts_with("/proc/self/fd") { libc::O_NOFOLLOW } else { 0 };
-    let never = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY) | link;
-    let flags = OFlag::from_bits_retain((flags & !never) | libc::O_CLOEXEC | libc::O_NOCTTY);
+    let link = if path.parent() == Some(Path::new("/proc/self/fd")) { libc::O_NOFOLLOW } else { 0 };
+    let flags = OFlag::from_bits_retain((flags & !(NEVER | link)) | libc::O_CLOEXEC | libc::O_NOCTTY);
     Ok(nix::fcntl::open(path, flags, Mode::empty())?.into())
+}
+
+/// The same of a file whose path the kernel had told, and on which there was no symbolic link: now there must be none either. Else
+/// somebody who may write to a directory on the way could have us open, and cut, what he may not touch.
+fn open_as_told(path: &FilePath, flags: i32) -> io::Result<File> {
+    fd::open_without_links(path.as_path(), flags & !NEVER)
+}
+
+/// Why it could not be opened so, in words.
+fn why_not(e: &io::Error) -> String {
+    if e.raw_os_error() == Some(libc::ELOOP) {
+        "a symbolic link leads to it now, and did not at the checkpoint".to_owned()
+    } else {
+        format!("it cannot be opened ({e})")
+    }
 }
 
 /// Where one of our own descriptors can be opened again, for a new description of the same object.

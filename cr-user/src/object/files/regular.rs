@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::rollback::{FilePolicy, Growth, RollbackPlan};
 use super::survey::{Seen, writable};
-use super::{FilePath, links, not_here, open_again, seek};
+use super::{FilePath, links, not_here, open_as_told, seek, why_not};
 use crate::error::{Error, Result};
 
 /// A regular file.
@@ -102,8 +102,9 @@ impl Regular {
     }
 
     fn reopen(&self) -> Result<File> {
-        open_again(self.path.as_path(), self.flags).map_err(|e| {
-            self.not_here(format!("it cannot be opened ({e})"), "give cr the permissions that the job had")
+        open_as_told(&self.path, self.flags).map_err(|e| {
+            let todo = "give cr the permissions that the job had, and put the file itself where it was";
+            self.not_here(why_not(&e), todo)
         })
     }
 

@@ -236,7 +236,7 @@ wait()",
     assert_eq!(sizes(5, 3), [3, 4096, 904]);
     assert_eq!(sizes(7, 2), [4, 0], "the end of a pipe whose writers are gone");
     assert_eq!(flags(by_number(8)), libc::O_WRONLY | 0o100_000, "opened through /proc");
-    assert_eq!(crate::sys::fd::readable_bytes(by_number(10).as_fd()), Ok(9));
+    assert_eq!(fd::readable_bytes(by_number(10).as_fd()), Ok(9));
     assert_eq!(by_number(10).write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE), "nobody reads it");
     by_number(8).write_all(b"more").unwrap();
     assert_eq!(sizes(3, 1), [4], "both writers write into one pipe");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cr::disk::Disk;
 use cr::image::{IndexInfo, PAGE_SIZE};
+use cr::seal::Keys;
 use cr::store::compact::Compaction;
 use cr::store::prune::Rules;
 use cr::store::{Chain, Store, StoreWriter};
@@ -22,6 +23,7 @@ pub struct Life {
     folder: tempfile::TempDir,
     recorder: Arc<Recorder>,
     fault: Option<(usize, Fault)>,
+    pub keys: Keys,
     /// All checkpoints that were tried, in their order.
     pub attempts: Vec<Attempt>,
 }
@@ -31,9 +33,14 @@ type Failed = Box<dyn std::error::Error>;
 impl Life {
     /// Lives it, with one change failing.
     pub fn live(fault: Option<(usize, Fault)>) -> Self {
+        Self::live_with(fault, Keys::default())
+    }
+
+    /// The same with keys.
+    pub fn live_with(fault: Option<(usize, Fault)>, keys: Keys) -> Self {
         let folder = scratch();
         let recorder = Arc::new(Recorder::new(folder.path(), fault));
-        let mut life = Self { folder, recorder, fault, attempts: Vec::new() };
+        let mut life = Self { folder, recorder, fault, keys, attempts: Vec::new() };
         let disk = Disk::watched(life.recorder.clone());
         life.first_session(&disk);
         life.second_session(&disk);
@@ -126,7 +133,7 @@ impl Life {
 
     fn open(&mut self, disk: &Disk) -> StoreWriter {
         let path = self.folder.path().join(STORE);
-        let open = |_: &mut Self| Ok(Store::create_or_open_on(disk, &path, KNOWN)?);
+        let open = |life: &mut Self| Ok(Store::create_or_open_with(disk, &path, KNOWN, &life.keys)?);
         let store: Store = self.insist("opening the store", open);
         let writer = self.insist("taking the lock", |_| Ok(store.lock()?));
         assert!(leftovers(&path).is_empty(), "{}: {:?}", self.fault(), leftovers(&path));

@@ -14,6 +14,8 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cr::seal::Keys;
+
 use life::Life;
 use machine::Machine;
 use recorder::Fault;
@@ -26,6 +28,16 @@ fn scratch() -> tempfile::TempDir {
 #[test]
 fn nothing_published_is_lost_whatever_is_the_last_thing_that_happened() {
     let life = Life::live(None);
+    assert!(life.attempts.iter().filter(|attempt| attempt.published_at.is_some()).count() >= 5);
+    let states = life.check_every_crash(scratch().path(), 0, true);
+    println!("{} changes, {states} states of the disk", life.changes().len());
+    assert!(states > 500, "{states} states are too few to mean anything");
+}
+
+#[test]
+fn nothing_sealed_and_signed_is_lost_whatever_is_the_last_thing_that_happened() {
+    let keys = Keys { signer: Some(crate::sealed::signer().0), ..crate::sealed::key(1) };
+    let life = Life::live_with(None, keys);
     assert!(life.attempts.iter().filter(|attempt| attempt.published_at.is_some()).count() >= 5);
     let states = life.check_every_crash(scratch().path(), 0, true);
     println!("{} changes, {states} states of the disk", life.changes().len());
@@ -74,7 +86,7 @@ impl Life {
                     if seen.insert((published, state.key())) {
                         let what = format!("{}, power lost after change {position}: {}", self.fault(), state.how);
                         state.tree.put_into(folder);
-                        model::check(&folder.join(life::STORE), &self.attempts, position, &what);
+                        model::check(&folder.join(life::STORE), &self.keys, &self.attempts, position, &what);
                     }
                 }
             }

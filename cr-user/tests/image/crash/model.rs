@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use cr::disk::Disk;
 use cr::image::{Content, Extent, Image, ImageWriter, IndexInfo, PAGE_SIZE, Parent, Space};
-use cr::store::{Chain, Source, Store, StoreWriter};
+use cr::seal::Keys;
+use cr::store::{Chain, PageReader, Source, Store, StoreWriter};
 use memmap2::MmapMut;
 
 use super::life::leftovers;
@@ -62,14 +64,14 @@ impl Memory {
 
     fn expect_in(&self, chain: &Chain, what: &str) {
         assert_eq!(chain.newest().record(THREADS).expect(what), record(self.record), "{what}: record");
-        let mut count = 0;
+        let (mut count, mut reader) = (0, PageReader::new(chain));
         for space in chain.space_ids() {
             for page in chain.content_pages(space).flat_map(|(first, pages)| first..first + pages) {
                 let expected = self.pages.get(&(space, page));
                 let expected = expected.unwrap_or_else(|| panic!("{what}: page {page} of space {space} is too much"));
                 let is_right = match chain.lookup(space, page) {
                     Source::Stored { image, offset } => {
-                        *chain.images()[image].page_bytes(offset / PAGE_SIZE as u64 - 1, 1) == contents(*expected)
+                        reader.get(image, offset, 1).expect(what) == contents(*expected)
                     }
                     Source::Zero => *expected == 0,
                     Source::Absent => false,
@@ -91,14 +93,17 @@ fn record(number: u64) -> Vec<u8> {
 }
 
 /// Opens a store as it was found after `position` changes and checks all that it promises.
-pub fn check(store: &Path, attempts: &[Attempt], position: usize, what: &str) {
+pub fn check(store: &Path, keys: &Keys, attempts: &[Attempt], position: usize, what: &str) {
     let is_there = |attempt: &&Attempt| {
         attempt.published_at.is_some_and(|at| at <= position) && attempt.removed_at.is_none_or(|at| at >= position)
     };
     let published = attempts.iter().filter(is_there);
     let published = published.filter_map(|attempt| attempt.identity).collect::<Vec<_>>();
-    let opened =
-        if published.is_empty() { Store::create_or_open(store, KNOWN) } else { Store::open_existing(store, KNOWN) };
+    let opened = if published.is_empty() {
+        Store::create_or_open_with(&Disk::default(), store, KNOWN, keys)
+    } else {
+        Store::open_existing_with(store, KNOWN, keys)
+    };
     let opened = opened.unwrap_or_else(|why| panic!("{what}: {why}"));
     let report = opened.verify(1).unwrap_or_else(|why| panic!("{what}: {why}"));
     assert!(report.is_ok(), "{what}: {:?}", report.problems);

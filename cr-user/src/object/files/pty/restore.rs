@@ -3,15 +3,20 @@
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
-use super::super::{Description, Files, not_here, open_again};
+use nix::sys::stat::makedev;
+
+use super::super::{Description, Files, not_here, open_again, own_link};
 use super::queue::set_blocking;
 use super::{Pty, PtyEnd, Side, State};
 use crate::error::{Error, Result};
 use crate::procfs;
 use crate::sys::tty::{self, Number, Setting};
+
+/// `UNIX98_PTY_SLAVE_MAJOR` of `linux/major.h`: the device number of the terminal of a pair has the pair's number besides.
+const TERMINAL_MAJOR: u64 = 136;
 
 /// Whether every number is free.
 pub(in super::super) fn check(files: &Files) -> Result<()> {
@@ -140,18 +145,73 @@ impl State {
             if let Some(terminal) = terminal.filter(|_| self.exclusive[1]) {
                 tty::make_exclusive(terminal.as_fd())?;
             }
-            let path = pty.path.as_path();
-            let now = fs::metadata(path)?;
+            let held = open_again(pty.path.as_path(), libc::O_PATH | libc::O_NOFOLLOW)?;
+            let (now, path) = (held.metadata()?, own_link(held.as_raw_fd()));
+            // An image that somebody made up must not have us give another file away.
+            if !now.file_type().is_char_device() || now.rdev() != makedev(TERMINAL_MAJOR, pty.number.into()) {
+                return Err(io::Error::other(format!(
+                    "{} is not the terminal with the number {}",
+                    pty.path, pty.number
+                )));
+            }
             if (now.uid(), now.gid()) != (self.uid, self.gid) {
-                std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
+                std::os::unix::fs::chown(&path, Some(self.uid), Some(self.gid))?;
             }
             if now.mode() & 0o7777 != self.mode {
-                fs::set_permissions(path, Permissions::from_mode(self.mode))?;
+                fs::set_permissions(&path, Permissions::from_mode(self.mode))?;
             }
             tty::set_number(master.as_fd(), Setting::Locked, self.locked.into())?;
             // Last, since it reports changes.
             Ok(tty::set_number(master.as_fd(), Setting::Packets, self.packets.into())?)
         };
         put().map_err(|e| pty.failed("its settings", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::FilePath;
+    use super::super::queue::Queues;
+    use super::*;
+
+    /// Whatever path an image names, the file there is not given away unless it is the terminal of the pair.
+    #[test]
+    fn only_the_terminal_itself_is_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut master = open_again("/dev/ptmx".as_ref(), libc::O_RDWR | libc::O_NONBLOCK).unwrap();
+        tty::set_number(master.as_fd(), Setting::Locked, 0).unwrap();
+        let number = tty::number(master.as_fd(), Number::Pair).unwrap().cast_unsigned();
+        let terminal = format!("/dev/pts/{number}");
+        let before = fs::metadata(&terminal).unwrap();
+        let state = State {
+            settings: tty::settings(master.as_fd()).unwrap(),
+            size: tty::size(master.as_fd()).unwrap(),
+            locked: false,
+            packets: false,
+            exclusive: [false; 2],
+            left: false,
+            mode: 0o604,
+            uid: before.uid(),
+            gid: before.gid(),
+            session: 0,
+            foreground: 0,
+            without: Vec::new(),
+            queues: Queues::default(),
+        };
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "somebody's").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&terminal, &link).unwrap();
+        let mut put = |path: &std::path::Path| {
+            let pty = Pty { ptmx: FilePath(b"/dev/ptmx".to_vec()), path: FilePath::from(path), number, state: None };
+            state.put(&pty, &mut master, None)
+        };
+        for path in [file.as_path(), &link, "/dev/null".as_ref()] {
+            let said = put(path).unwrap_err().to_string();
+            assert!(said.contains("is not the terminal with the number"), "{said}");
+        }
+        put(terminal.as_ref()).unwrap();
+        assert_eq!(fs::metadata(&terminal).unwrap().mode() & 0o7777, 0o604);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o640);
     }
 }

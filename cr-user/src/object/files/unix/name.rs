@@ -3,14 +3,14 @@
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::super::{FilePath, not_here, open_again};
+use super::super::{FilePath, not_here, open_again, own_link};
 use super::diag::{All, Shown, short_file};
 use crate::error::{Error, Result};
 use crate::sys::socket;
@@ -97,11 +97,17 @@ impl Name {
 
     /// Gives the name to a socket, with the file that was left behind in the way, where there is one for it now. Gives back
     /// the name under which it can be connected to while what is with it lives.
-    pub(super) fn bind(&self, fd: BorrowedFd<'_>) -> Result<Bound> {
+    pub(in super::super) fn bind(&self, fd: BorrowedFd<'_>) -> Result<Bound> {
         let failed = |e: io::Error| Error::system(format!("naming the Unix socket {self}"), e);
         let Some(file) = &self.file else { return self.bind_apart(fd) };
         let directory = file.directory.as_path();
         let path = directory.join(self.path());
+        let (above, name) =
+            path.parent().zip(path.file_name()).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        refuse_planted_links(above).map_err(failed)?;
+        // From here on by way of the directory itself: others may write to it, and to those above.
+        let held = open_again(above, libc::O_PATH | libc::O_DIRECTORY).map_err(failed)?;
+        let path = Path::new(&own_link(held.as_raw_fd())).join(name);
         if fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_socket()) {
             fs::remove_file(&path).map_err(failed)?;
         }
@@ -115,9 +121,14 @@ impl Name {
             })
         };
         bound.map_err(failed)?;
+        // If it is not there, or no socket, somebody has changed the way to it meanwhile.
         let handle = open_again(&path, libc::O_PATH | libc::O_NOFOLLOW).map_err(failed)?;
-        lchown(&path, Some(file.uid), Some(file.gid)).map_err(failed)?;
-        fs::set_permissions(&path, Permissions::from_mode(file.mode)).map_err(failed)?;
+        if !handle.metadata().map_err(failed)?.file_type().is_socket() {
+            return Err(failed(io::Error::other("somebody has put something else in its place")));
+        }
+        let made = own_link(handle.as_raw_fd());
+        chown(&made, Some(file.uid), Some(file.gid)).map_err(failed)?;
+        fs::set_permissions(&made, Permissions::from_mode(file.mode)).map_err(failed)?;
         Ok(Bound::Path(handle.into()))
     }
 
@@ -143,9 +154,24 @@ impl Name {
     }
 }
 
+/// Symbolic links on the way to a socket's name are the job's business, as long as root or we have made them: with others, somebody who
+/// may write to a directory on the way could have the socket made elsewhere.
+fn refuse_planted_links(directory: &Path) -> io::Result<()> {
+    let us = nix::unistd::geteuid().as_raw();
+    for at in directory.ancestors() {
+        let Ok(meta) = fs::symlink_metadata(at) else { continue };
+        if meta.is_symlink() && meta.uid() != 0 && meta.uid() != us {
+            let what =
+                format!("{} is a symbolic link of user {}; put the directory itself there", at.display(), meta.uid());
+            return Err(io::Error::other(what));
+        }
+    }
+    Ok(())
+}
+
 /// How a named socket can be connected to.
 #[derive(Debug)]
-pub(super) enum Bound {
+pub(in super::super) enum Bound {
     /// By its abstract name.
     Abstract(Vec<u8>),
     /// Through a descriptor of ours for its file, whatever names that has.
@@ -155,7 +181,6 @@ pub(super) enum Bound {
 impl Bound {
     /// The name to connect to, for us and for others who may see our descriptors.
     pub(super) fn address(&self) -> Vec<u8> {
-        use std::os::fd::AsRawFd;
         match self {
             Self::Abstract(bytes) => bytes.clone(),
             Self::Path(handle) => {

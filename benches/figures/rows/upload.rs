@@ -1,0 +1,138 @@
+//! What an upload that is under way adds to the next checkpoint, which the job sees: two jobs, one with a store in a bucket.
+//!
+//! The server of S3 is a real one on this machine, with the lowest priority: in truth it is elsewhere, and takes no processor of the job's.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cr_bench::commands::{StoreDir, checkpoint, number};
+use cr_bench::guest::Guest;
+use cr_bench::sample::Samples;
+use cr_bench::strings;
+use tempfile::TempDir;
+
+use crate::Setting;
+use crate::report::Row;
+
+const WRITTEN_MIB: u64 = 64;
+
+/// A server of S3, killed when dropped.
+struct Server {
+    process: Child,
+    _root: TempDir,
+    endpoint: String,
+}
+
+impl Server {
+    fn start(setting: &Setting) -> Result<Option<Self>> {
+        let Some(program) = cr_tests::tool("s3s-fs") else { return Ok(None) };
+        let root = cr_bench::folder(setting.tmpfs.path())?;
+        fs::create_dir(root.path().join("bucket"))?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(program).args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+        command.args(["--access-key", "bench", "--secret-key", "bench"]).arg(root.path());
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting s3s-fs")?;
+        let server = Self { process, _root: root, endpoint: format!("http://127.0.0.1:{port}") };
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            ensure!(start.elapsed() < Duration::from_secs(10), "s3s-fs does not listen");
+            sleep(Duration::from_millis(10));
+        }
+        Ok(Some(server))
+    }
+}
+
+impl Server {
+    fn environment(&self) -> [(&'static str, &str); 5] {
+        [
+            ("AWS_ENDPOINT_URL", &self.endpoint),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "bench"),
+            ("AWS_SECRET_ACCESS_KEY", "bench"),
+            ("AWS_REGION", "us-east-1"),
+        ]
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
+    let Some(server) = Server::start(setting)? else {
+        eprintln!("skipped: no s3s-fs; `cargo xtask setup` builds it");
+        return Ok(Vec::new());
+    };
+    let mib = setting.args.mib;
+    let options = strings(&[&"--mib", &mib, &"--rate", &0, &"--once-mib", &WRITTEN_MIB]);
+    let start = |name: &str, url: Option<&str>| -> Result<(Guest, StoreDir)> {
+        let store = StoreDir::within(setting.disk.path(), name)?;
+        let under = match url {
+            None => strings(&[&"--store", &store.arg(), &"--interval", &"1h"]),
+            Some(url) => strings(&[&"--store", &url, &"--spool", &store.arg(), &"--interval", &"1h"]),
+        };
+        let guest = Guest::launch(setting.tmpfs.path(), Some(&under), |dir| {
+            let mut command = Command::new(cr_tests::guest("writer"));
+            command.arg(dir).args(&options).envs(server.environment());
+            Ok(command)
+        })?;
+        checkpoint(guest.pid, &store, &[])?;
+        Ok((guest, store))
+    };
+    let mut plain = start("plain", None)?;
+    let mut bucket = start("spool", Some("s3://bucket/bench"))?;
+    wait_until_uploaded(&bucket.1, 1)?;
+
+    let (mut total, mut frozen) = (Samples::default(), Samples::default());
+    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+    for repetition in 0..=setting.args.repetitions {
+        let mut second_of_two = |(guest, store): &mut (Guest, StoreDir)| -> Result<(f64, f64, u64)> {
+            guest.write_once()?;
+            checkpoint(guest.pid, store, &[])?;
+            // What was just taken is being uploaded.
+            guest.write_once()?;
+            let taken = checkpoint(guest.pid, store, &[])?;
+            Ok((number(&taken, "total_ms")?, number(&taken, "frozen_ms")?, number(&taken, "id")? as u64))
+        };
+        let with = second_of_two(&mut bucket)?;
+        wait_until_uploaded(&bucket.1, with.2)?;
+        let without = second_of_two(&mut plain)?;
+        if repetition > 0 {
+            total.0.push(with.0 / without.0);
+            frozen.0.push(with.1 / without.1);
+            ours.0.push(with.0);
+            theirs.0.push(without.0);
+        }
+    }
+    plain.0.kill()?;
+    bucket.0.kill()?;
+    let behind = vec![("ms with".to_owned(), ours), ("ms without".to_owned(), theirs)];
+    let name =
+        format!("delta of {WRITTEN_MIB} MiB while the one before is uploaded: whole time over that without a bucket");
+    Ok(vec![
+        Row { name, figures: total, bound: 1.05, unit: "×", behind },
+        Row { name: "the same: frozen time".to_owned(), figures: frozen, bound: 1.05, unit: "×", behind: Vec::new() },
+    ])
+}
+
+/// Nothing is under way any more.
+fn wait_until_uploaded(store: &StoreDir, id: u64) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let state = fs::read(store.path().join("bucket.json")).unwrap_or_default();
+        let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+        if !state["uploaded"][id.to_string()].is_null() {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(120), "checkpoint {id} is not uploaded: {}", state["error"]);
+        sleep(Duration::from_millis(50));
+    }
+}

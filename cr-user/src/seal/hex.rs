@@ -1,0 +1,43 @@
+//! Bytes as lower-case hex digits, as they stand in markers and key files.
+
+/// The digits of `bytes`.
+pub(super) fn encode(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
+        .collect()
+}
+
+/// The bytes of exactly `N` pairs of lower-case digits.
+pub(super) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let mut bytes = [0; N];
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let bytes = [0, 1, 0x7f, 0x80, 0xff];
+        assert_eq!(encode(&bytes), "00017f80ff");
+        assert_eq!(decode("00017f80ff"), Some(bytes));
+        for bad in ["00017f80f", "00017f80ff00", "00017F80FF", "0001 f80ff", ""] {
+            assert_eq!(decode::<5>(bad), None, "{bad}");
+        }
+    }
+}
