@@ -62,7 +62,8 @@ impl Place {
     /// Before a restore: brings what it needs.
     pub(super) fn fetch(&self, need: Need) -> cr::Result<Fetched> {
         let Some(from) = &self.bucket else { return Ok(Fetched::default()) };
-        let fetched = bucket::fetch(from, &self.dir, object::KINDS, need, &self.keys).map_err(|error| self.with_way_out(error))?;
+        let fetched = bucket::fetch(from, &self.dir, object::KINDS, need, &self.keys)
+            .map_err(|error| self.with_way_out(error))?;
         if fetched.bytes > 0 && fetched.of > 0 {
             eprintln!("cr: fetched {} of the {} of the chain in {from}", bytes(fetched.bytes), bytes(fetched.of));
         }

@@ -79,11 +79,7 @@ impl Execute for Args {
         let outcome = supervise::run(&config, &command, self.resume, tell_cuts);
         let restore = |id| format!("cr restore --store {} --id {id}", intact::quoted(config.store.as_os_str()));
         let offer = |error| {
-            if self.resume && place.bucket.is_none() {
-                intact::offer(error, &config, None, restore)
-            } else {
-                error
-            }
+            if self.resume && place.bucket.is_none() { intact::offer(error, &config, None, restore) } else { error }
         };
         let outcome = outcome.map_err(offer)?;
         Ok(exit_code(&outcome))
