@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use cr::image::{Compression, Content, Extent, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space};
+use cr::image::{
+    Compression, Content, Extent, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space,
+};
 use cr::object::{KINDS, files, process, threads};
 use cr::store::{Chain, Store};
 

@@ -33,10 +33,14 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let stdout = running.stdout.take().expect("it is piped");
     let counting = thread::spawn(move || {
         let mut failures = Failures::default();
-        let counted = pass_on(stdout, |line| println!("{line}"), |line| {
-            failures.read(line);
-            counts(line)
-        });
+        let counted = pass_on(
+            stdout,
+            |line| println!("{line}"),
+            |line| {
+                failures.read(line);
+                counts(line)
+            },
+        );
         counted.map(|counted| (counted, failures))
     });
     let stderr = running.stderr.take().expect("it is piped");

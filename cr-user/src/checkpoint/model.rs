@@ -19,8 +19,8 @@ use super::prior::Prior;
 use super::sink::{Sink, Summed};
 use crate::image::{Compression, IndexInfo, PAGE_SIZE, Parent, page_digests};
 use crate::ranges::RangeSet;
-use crate::store::prune::Rules;
 use crate::store::compact::{self, Compaction};
+use crate::store::prune::Rules;
 use crate::store::{Chain, PageReader, Source, Store, StoreWriter};
 
 /// Page numbers that a space uses.

@@ -64,9 +64,9 @@ impl Execute for Args {
         let command = Command { program: program.clone(), args: args.to_vec() };
         let place = self.supervision.store.place()?;
         if self.resume {
-            place.fetch_if_any()?
+            place.fetch_if_any()?;
         } else {
-            place.begin()?
+            place.begin()?;
         }
         let config = self.supervision.config(&place);
         let outcome = supervise::run(&config, &command, self.resume, tell_cuts);
