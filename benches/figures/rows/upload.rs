@@ -94,7 +94,7 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let (mut total, mut frozen) = (Samples::default(), Samples::default());
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
     for repetition in 0..=setting.args.repetitions {
-        let mut second_of_two = |(guest, store): &mut (Guest, StoreDir)| -> Result<(f64, f64, u64)> {
+        let second_of_two = |(guest, store): &mut (Guest, StoreDir)| -> Result<(f64, f64, u64)> {
             guest.write_once()?;
             checkpoint(guest.pid, store, &[])?;
             // What was just taken is being uploaded.
