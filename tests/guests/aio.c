@@ -45,7 +45,8 @@ static struct io_event fetch(aio_context_t context) {
 
 /* -- idle --------------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t cells[64];
+/* So many that none is written again soon: a job that ran on after its checkpoint has changed the file, and a restore leaves it so. */
+static uint64_t cells[1 << 16];
 static struct iocb writes[64];
 
 /* A write of a number to the file at a place that follows from the number. */
