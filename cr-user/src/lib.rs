@@ -11,6 +11,7 @@ pub mod error;
 pub mod export;
 pub mod family;
 pub mod fault;
+mod hex;
 pub mod image;
 pub mod integrity;
 pub mod netlink;

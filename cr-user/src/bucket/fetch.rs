@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
-use super::manifest::{Manifest, data_name, hex};
+use super::manifest::{Manifest, data_name};
 use super::remote::Remote;
 use super::state::{State, Turn};
 use super::{Error, Location, Result, runtime};
 use crate::disk::{Disk, DiskFile};
+use crate::hex;
 use crate::image::{HEADER_BYTES, RecordKind};
 use crate::seal::Keys;
 use crate::store::{self, Chain, MARKER, Store, StoreWriter};
@@ -194,7 +195,7 @@ impl Fetch<'_> {
             // Pruned just now.
             let Some(manifest) = manifest else { return Ok(None) };
             match this.store.open_image(id) {
-                Ok(image) if hex(&image.as_parent().hash) == manifest.hash => Ok(Some((manifest, None))),
+                Ok(image) if hex::encode(&image.as_parent().hash) == manifest.hash => Ok(Some((manifest, None))),
                 Ok(_) => {
                     Err(Error::Conflict { url: this.remote.url().to_owned(), id, spool: this.store.dir().to_owned() })
                 }

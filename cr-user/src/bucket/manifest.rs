@@ -1,11 +1,10 @@
 //! The object by which a checkpoint is there: its number, its identity, and in which object its image is.
 
-use std::fmt::Write as _;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
-use crate::image::{Image, MetadataHash, Parent};
+use crate::hex;
+use crate::image::{Image, Parent};
 
 /// The version of what is in a bucket.
 pub(super) const FORMAT: u64 = 1;
@@ -41,12 +40,12 @@ impl Manifest {
     /// Of an image in the spool.
     pub(super) fn of(image: &Image) -> Self {
         let Parent { id, hash } = image.as_parent();
-        let hash = hex(&hash);
+        let hash = hex::encode(&hash);
         Self {
             format: FORMAT,
             id,
             job: image.job().to_string(),
-            parent: image.parent().map(|parent| Identity { id: parent.id, hash: hex(&parent.hash) }),
+            parent: image.parent().map(|parent| Identity { id: parent.id, hash: hex::encode(&parent.hash) }),
             bytes: image.summary().file_bytes,
             object: data_name(id, &hash),
             hash,
@@ -62,7 +61,7 @@ impl Manifest {
             return Err(damaged(format!("it is about checkpoint {}", manifest.id)));
         }
         // So that no manifest leads out of its prefix.
-        let is_hash = manifest.hash.len() == 64 && manifest.hash.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let is_hash = hex::decode::<32>(&manifest.hash).is_some();
         if !is_hash || manifest.object != data_name(id, &manifest.hash) {
             return Err(damaged(format!("it names the object `{}`", manifest.object)));
         }
@@ -99,13 +98,6 @@ pub(super) fn manifest_name(id: u64) -> String {
 pub(super) fn parse_manifest_name(name: &str) -> Option<u64> {
     let id = name.strip_suffix(".json")?.parse().ok()?;
     (manifest_name(id) == name).then_some(id)
-}
-
-pub(super) fn hex(hash: &MetadataHash) -> String {
-    hash.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -270,7 +270,7 @@ fn data_of(store: &Store, id: u64) -> String {
     let name = store.image_path(id).file_name().unwrap().to_owned();
     let copy = store.dir().parent().unwrap().join("images").join(name);
     let image = crate::image::Image::open(&copy, &[KIND]).unwrap();
-    data_name(id, &super::manifest::hex(&image.as_parent().hash))
+    data_name(id, &crate::hex::encode(&image.as_parent().hash))
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! What an image is made of: the files of its chain, its records, and the content spaces that it speaks of.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{milliseconds, rfc3339};
+use crate::hex;
 use crate::image::{ArchivedExtent, Content, FORMAT_VERSION, Image};
 use crate::object::KINDS;
 use crate::object::spaces::Spaces;
@@ -154,10 +154,7 @@ fn file(image: &Image) -> ImageFile {
         id: image.id(),
         file: image.path().display().to_string(),
         bytes: summary.file_bytes,
-        hash: summary.hash.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a string has room");
-            text
-        }),
+        hash: hex::encode(&summary.hash),
         parent: summary.parent.map(|parent| parent.id),
         taken_at: rfc3339(summary.taken_at),
         frozen_ms: milliseconds(Duration::from_nanos(summary.statistics.frozen_ns)),

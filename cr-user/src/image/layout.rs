@@ -7,6 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::{Error, Result, blocks};
+use crate::hex;
 use crate::seal::{SIGNATURE_BYTES, TAG_BYTES};
 
 /// Bytes of a page, and the alignment of the page segment. Machines with larger pages are not supported yet.
@@ -330,7 +331,7 @@ fn get(bytes: &[u8], at: usize, len: usize) -> u64 {
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(&self.0))
     }
 }
 
@@ -349,8 +350,6 @@ impl FromStr for JobId {
     type Err = BadJobId;
 
     fn from_str(text: &str) -> std::result::Result<Self, BadJobId> {
-        let value = u128::from_str_radix(text, 16).map_err(|_| BadJobId)?;
-        let id = Self(value.to_be_bytes());
-        if id.to_string() == text { Ok(id) } else { Err(BadJobId) }
+        hex::decode(text).map(Self).ok_or(BadJobId)
     }
 }

@@ -1,8 +1,8 @@
 //! Bytes in JSON: as text where that says it all, else in hexadecimal.
 
-use std::fmt::Write;
-
 use serde::{Serialize, Serializer};
+
+use crate::hex;
 
 /// Serialises bytes: a string if they are printable UTF-8 (zero bytes, tabs and line ends allowed), else `{"hex":"…"}`.
 ///
@@ -34,16 +34,9 @@ impl Serialize for Bytes<'_> {
             Ok(text) if text.chars().all(plain) && !(text.len() > 1 && text.chars().all(|c| c == '\0')) => {
                 serializer.serialize_str(text)
             }
-            _ => Hex { hex: hex(self.0) }.serialize(serializer),
+            _ => Hex { hex: hex::encode(self.0) }.serialize(serializer),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string has room");
-        text
-    })
 }
 
 #[cfg(test)]

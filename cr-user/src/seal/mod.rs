@@ -9,7 +9,6 @@
 //! `docs/image-format.md`, what it is good for in `docs/threat-model.md`.
 
 mod error;
-mod hex;
 mod secret;
 mod sign;
 mod unit;

@@ -11,7 +11,8 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
 use super::secret::read_private;
-use super::{Error, Result, hex};
+use super::{Error, Result};
+use crate::hex;
 
 /// Bytes of what stands in an image: the public key and the signature.
 pub const SIGNATURE_BYTES: usize = 32 + 64;

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::secret::Guarded;
-use super::{Secret, TAG_BYTES, hex, random};
+use super::{Secret, TAG_BYTES, random};
+use crate::hex;
 
 /// Derives the wrapping key from a key file and the salt.
 const KEY_FILE_CONTEXT: &str = "cr 2026-11-26 store key from key file";

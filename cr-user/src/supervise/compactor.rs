@@ -94,7 +94,7 @@ impl Compactor {
         match Compaction::begin(writer, &options) {
             Ok(Some(compaction)) => self.start(compaction, Trigger::Request, bandwidth, vec![reply]),
             Ok(None) => drop(reply.send(answer(compact::nothing_to_do(writer)))),
-            Err(error) => drop(reply.send(answer(Err(error)))),
+            Err(error) => self.fail(Trigger::Request, vec![reply], error),
         }
     }
 

@@ -1,16 +1,16 @@
-//! Bytes as lower-case hex digits, as they stand in markers and key files.
+//! Bytes as lower-case hex digits, as they stand in markers, manifests and key files.
 
 /// The digits of `bytes`.
-pub(super) fn encode(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-        .collect()
+pub fn encode(bytes: &[u8]) -> String {
+    // Room for all at once: of a secret no copy shall be left where it had to grow.
+    let mut text = String::with_capacity(2 * bytes.len());
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.for_each(|digit| text.push(char::from(b"0123456789abcdef"[usize::from(digit)])));
+    text
 }
 
 /// The bytes of exactly `N` pairs of lower-case digits.
-pub(super) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
