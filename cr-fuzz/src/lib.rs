@@ -5,9 +5,11 @@
 //! in time, without either. `fuzz/README.md` says how.
 //!
 //! Images protect themselves by hashes, which no mutation gets past. So a target's input is not an image but what one is made from:
-//! `forge` puts header, page checksums, counts and hashes around it, unless the input says not to.
+//! `forge` puts header, page checksums, counts and hashes around it, unless the input says not to. Where the input says so, it encrypts
+//! and signs it too, with `keys` that everybody knows: then what lies behind the authentication is read, whatever it is.
 
 mod forge;
+mod keys;
 mod mutate;
 mod scratch;
 pub mod seeds;

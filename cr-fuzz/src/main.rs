@@ -38,10 +38,9 @@ enum Task {
         #[arg(long)]
         last: Option<PathBuf>,
     },
-    /// Makes the inputs that the fuzzer starts with, from checkpoints of real jobs.
+    /// Makes the inputs that the fuzzer starts with; those of `records` from checkpoints of real jobs.
     Seeds {
         /// Stores; their names become those of the inputs.
-        #[arg(required = true)]
         stores: Vec<PathBuf>,
     },
 }

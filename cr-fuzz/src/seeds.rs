@@ -5,19 +5,25 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use cr::disk::Disk;
 use cr::image::{
-    Compression, Content, Extent, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space,
+    Compression, Content, Extent, Form, HeaderInfo, Image, ImageWriter, IndexInfo, JobId, PAGE_SIZE, Parent, Space,
 };
 use cr::object::{KINDS, files, process, threads};
 use cr::store::{Chain, Store};
 
-use crate::forge::take_apart;
+use crate::forge::{SEALED, SIGNED, lengthen, take_apart};
+use crate::keys;
 use crate::targets::BLOCK;
+
+/// How images are protected, and what they are called then.
+const PROTECTED: [(&str, u8); 3] = [("sealed", SEALED), ("signed", SIGNED), ("sealed-signed", SEALED | SIGNED)];
 
 /// What begins the name of an input that makes sense.
 pub const VALID: &str = "valid-";
 
 /// Writes the inputs into `corpus/TARGET`. The records are those of the newest checkpoints of `stores`; the first also gives `base`.
+/// Without stores, records are left as they are.
 ///
 /// # Errors
 /// When a store cannot be read, or a file not be written.
@@ -28,17 +34,42 @@ pub fn write(corpus: &Path, base: &Path, stores: &[impl AsRef<Path>]) -> Result<
         let path = folder.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
     };
-    let images = images()?;
-    for (n, image) in images.iter().enumerate() {
-        put("image", &format!("{VALID}{n}"), &[&[0; 8], &take_apart(image)[..]].concat())?;
+    let plain = images(Compression::None)?;
+    for (n, image) in plain.iter().enumerate() {
+        put("image", &format!("{VALID}{n}"), &made_from(&take_apart(image, 0)))?;
     }
     for (name, compression) in [("lz4", Compression::Lz4), ("zstd", Compression::Zstd)] {
-        put("image", &format!("{VALID}{name}"), &[&[0; 8], &take_apart(&packed(compression)?)[..]].concat())?;
+        let image = packed(&Form { compression, ..Form::default() })?;
+        put("image", &format!("{VALID}{name}"), &made_from(&take_apart(&image, 0)))?;
+        for (protected, flags) in PROTECTED {
+            let parts = take_apart(&image, flags);
+            put("image", &format!("{VALID}{name}-{protected}"), &made_from(&parts))?;
+            if compression == Compression::Lz4 {
+                // More metadata than are encrypted together.
+                put("image", &format!("{VALID}long-{protected}"), &made_from(&lengthen(parts, 20)))?;
+            }
+        }
     }
-    put("image", &format!("{VALID}file"), &[&[1, 0, 0, 0, 0, 0, 0, 0], &images[0][..]].concat())?;
-    put("chain", &format!("{VALID}deltas"), &chain(&images, &[]))?;
-    put("chain", &format!("{VALID}one"), &chain(&images[..1], &[]))?;
-    put("chain", "marker", &chain(&images[..1], br#"{"format":2,"job":"0707"}"#))?;
+    put("image", &format!("{VALID}file"), &as_it_is(&plain[0]))?;
+    let (key, signer) = (Some(keys::store_key().clone()), keys::by_key_file().signer.clone());
+    put("image", &format!("{VALID}file-sealed-signed"), &as_it_is(&packed(&Form { key, signer, ..Form::default() })?))?;
+
+    let parts = |images: &[Vec<u8>], flags: u8| images.iter().map(|image| take_apart(image, flags)).collect::<Vec<_>>();
+    put("chain", &format!("{VALID}deltas"), &chain(PLAIN, &parts(&plain, 0)))?;
+    put("chain", &format!("{VALID}one"), &chain(PLAIN, &parts(&plain[..1], 0)))?;
+    put("chain", "marker", &chain(r#"{"format":2,"job":"0707"}"#, &parts(&plain[..1], 0)))?;
+    let blocks = images(Compression::Lz4)?;
+    for (name, flags) in PROTECTED {
+        let marker = if flags & SEALED == 0 { PLAIN } else { SEALED_STORE };
+        put("chain", &format!("{VALID}deltas-{name}"), &chain(marker, &parts(&blocks, flags)))?;
+    }
+    put("chain", &format!("{VALID}marker-sealed"), &chain(&keys::marker(), &parts(&blocks[..2], SEALED)))?;
+    // Each refuses the second image, which is not of its kind.
+    let mixed = |first: u8, second: u8| [parts(&blocks[..1], first), parts(&blocks[1..], second)].concat();
+    put("chain", "sealed-among-plain", &chain(PLAIN, &mixed(0, SEALED)))?;
+    put("chain", "plain-among-sealed", &chain(SEALED_STORE, &mixed(SEALED, 0)))?;
+    put("chain", "unsigned-among-signed", &chain(PLAIN, &mixed(SIGNED, 0)))?;
+
     for (n, line) in REQUESTS.iter().enumerate() {
         put("control", &format!("{VALID}request-{n}"), &[b"\0", line.as_bytes()].concat())?;
     }
@@ -46,6 +77,11 @@ pub fn write(corpus: &Path, base: &Path, stores: &[impl AsRef<Path>]) -> Result<
         put("control", &format!("{VALID}answer-{n}"), &[b"\x01", line.as_bytes()].concat())?;
     }
     put("control", &format!("{VALID}marker"), b"\x02{\"format\":1,\"job\":\"0123456789abcdef0123456789abcdef\"}")?;
+    put("control", &format!("{VALID}marker-sealed"), format!("\x02{}", keys::marker()).as_bytes())?;
+    for (name, memory_kib, passes, lanes) in PASSPHRASES {
+        let marker = keys::passphrase_marker(memory_kib, passes, lanes);
+        put("control", &format!("passphrase-{name}"), format!("\x02{marker}").as_bytes())?;
+    }
     put("control", &format!("{VALID}lock"), b"\x03815\n")?;
 
     for (n, store) in stores.iter().enumerate() {
@@ -80,14 +116,24 @@ fn records(image: &Image) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// An input of `image` that is to be made from parts.
+fn made_from(parts: &[u8]) -> Vec<u8> {
+    [&[0; 8], parts].concat()
+}
+
+/// An input of `image` that is a file.
+fn as_it_is(image: &[u8]) -> Vec<u8> {
+    [&[1, 0, 0, 0, 0, 0, 0, 0], image].concat()
+}
+
 /// A full image, and two deltas on it with everything that extents can say.
-fn images() -> Result<Vec<Vec<u8>>> {
+fn images(compression: Compression) -> Result<Vec<Vec<u8>>> {
     let folder = tempfile::tempdir()?;
     let mut parent: Option<Parent> = None;
     let mut all = Vec::new();
     for id in 1..=3 {
         let path = folder.path().join(id.to_string());
-        let image = ImageWriter::create(&path, HeaderInfo { id, job: JobId([7; 16]) })?;
+        let image = begin(&path, id, &Form { compression, ..Form::default() })?;
         let slot = image.put(&[id as u8; 3 * PAGE_SIZE])?;
         for kind in [process::KIND, threads::KIND, files::KIND] {
             image.record(kind, vec![id as u8; 40])?;
@@ -114,37 +160,66 @@ fn images() -> Result<Vec<Vec<u8>>> {
     Ok(all)
 }
 
-/// An image of three blocks: one of several pages, one of the same everywhere, and one of zero pages that has not all its slots.
-fn packed(compression: Compression) -> Result<Vec<u8>> {
-    const PAGES: u64 = 16 + 16 + 3;
+/// An image of three blocks: one of several pages, one of the same everywhere, and one of zero pages that has not all its slots. Where
+/// nothing is compressed, of one block of one page.
+fn packed(form: &Form) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
-    let writer = Store::create_or_open(folder.path(), &[])?.lock()?;
-    let image = writer.begin_packed(compression)?;
-    let mut pages = vec![0; PAGES as usize * PAGE_SIZE];
-    pages[..2 * PAGE_SIZE].fill(1);
-    pages[5 * PAGE_SIZE..6 * PAGE_SIZE].fill(2);
-    pages[16 * PAGE_SIZE..32 * PAGE_SIZE].fill(3);
+    let image = begin(&folder.path().join("1"), 1, form)?;
+    let count = if form.compression == Compression::None { 1 } else { 16 + 16 + 3 };
+    let mut pages = vec![4; count * PAGE_SIZE];
+    if count > 1 {
+        pages.fill(0);
+        pages[..2 * PAGE_SIZE].fill(1);
+        pages[5 * PAGE_SIZE..6 * PAGE_SIZE].fill(2);
+        pages[16 * PAGE_SIZE..32 * PAGE_SIZE].fill(3);
+    }
     let slot = image.put(&pages)?;
     image.record(process::KIND, vec![1; 40])?;
-    let extents = vec![Extent { first_page: 1, pages: PAGES, content: Content::Stored { slot } }];
-    let spaces = vec![Space::from_unsorted(7, extents)];
-    let finished = image.finish(IndexInfo { spaces, dirty_pages: PAGES, ..IndexInfo::default() })?;
+    let pages = count as u64;
+    let spaces =
+        vec![Space::from_unsorted(7, vec![Extent { first_page: 1, pages, content: Content::Stored { slot } }])];
+    let finished = image.finish(IndexInfo { spaces, dirty_pages: pages, ..IndexInfo::default() })?;
     Ok(fs::read(finished.path())?)
 }
 
-fn chain(images: &[Vec<u8>], marker: &[u8]) -> Vec<u8> {
-    let mut out = vec![u8::from(!marker.is_empty()), marker.len() as u8, 0, 0, 0, 0, 0, 0];
-    out.extend(marker);
+fn begin(path: &Path, id: u64, form: &Form) -> Result<ImageWriter> {
+    let info = HeaderInfo { id, job: JobId(keys::JOB) };
+    Ok(ImageWriter::create_as_on(&Disk::default(), path, info, form)?)
+}
+
+/// Markers of which [`chain`] needs no more than the name: those that the target knows.
+const PLAIN: &str = "";
+const SEALED_STORE: &str = "sealed";
+
+/// An input of `chain`: a store with this marker, and images that are made from these parts.
+fn chain(marker: &str, images: &[Vec<u8>]) -> Vec<u8> {
+    let (kind, given) = match marker {
+        PLAIN => (0, ""),
+        SEALED_STORE => (2, ""),
+        given => (1, given),
+    };
+    let mut out = vec![kind];
+    out.extend((given.len() as u16).to_le_bytes());
+    out.resize(8, 0);
+    out.extend(given.as_bytes());
     out.resize(out.len().next_multiple_of(8), 0);
-    for image in images {
-        let parts = take_apart(image);
+    for parts in images {
         out.extend((parts.len() as u64).to_le_bytes());
-        out.extend(&parts);
+        out.extend(parts);
         out.resize(out.len().next_multiple_of(8), 0);
     }
     out
 }
 
+/// What passphrases are to cost: KiB, passes, lanes. All but the first are more than any may.
+const PASSPHRASES: [(&str, u64, u64, u64); 6] = [
+    ("cheap", 64, 1, 1),
+    ("memory", (1 << 20) + 1, 1, 1),
+    ("passes", 64, 65, 1),
+    ("lanes", 1 << 10, 1, 65),
+    ("work", 1 << 20, 5, 1),
+    ("all", u32::MAX as u64, u32::MAX as u64, u32::MAX as u64),
+];
 const REQUESTS: [&str; 4] = [
     r#"{"v":1,"cmd":"status"}"#,
     r#"{"v":1,"cmd":"checkpoint","kill":true,"pid":42}"#,

@@ -2,7 +2,10 @@
 //!
 //! Each runs as a program of its own, so that one that is ended (a panic, too much memory, too long a time) leaves the input behind.
 //! `CR_FUZZ_SECONDS` and `CR_FUZZ_SEED` change how long, and with which changes.
+//!
+//! And whether the fuzzer's own build, which is not part of the workspace, would still be made of what its lock file says.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 use std::process::Command;
@@ -25,6 +28,29 @@ fn records() {
 #[test]
 fn control() {
     run("control");
+}
+
+#[test]
+fn the_fuzzers_own_lock_file_knows_all_dependencies() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let lock = read("fuzz/Cargo.lock");
+    for package in ["cr-common", "cr-user", "cr-fuzz"] {
+        let manifest = read(&format!("{package}/Cargo.toml"));
+        let (_, section) = manifest.split_once("\n[dependencies]\n").expect("it has dependencies");
+        let lines = section.lines().take_while(|line| !line.starts_with('['));
+        let name = |line: &str| line.split(['.', ' ', '=']).next().map(str::to_owned).filter(|name| !name.is_empty());
+        let wanted: BTreeSet<String> = lines.filter(|line| !line.starts_with('#')).filter_map(name).collect();
+        let (_, entry) = lock.split_once(&format!("\nname = \"{package}\"\n")).expect("it is in the lock file");
+        let (entry, _) = entry.split_once("\n]\n").expect("the end of a list");
+        // With the version after the name where there are several.
+        let listed = entry.lines().filter_map(|line| line.strip_prefix(" \"")?.split(['"', ' ']).next());
+        let listed: BTreeSet<String> = listed.map(str::to_owned).collect();
+        assert!(wanted.len() > 1, "{package}");
+        assert_eq!(wanted, listed, "{package}: run `cargo update --workspace --manifest-path fuzz/Cargo.toml`");
+    }
 }
 
 fn run(target: &str) {

@@ -17,10 +17,16 @@ use crate::{
 const CARGO_FUZZ: &str = "0.13.2";
 const TARGETS: [&str; 4] = ["image", "chain", "records", "control"];
 
-/// Sets up, builds, and fuzzes one target, or each. Ends with the first finding, whose input libFuzzer names.
+/// Sets up, builds, and fuzzes one target, or each; in no time at all, what was found before. Ends with the first finding, whose input
+/// libFuzzer names.
 pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<ExitCode> {
     build::ebpf(&setup::run()?)?;
     let cargo_fuzz = set_up()?;
+    // cargo-fuzz would change it without a word.
+    run_command(cargo().args(["fetch", "--quiet", "--locked", "--manifest-path", "fuzz/Cargo.toml"]))
+        .context("fuzz/Cargo.lock does not fit: `cargo update --workspace --manifest-path fuzz/Cargo.toml` makes it")?;
+    // libFuzzer takes 0 seconds for as long as it likes.
+    let length = if seconds == 0 { "-runs=0".to_owned() } else { format!("-max_total_time={seconds}") };
     let targets = target.map_or_else(|| TARGETS.to_vec(), |target| vec![target]);
     for target in targets {
         // What is found on the way goes to the first folder; the one in the repository is only read.
@@ -29,9 +35,10 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<ExitCode> {
         let mut fuzz = Command::new(&cargo_fuzz);
         fuzz.args(["fuzz", "run", "--target-dir"]).arg(target_folder().join("fuzz")).arg(target).arg(&found);
         fuzz.arg(root().join("fuzz/corpus").join(target));
-        fuzz.args(["--", &format!("-max_total_time={seconds}"), "-timeout=20", "-rss_limit_mb=2048"]);
+        fuzz.args(["--", &length, "-timeout=20", "-rss_limit_mb=2048"]);
         // No input needs a quarter of this at once; some have 160 KiB.
         fuzz.args(["-malloc_limit_mb=256", "-max_len=262144", "-print_final_stats=1"]);
+        // Rustup's nightly, and not what runs this program.
         fuzz.current_dir(root()).env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO").env_remove("RUSTC");
         run_command(&mut fuzz)?;
     }

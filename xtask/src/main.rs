@@ -40,7 +40,7 @@ enum Task {
     Fuzz {
         /// `image`, `chain`, `records` or `control`; all of them, one after the other, if none is named.
         target: Option<String>,
-        /// For how long each is fuzzed.
+        /// For how long each is fuzzed; 0: what is in the corpus, and no more.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },

@@ -2,41 +2,43 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | 1: the marker is the one given here |
-//! | 1 | its bytes |
-//! | 6 | nothing |
+//! | 1 | 1: the marker is the one given here; 2: it is that of a sealed store |
+//! | 2 | bytes of the one given |
+//! | 5 | nothing |
 //! | … | the marker, padded to 8 |
 //! | … | images: a word (bytes), then what one is made from, padded to 8 |
 
 use std::collections::BTreeMap;
 
 use cr::describe::Details;
-use cr::image::JobId;
-use cr::object::KINDS;
+use cr::image::{Image, JobId};
 use cr::restore::check_records;
 use cr::store::prune::Rules;
-use cr::store::{Chain, MARKER, Store};
+use cr::store::{Chain, MARKER};
 
-use super::{look_at, look_through};
+use super::{look_at, look_through, open_store};
 use crate::forge::{OTHER_JOB, OTHER_PARENT, Parts, word};
+use crate::keys::{self, JOB};
 use crate::scratch::Scratch;
 
-const JOB: [u8; 16] = [7; 16];
 /// Images in a store.
 const MOST: usize = 8;
 
 pub fn run(input: &[u8]) -> bool {
     let scratch = Scratch::take();
     make_store(&scratch, input);
-    let Ok(store) = Store::open_existing(scratch.path(), KINDS) else { return false };
+    let Some(store) = open_store(scratch.path()) else { return false };
     let ids = store.ids().expect("the directory can be read");
     let mut restorable = Vec::new();
     for &id in &ids {
         if let Ok(image) = store.open_image(id) {
+            assert_eq!(image.is_sealed(), store.is_sealed(), "the marker says which");
             look_at(&image);
         }
         let Ok(chain) = Chain::open(&store, Some(id)) else { continue };
         assert_eq!(chain.newest().id(), id);
+        let ours = |image: &Image| image.signer() == Some(keys::public());
+        assert_eq!(store.check_trust(&chain).is_ok(), chain.images().iter().all(ours));
         // What it is made of and what replaced it are both read by these.
         if look_through(&chain) && chain.images().iter().all(|image| image.verify_pages(1).is_ok()) {
             restorable.push(id);
@@ -59,13 +61,17 @@ pub fn run(input: &[u8]) -> bool {
 }
 
 fn make_store(scratch: &Scratch, input: &[u8]) {
-    let len = usize::from(input.get(1).copied().unwrap_or(0));
+    let len = word(input, 1, 2) as usize;
     let (head, rest) = input.split_at(input.len().min(8));
     let (given, mut rest) = rest.split_at(rest.len().min(len.next_multiple_of(8)));
     let job = JobId(JOB);
     let marker = format!(r#"{{"format":1,"job":"{job}"}}"#);
     let given = &given[..len.min(given.len())];
-    scratch.file(MARKER, if head.first() == Some(&1) { given } else { marker.as_bytes() });
+    match head.first() {
+        Some(1) => scratch.file(MARKER, given),
+        Some(2) => scratch.file(MARKER, keys::marker().as_bytes()),
+        _ => scratch.file(MARKER, marker.as_bytes()),
+    };
 
     let mut hashes = BTreeMap::new();
     for _ in 0..MOST {
@@ -74,14 +80,14 @@ fn make_store(scratch: &Scratch, input: &[u8]) {
         let mut parts = Parts::read(&more[..len]);
         rest = &more[len.next_multiple_of(8).min(more.len())..];
         if parts.flags & OTHER_JOB == 0 {
-            parts.set_job(JOB);
+            parts.index.set_job(JOB);
         }
         if parts.flags & OTHER_PARENT == 0
-            && let Some(hash) = parts.parent().and_then(|parent| hashes.get(&parent))
+            && let Some(hash) = parts.index.parent().and_then(|parent| hashes.get(&parent))
         {
-            parts.set_parent_hash(*hash);
+            parts.index.set_parent_hash(*hash);
         }
-        let id = parts.id();
+        let id = parts.index.id();
         let (image, hash) = parts.forge();
         hashes.insert(id, hash);
         scratch.file(&format!("{id:08}.cr"), &image);

@@ -5,11 +5,13 @@ mod control;
 mod image;
 mod records;
 
+use std::path::Path;
+
 use cr::image::{ArchivedExtent, Content, Image, PAGE_SIZE};
 use cr::object::KINDS;
-use cr::store::{Chain, Source};
+use cr::store::{Chain, Source, Store};
 
-use crate::Target;
+use crate::{Target, keys};
 
 pub use records::BLOCK;
 
@@ -20,6 +22,19 @@ pub const TARGETS: [Target; 4] = [
     Target { name: "records", run: records::run },
     Target { name: "control", run: control::run },
 ];
+
+/// The store in a folder, if its marker makes sense; one that is sealed, if it opens.
+fn open_store(folder: &Path) -> Option<Store> {
+    let store = Store::open_existing_with(folder, KINDS, keys::none()).ok()?;
+    if !store.is_sealed() {
+        assert!(Store::open_existing_with(folder, KINDS, keys::by_key_file()).is_err(), "it needs no key");
+        return Some(store);
+    }
+    assert!(store.need_key().is_err() && store.open_image(1).is_err(), "it opens without a key");
+    let store = Store::open_existing_with(folder, KINDS, keys::by_key_file()).ok()?;
+    store.need_key().expect("it has its key");
+    Some(store)
+}
 
 /// Looks at everything that an image can be asked for, and at whether the answers agree.
 fn look_at(image: &Image) {

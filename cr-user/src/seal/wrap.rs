@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -20,8 +20,10 @@ const KEY_FILE_CONTEXT: &str = "cr 2026-11-26 store key from key file";
 const MEMORY_KIB: u32 = 64 << 10;
 const PASSES: u32 = 3;
 const LANES: u32 = 4;
-/// What a marker may ask for at most: it is not trusted before it was unwrapped.
+/// What a marker may ask for at most, since it is not trusted before it was unwrapped: KiB, passes, lanes.
 const MOST: (u32, u32, u32) = (1 << 20, 64, 64);
+/// And KiB times passes, which is what takes the time: twenty times what we ask for.
+const MOST_WORK: u64 = 1 << 22;
 
 const CIPHER: &str = "aes-256-gcm";
 
@@ -143,16 +145,29 @@ impl Source {
                 *key = *hasher.finalize().as_bytes();
             }
             Self::Passphrase { memory_kib, passes, lanes } => {
-                if memory_kib > MOST.0 || passes > MOST.1 || lanes > MOST.2 {
+                let work = u64::from(memory_kib) * u64::from(passes);
+                if memory_kib > MOST.0 || passes > MOST.1 || lanes > MOST.2 || work > MOST_WORK {
                     return Err("it asks for more memory or time than any passphrase should take".to_owned());
                 }
                 let params = Params::new(memory_kib, passes, lanes, Some(key.len())).map_err(|why| why.to_string())?;
+                let mut memory = memory(&params)?;
                 let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-                argon.hash_password_into(&secret.bytes, salt, &mut key[..]).map_err(|why| why.to_string())?;
+                let done = argon.hash_password_into_with_memory(&secret.bytes, salt, &mut key[..], &mut memory[..]);
+                done.map_err(|why| why.to_string())?;
             }
         }
         Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key[..]).expect("a key of 32 bytes")))
     }
+}
+
+/// What Argon2 works in: an error where there is not so much, and wiped afterwards.
+fn memory(params: &Params) -> Result<Zeroizing<Vec<Block>>, String> {
+    let mut blocks = Zeroizing::new(Vec::new());
+    let count = params.block_count();
+    let failed = |_| format!("its passphrase takes {} KiB of memory, which are not to be had", params.m_cost());
+    blocks.try_reserve_exact(count).map_err(failed)?;
+    blocks.resize(count, Block::default());
+    Ok(blocks)
 }
 
 /// A wrapping key is used for one thing alone, as the salt makes it another for each store.
@@ -203,13 +218,35 @@ mod tests {
     fn a_marker_cannot_ask_for_too_much() {
         let words = secret(b"correct horse", Secret::from_passphrase_file);
         let wrapped = Wrapped::wrap(&StoreKey::generate().unwrap(), &[7; 16], &words).unwrap();
-        for (memory_kib, passes, lanes) in [(u32::MAX, 3, 4), (1 << 16, u32::MAX, 4), (1 << 16, 3, 1 << 20), (0, 0, 0)]
-        {
+        let ask = |memory_kib, passes, lanes| {
             let from = Source::Passphrase { memory_kib, passes, lanes };
-            assert!(Wrapped { from, ..wrapped.clone() }.unwrap(&[7; 16], &words).is_err());
+            Wrapped { from, ..wrapped.clone() }.unwrap(&[7; 16], &words).map(|key| key.is_some())
+        };
+        // One more than each bound, and all of them at once: refused before anything is allocated or computed.
+        let before = std::time::Instant::now();
+        for (memory_kib, passes, lanes) in [
+            (u32::MAX, 3, 4),
+            ((1 << 20) + 1, 1, 1),
+            (1 << 16, u32::MAX, 4),
+            (512, 65, 1),
+            (1 << 16, 3, 1 << 20),
+            (1 << 16, 3, 65),
+            (1 << 20, 5, 4),
+            ((1 << 16) + 1, 64, 4),
+            (1 << 20, 64, 64),
+            (u32::MAX, u32::MAX, u32::MAX),
+        ] {
+            let refused = ask(memory_kib, passes, lanes).expect_err("it is too much");
+            assert!(refused.contains("more memory or time"), "{memory_kib} {passes} {lanes}: {refused}");
         }
-        let cheaper = Source::Passphrase { memory_kib: 64, passes: 1, lanes: 1 };
-        assert!(Wrapped { from: cheaper, ..wrapped }.unwrap(&[7; 16], &words).unwrap().is_none());
+        assert!(before.elapsed() < std::time::Duration::from_millis(500), "{:?}", before.elapsed());
+        // Less than Argon2 can do with.
+        for (memory_kib, passes, lanes) in [(0, 0, 0), (7, 1, 1), (64, 0, 1), (64, 1, 0), (64, 1, 9)] {
+            ask(memory_kib, passes, lanes).expect_err("it is too little");
+        }
+        for (memory_kib, passes, lanes) in [(64, 1, 1), (64, 64, 1), (512, 1, 64)] {
+            assert!(!ask(memory_kib, passes, lanes).expect("it is allowed"), "another key comes of it");
+        }
     }
 
     #[test]
