@@ -3,7 +3,7 @@
 //! So all stores can be opened by one secret without having a key in common, and a passphrase costs its time once, not for each image.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -89,7 +89,7 @@ impl Wrapped {
         } else {
             Source::KeyFile
         };
-        let wrapping = from.wrapping_key(secret, &salt).map_err(io::Error::other)?;
+        let wrapping = from.wrapping_key(secret, &salt)?;
         let mut wrapped = key.bytes().to_vec();
         let sealed = wrapping.seal_in_place_append_tag(only_nonce(), Aad::from(job), &mut wrapped);
         sealed.map_err(|_| io::Error::other("the cipher fails"))?;
@@ -99,20 +99,21 @@ impl Wrapped {
     /// Unwraps it; none if the secret is not the one, or the marker's fields were changed.
     ///
     /// # Errors
-    /// What is wrong with the marker, for a sentence.
-    pub fn unwrap(&self, job: &[u8; 16], secret: &Secret) -> Result<Option<StoreKey>, String> {
+    /// `InvalidData`: what is wrong with the marker, for a sentence. Any other kind: there is no memory.
+    pub fn unwrap(&self, job: &[u8; 16], secret: &Secret) -> io::Result<Option<StoreKey>> {
         if self.cipher != CIPHER {
-            return Err(format!("its cipher is `{}`, and this `cr` knows {CIPHER}", self.cipher));
+            return Err(bad(format!("its cipher is `{}`, and this `cr` knows {CIPHER}", self.cipher)));
         }
-        let salt: [u8; 32] = hex::decode(&self.salt).ok_or("its salt is not 64 hex digits")?;
-        let wrapped: [u8; 32 + TAG_BYTES] = hex::decode(&self.key).ok_or("its wrapped key is not 96 hex digits")?;
+        let salt: [u8; 32] = hex::decode(&self.salt).ok_or_else(|| bad("its salt is not 64 hex digits"))?;
+        let wrapped: [u8; 32 + TAG_BYTES] =
+            hex::decode(&self.key).ok_or_else(|| bad("its wrapped key is not 96 hex digits"))?;
         if secret.is_passphrase != self.is_by_passphrase() {
             return Ok(None);
         }
         let wrapping = self.from.wrapping_key(secret, &salt)?;
         let mut bytes = Zeroizing::new(wrapped);
         let Ok(key) = wrapping.open_in_place(only_nonce(), Aad::from(job), &mut bytes[..]) else { return Ok(None) };
-        Guarded::new(key).map(|key| Some(StoreKey(key))).map_err(|why| why.to_string())
+        Guarded::new(key).map(|key| Some(StoreKey(key)))
     }
 
     /// What it was wrapped with, which was not this secret: for messages.
@@ -136,7 +137,7 @@ impl Wrapped {
 }
 
 impl Source {
-    fn wrapping_key(self, secret: &Secret, salt: &[u8; 32]) -> Result<LessSafeKey, String> {
+    fn wrapping_key(self, secret: &Secret, salt: &[u8; 32]) -> io::Result<LessSafeKey> {
         let mut key = Zeroizing::new([0; 32]);
         match self {
             Self::KeyFile => {
@@ -147,13 +148,14 @@ impl Source {
             Self::Passphrase { memory_kib, passes, lanes } => {
                 let work = u64::from(memory_kib) * u64::from(passes);
                 if memory_kib > MOST.0 || passes > MOST.1 || lanes > MOST.2 || work > MOST_WORK {
-                    return Err("it asks for more memory or time than any passphrase should take".to_owned());
+                    return Err(bad("it asks for more memory or time than any passphrase should take"));
                 }
-                let params = Params::new(memory_kib, passes, lanes, Some(key.len())).map_err(|why| why.to_string())?;
+                let params = Params::new(memory_kib, passes, lanes, Some(key.len()));
+                let params = params.map_err(|why| bad(why.to_string()))?;
                 let mut memory = memory(&params)?;
                 let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
                 let done = argon.hash_password_into_with_memory(&secret.bytes, salt, &mut key[..], &mut memory[..]);
-                done.map_err(|why| why.to_string())?;
+                done.map_err(|why| bad(why.to_string()))?;
             }
         }
         Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key[..]).expect("a key of 32 bytes")))
@@ -161,13 +163,17 @@ impl Source {
 }
 
 /// What Argon2 works in: an error where there is not so much, and wiped afterwards.
-fn memory(params: &Params) -> Result<Zeroizing<Vec<Block>>, String> {
+fn memory(params: &Params) -> io::Result<Zeroizing<Vec<Block>>> {
     let mut blocks = Zeroizing::new(Vec::new());
     let count = params.block_count();
-    let failed = |_| format!("its passphrase takes {} KiB of memory, which are not to be had", params.m_cost());
-    blocks.try_reserve_exact(count).map_err(failed)?;
+    blocks.try_reserve_exact(count).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
     blocks.resize(count, Block::default());
     Ok(blocks)
+}
+
+/// The marker is wrong.
+fn bad(what: impl Into<String>) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what.into())
 }
 
 /// A wrapping key is used for one thing alone, as the salt makes it another for each store.
@@ -237,7 +243,8 @@ mod tests {
             (u32::MAX, u32::MAX, u32::MAX),
         ] {
             let refused = ask(memory_kib, passes, lanes).expect_err("it is too much");
-            assert!(refused.contains("more memory or time"), "{memory_kib} {passes} {lanes}: {refused}");
+            assert!(refused.to_string().contains("memory or time"), "{memory_kib} {passes} {lanes}: {refused}");
+            assert_eq!(refused.kind(), ErrorKind::InvalidData);
         }
         assert!(before.elapsed() < std::time::Duration::from_millis(500), "{:?}", before.elapsed());
         // Less than Argon2 can do with.

@@ -97,7 +97,10 @@ impl Store {
         let key = match (&seal, &keys.secret) {
             (Some(wrapped), Some(secret)) => {
                 let path = dir.join(MARKER);
-                let key = wrapped.unwrap(&job.0, secret).map_err(|what| Error::BadMarker { path, what })?;
+                let key = wrapped.unwrap(&job.0, secret).map_err(|why| match why.kind() {
+                    ErrorKind::InvalidData => Error::BadMarker { path, what: why.to_string() },
+                    _ => Error::io(&path, "get memory for the key in", why),
+                })?;
                 let wrong =
                     || seal::Error::Wrong { dir: dir.clone(), from: secret.to_string(), with: wrapped.with(secret) };
                 Some(Arc::new(key.ok_or_else(wrong)?))
