@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
 };
@@ -23,7 +24,21 @@ pub(crate) fn target() -> PathBuf {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("CARGO_TARGET_DIR", target());
+    forget_package(&mut command);
     command
+}
+
+/// Takes out what `cargo run` has told this program about its own package. ring's build script looks at variables of these names: with
+/// ours it would run again, and all that is built on it, whenever `cargo` and `cargo xtask` take turns.
+pub(crate) fn forget_package(command: &mut Command) {
+    let names = env::vars_os().map(|(name, _)| name);
+    let ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    names.filter(ours).for_each(|name| {
+        command.env_remove(name);
+    });
 }
 
 /// `program`, with `sudo` before it unless this already runs as root.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build,
-    command::{cargo, output, root, run as run_command, target as target_folder},
+    command::{cargo, forget_package, output, root, run as run_command, target as target_folder},
     setup,
 };
 
@@ -40,6 +40,7 @@ pub(crate) fn run(target: Option<&str>, seconds: u64) -> Result<ExitCode> {
         fuzz.args(["-malloc_limit_mb=256", "-max_len=262144", "-print_final_stats=1"]);
         // Rustup's nightly, and not what runs this program.
         fuzz.current_dir(root()).env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO").env_remove("RUSTC");
+        forget_package(&mut fuzz);
         run_command(&mut fuzz)?;
     }
     Ok(ExitCode::SUCCESS)
