@@ -175,16 +175,13 @@ impl<'a> Parts<'a> {
         let mut out = self.header();
         let cipher = self.has(SEALED).then(|| Cipher::of(&out));
 
-        let pages: Vec<Vec<u8>> = (0..self.slots).map(|slot| vec![slot as u8; PAGE]).collect();
-        let (segment, table, checksums) = match &self.packed {
-            Some(packed) => {
-                let (segment, table) = packed.segment(self.slots, self.flags, cipher.as_ref());
-                (segment, Some(table), packed.checksums.to_vec())
-            }
-            None => {
-                let sums = pages.iter().flat_map(|page| xxhash_rust::xxh3::xxh3_64(page).to_le_bytes());
-                (pages.concat(), None, sums.collect())
-            }
+        let (segment, table, checksums) = if let Some(packed) = &self.packed {
+            let (segment, table) = packed.segment(self.slots, self.flags, cipher.as_ref());
+            (segment, Some(table), packed.checksums.to_vec())
+        } else {
+            let pages: Vec<Vec<u8>> = (0..self.slots).map(|slot| vec![slot as u8; PAGE]).collect();
+            let sums = pages.iter().flat_map(|page| xxhash_rust::xxh3::xxh3_64(page).to_le_bytes()).collect();
+            (pages.concat(), None, sums)
         };
         out.extend(segment);
         out.resize(out.len().next_multiple_of(PAGE), 0);
