@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::journal::{Journal, Upload as Line};
 use super::protocol::Failure;
-use crate::bucket::{self, Mirror, Passed, Upload};
+use crate::bucket::{self, Gate, Mirror, Passed, Upload};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::task;
@@ -30,15 +30,16 @@ pub(super) struct Uploader {
 }
 
 impl Uploader {
-    /// Starts the thread.
+    /// Starts the thread, which rests while the gate is shut.
     ///
     /// # Errors
     /// When the kernel makes no thread.
-    pub(super) fn start(upload: &Upload, store: &Store) -> Result<Self> {
+    pub(super) fn start(upload: &Upload, store: &Store, gate: &Gate) -> Result<Self> {
         let (end, ends) = mpsc::channel();
         let mut work = Work {
             upload: upload.clone(),
             store: store.clone(),
+            gate: gate.clone(),
             journal: Journal::open(store.dir()),
             mirror: None,
             trouble: None,
@@ -62,6 +63,7 @@ impl Uploader {
 struct Work {
     upload: Upload,
     store: Store,
+    gate: Gate,
     journal: Journal,
     mirror: Option<Mirror>,
     /// What was said of it last.
@@ -103,7 +105,7 @@ impl Work {
 
     fn pass(&mut self) -> bucket::Result<Passed> {
         if self.mirror.is_none() {
-            self.mirror = Mirror::open(&self.store, &self.upload)?;
+            self.mirror = Mirror::open(&self.store, &self.upload, &self.gate)?;
         }
         // One who has uploaded what an earlier command left ends by and by.
         self.mirror.as_mut().map_or_else(|| Ok(Passed::default()), Mirror::pass)
