@@ -132,7 +132,10 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
 /// Parts of a checkpoint are on their way.
 fn wait_for_upload_of(store: &StoreDir, id: u64) -> Result<()> {
     let under_way = |state: &Value| {
-        assert!(state["uploaded"][id.to_string()].is_null(), "the upload of checkpoint {id} was over before it was seen");
+        assert!(
+            state["uploaded"][id.to_string()].is_null(),
+            "the upload of checkpoint {id} was over before it was seen"
+        );
         let object = state["under_way"]["object"].as_str();
         object.is_some_and(|object| object.starts_with(&format!("{id:08}")))
     };

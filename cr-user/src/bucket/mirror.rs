@@ -49,13 +49,7 @@ impl Mirror {
         Self::with(store, remote, upload.bandwidth, turn, gate).map(Some)
     }
 
-    pub(super) fn with(
-        store: &Store,
-        remote: Remote,
-        bandwidth: Option<u64>,
-        turn: Turn,
-        gate: &Gate,
-    ) -> Result<Self> {
+    pub(super) fn with(store: &Store, remote: Remote, bandwidth: Option<u64>, turn: Turn, gate: &Gate) -> Result<Self> {
         let state = State::read(store.dir(), remote.url())?;
         let (pace, runtime) = (Pace::new(bandwidth), runtime_behind(gate)?);
         Ok(Self { store: store.clone(), remote, state, pace, marked: false, _turn: turn, runtime })

@@ -316,9 +316,11 @@ impl Description {
 }
 
 impl Files {
-    /// Who has a description: process and number of each descriptor that refers to it.
+    /// Who has a description: process and number of each descriptor that refers to it. Also of a record that is not
+    /// [valid](Self::validate), which is shown all the same.
     pub fn holders(&self, description: usize) -> Vec<(i32, i32)> {
-        let rows = self.tables.iter().flat_map(|t| t.rows.iter().map(|d| (t.pids[0], d)));
+        let tables = self.tables.iter().filter_map(|t| Some((*t.pids.first()?, &t.rows)));
+        let rows = tables.flat_map(|(pid, rows)| rows.iter().map(move |d| (pid, d)));
         rows.filter(|(_, d)| d.description as usize == description).map(|(pid, d)| (pid, d.fd)).collect()
     }
 
