@@ -23,8 +23,8 @@ use tokio::runtime::{Builder, Runtime};
 pub use error::{Error, Result};
 pub use fetch::{Fetched, Need, fetch};
 pub use location::{Location, default_spool};
-pub use mirror::{Mirror, Passed, Settled, contact, only_local, settle};
-pub use state::STATE;
+pub use mirror::{Mirror, Passed, Progress, Settled, contact, settle};
+pub use state::{STATE, partial};
 
 /// Where a store's images go, and how fast.
 #[derive(Clone, Debug)]
