@@ -59,6 +59,11 @@ pub struct Attached(Child);
 impl Attached {
     /// Attaches to the job and takes a first checkpoint, so that its pages are protected from now on; no other is taken by itself.
     pub fn to(pid: i32, store: &StoreDir, more: &[String]) -> Result<Self> {
+        Self::with(pid, store, more, &[])
+    }
+
+    /// The same with options for the first checkpoint.
+    pub fn with(pid: i32, store: &StoreDir, more: &[String], first: &[String]) -> Result<Self> {
         let mut command = cr_tests::cr();
         command.args(["attach", &pid.to_string(), "--interval", "1h", "--store"]).arg(store.path()).args(more);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -68,7 +73,7 @@ impl Attached {
             ensure!(start.elapsed() < Duration::from_secs(30), "cr attach does not hold pid {pid}");
             std::thread::sleep(Duration::from_millis(5));
         }
-        checkpoint(pid, store, &[])?;
+        checkpoint(pid, store, first)?;
         Ok(attached)
     }
 

@@ -31,7 +31,7 @@ use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-use crate::bucket;
+use crate::bucket::{self, Gate};
 use crate::checkpoint::{self, Job};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -272,12 +272,14 @@ fn supervise(
     if matches!(origin, Origin::Chain { .. }) {
         become_reaper()?;
     }
-    let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction))?;
+    let gate = Gate::default();
+    let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction), gate.clone())?;
     let mut uploader = None;
     let word = Word::default();
     let begun = |begun: &Started| {
         // Not before: a process that is being restored begins with all that we have open.
-        let started_uploader = config.bucket.as_ref().map(|bucket| Uploader::start(bucket, &store, &word)).transpose();
+        let bucket = config.bucket.as_ref();
+        let started_uploader = bucket.map(|bucket| Uploader::start(bucket, &store, &gate, &word)).transpose();
         uploader = started_uploader.inspect_err(|e| word.complain(&e.into())).ok().flatten();
         started(begun);
     };

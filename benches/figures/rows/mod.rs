@@ -6,6 +6,7 @@ mod delta;
 mod footprint;
 mod full;
 mod idle;
+mod packed;
 mod precopy;
 mod quiet;
 mod resident;
@@ -59,18 +60,21 @@ pub enum Group {
     Footprint,
     /// The store, without a job.
     Store,
+    /// Deltas that are compressed or encrypted.
+    Packed,
     /// A store in a bucket.
     Upload,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Full,
         Self::Delta,
         Self::Restore,
         Self::Store,
         Self::Chain,
+        Self::Packed,
         Self::Upload,
         Self::Tree,
         Self::Idle,
@@ -104,6 +108,7 @@ impl Group {
             Self::Quiet => "an idle job, tracked",
             Self::Footprint => "memory that tracking takes",
             Self::Store => "the store without a job",
+            Self::Packed => "deltas, compressed and encrypted",
             Self::Upload => "checkpoints during an upload",
         }
     }
@@ -114,6 +119,7 @@ impl Group {
             Self::Full => full::measure(setting),
             Self::Delta => delta::measure(setting),
             Self::Restore => restore::measure(setting),
+            Self::Packed => packed::measure(setting),
             Self::Upload => upload::measure(setting),
             Self::Chain => chain::measure(setting),
             Self::Solver => solver::measure(setting),

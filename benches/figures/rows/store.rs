@@ -189,7 +189,8 @@ fn open_and_find(setting: &Setting) -> Result<Row> {
     for repetition in 0..=setting.args.repetitions {
         let (took, opened) = timed(|| {
             let (opened, chain) = timed(|| Ok(Chain::open(&store, None)?))?;
-            let found = pages.iter().filter(|page| matches!(chain.lookup(1, **page), Source::Stored { .. })).count();
+            let finder = chain.finder(1);
+            let found = pages.iter().filter(|page| matches!(finder.find(**page), Source::Stored { .. })).count();
             ensure!(found as u64 == LOOKUPS && chain.images().len() as u64 == DELTAS + 1, "pages are not found");
             Ok(opened)
         })?;

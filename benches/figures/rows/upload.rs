@@ -13,6 +13,7 @@ use cr_bench::commands::{StoreDir, checkpoint, number};
 use cr_bench::guest::Guest;
 use cr_bench::sample::Samples;
 use cr_bench::strings;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Setting;
@@ -94,17 +95,22 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     let (mut total, mut frozen) = (Samples::default(), Samples::default());
     let (mut ours, mut theirs) = (Samples::default(), Samples::default());
     for repetition in 0..=setting.args.repetitions {
-        let second_of_two = |(guest, store): &mut (Guest, StoreDir)| -> Result<(f64, f64, u64)> {
+        let second_of_two = |(guest, store): &mut (Guest, StoreDir), uploads: bool| -> Result<(f64, f64, u64)> {
             guest.write_once()?;
-            checkpoint(guest.pid, store, &[])?;
-            // What was just taken is being uploaded.
+            let first = checkpoint(guest.pid, store, &[])?;
             guest.write_once()?;
+            if uploads {
+                wait_for_upload_of(store, number(&first, "id")? as u64)?;
+            } else {
+                // About as long as the other one waits.
+                sleep(Duration::from_millis(150));
+            }
             let taken = checkpoint(guest.pid, store, &[])?;
             Ok((number(&taken, "total_ms")?, number(&taken, "frozen_ms")?, number(&taken, "id")? as u64))
         };
-        let with = second_of_two(&mut bucket)?;
+        let with = second_of_two(&mut bucket, true)?;
         wait_until_uploaded(&bucket.1, with.2)?;
-        let without = second_of_two(&mut plain)?;
+        let without = second_of_two(&mut plain, false)?;
         if repetition > 0 {
             total.0.push(with.0 / without.0);
             frozen.0.push(with.1 / without.1);
@@ -123,16 +129,33 @@ pub fn measure(setting: &Setting) -> Result<Vec<Row>> {
     ])
 }
 
+/// Parts of a checkpoint are on their way.
+fn wait_for_upload_of(store: &StoreDir, id: u64) -> Result<()> {
+    let under_way = |state: &Value| {
+        assert!(
+            state["uploaded"][id.to_string()].is_null(),
+            "the upload of checkpoint {id} was over before it was seen"
+        );
+        let object = state["under_way"]["object"].as_str();
+        object.is_some_and(|object| object.starts_with(&format!("{id:08}")))
+    };
+    wait_for(store, Duration::from_millis(1), under_way)
+}
+
 /// Nothing is under way any more.
 fn wait_until_uploaded(store: &StoreDir, id: u64) -> Result<()> {
+    wait_for(store, Duration::from_millis(50), |state| !state["uploaded"][id.to_string()].is_null())
+}
+
+fn wait_for(store: &StoreDir, pause: Duration, there: impl Fn(&Value) -> bool) -> Result<()> {
     let start = Instant::now();
     loop {
         let state = fs::read(store.path().join("bucket.json")).unwrap_or_default();
-        let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
-        if !state["uploaded"][id.to_string()].is_null() {
+        let state = serde_json::from_slice(&state).unwrap_or_default();
+        if there(&state) {
             return Ok(());
         }
-        ensure!(start.elapsed() < Duration::from_secs(120), "checkpoint {id} is not uploaded: {}", state["error"]);
-        sleep(Duration::from_millis(50));
+        ensure!(start.elapsed() < Duration::from_secs(120), "it is not uploaded: {state}");
+        sleep(pause);
     }
 }

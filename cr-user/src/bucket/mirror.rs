@@ -10,7 +10,7 @@ use super::manifest::{Manifest, data_name, manifest_name};
 use super::remote::Remote;
 use super::state::{State, Trouble, Turn};
 use super::upload::{Source, upload};
-use super::{Error, Location, Result, Upload, runtime};
+use super::{Error, Gate, Location, Result, Upload, runtime, runtime_behind};
 use crate::compact::Pace;
 use crate::image::Image;
 use crate::store::{self, MARKER, Store};
@@ -39,20 +39,20 @@ pub struct Passed {
 }
 
 impl Mirror {
-    /// Takes the right to upload from a spool; none if another process has it.
+    /// Takes the right to upload from a spool; none if another process has it. Nothing is done while the gate is shut.
     ///
     /// # Errors
     /// When the URL is wrong, or the spool is another bucket's.
-    pub fn open(store: &Store, upload: &Upload) -> Result<Option<Self>> {
+    pub fn open(store: &Store, upload: &Upload, gate: &Gate) -> Result<Option<Self>> {
         let Some(turn) = Turn::try_take(store.disk(), store.dir())? else { return Ok(None) };
         let remote = upload.to.open()?;
-        Self::with(store, remote, upload.bandwidth, turn).map(Some)
+        Self::with(store, remote, upload.bandwidth, turn, gate).map(Some)
     }
 
-    pub(super) fn with(store: &Store, remote: Remote, bandwidth: Option<u64>, turn: Turn) -> Result<Self> {
+    pub(super) fn with(store: &Store, remote: Remote, bandwidth: Option<u64>, turn: Turn, gate: &Gate) -> Result<Self> {
         let state = State::read(store.dir(), remote.url())?;
-        let pace = Pace::new(bandwidth);
-        Ok(Self { store: store.clone(), remote, state, pace, marked: false, _turn: turn, runtime: runtime()? })
+        let (pace, runtime) = (Pace::new(bandwidth), runtime_behind(gate)?);
+        Ok(Self { store: store.clone(), remote, state, pace, marked: false, _turn: turn, runtime })
     }
 
     /// Does all that is to be done.
@@ -245,7 +245,7 @@ pub fn settle(store: &Store, upload: &Upload) -> Result<Settled> {
     let mut ours = None;
     loop {
         if ours.is_none() {
-            ours = Mirror::open(store, upload)?;
+            ours = Mirror::open(store, upload, &Gate::default())?;
         }
         let trouble = if let Some(mirror) = &mut ours {
             let before = mirror.state.clone();

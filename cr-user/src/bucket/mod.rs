@@ -8,6 +8,7 @@
 
 mod error;
 mod fetch;
+mod gate;
 mod location;
 mod manifest;
 mod mirror;
@@ -22,6 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 
 pub use error::{Error, Result};
 pub use fetch::{Fetched, Need, fetch};
+pub use gate::{Gate, Shut};
 pub use location::{Location, default_spool};
 pub use mirror::{Mirror, Passed, Progress, Settled, contact, settle};
 pub use state::{STATE, partial};
@@ -37,5 +39,14 @@ pub struct Upload {
 
 /// An event loop in the calling thread. When it is dropped, the threads that it made are gone.
 fn runtime() -> Result<Runtime> {
-    Builder::new_current_thread().enable_io().enable_time().build().map_err(|source| Error::Runtime { source })
+    runtime_behind(&Gate::default())
+}
+
+/// The same, which does nothing while the gate is shut: all of it, connections and encryption too, happens in this thread.
+fn runtime_behind(gate: &Gate) -> Result<Runtime> {
+    let gate = gate.clone();
+    // Between two waits it does little: a connection takes no more than a socket's buffer at once.
+    let mut builder = Builder::new_current_thread();
+    builder.enable_io().enable_time().on_thread_unpark(move || gate.pass());
+    builder.build().map_err(|source| Error::Runtime { source })
 }

@@ -24,7 +24,7 @@ use super::fetch::fetch_from;
 use super::manifest::data_name;
 use super::remote::Remote;
 use super::state::{State, Turn};
-use super::{Error, Mirror, Need, Passed, runtime};
+use super::{Error, Gate, Mirror, Need, Passed, runtime};
 use crate::disk::Disk;
 use crate::image::{Content, Extent, IndexInfo, PAGE_SIZE, Parent, RecordKind, Space};
 use crate::seal::{self, KEY_FILE_BYTES, Keys, Secret};
@@ -159,7 +159,7 @@ impl Bucket {
     /// One pass by a new process.
     fn pass(&self, store: &Store) -> super::Result<Passed> {
         let turn = Turn::take(&Disk::default(), store.dir(), Duration::ZERO)?;
-        Mirror::with(store, self.remote.clone(), None, turn)?.pass()
+        Mirror::with(store, self.remote.clone(), None, turn, &Gate::default())?.pass()
     }
 
     /// The numbers of the checkpoints that are there. Each has its parent, and the image that it names, with all its bytes.

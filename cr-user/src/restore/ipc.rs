@@ -98,7 +98,7 @@ fn fill(segment: &Segment, plan: Plan, chain: &Chain, left_out: &RangeSet) -> Re
     if plan == Plan::Make {
         memory::fill_object(chain, segment.space, &file)
     } else {
-        memory::put_back_file(chain, segment.space, &file, 0..segment.size, left_out)
+        memory::put_back_file(chain, &chain.finder(segment.space), &file, 0..segment.size, left_out)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The address space: mappings where they were, filled straight from the images.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -20,7 +20,7 @@ use crate::restore::aio;
 use crate::restore::body::Body;
 use crate::restore::inherit::{self, Patch};
 use crate::restore::unpack::{self, Packed};
-use crate::store::{Chain, PageReader, Source};
+use crate::store::{Chain, Finder, PageReader, Source};
 use crate::sys::{PAGE, fd, vm};
 
 /// Descriptors that the new process inherits for its mappings, numbered above all of its own.
@@ -50,6 +50,7 @@ impl Prepared {
     ) -> Result<Self> {
         let mut prepared = Self::default();
         let mut seen = HashSet::new();
+        let mut finders = BTreeMap::new();
         for mapping in mappings {
             match &mapping.backing {
                 Backing::File(stamp) if !prepared.fds.files.contains_key(&stamp.path) => {
@@ -87,7 +88,9 @@ impl Prepared {
             {
                 let file = open_to_write(&stamp.path)?;
                 let range = mapping.offset.min(*size)..(mapping.offset + mapping.len()).min(*size);
-                put_back_file(chain, *space, &file, range, &omitted.pages_of(*space))?;
+                // A file may be mapped in many places.
+                let finder = finders.entry(*space).or_insert_with(|| chain.finder(*space));
+                put_back_file(chain, finder, &file, range, &omitted.pages_of(*space))?;
             }
         }
         for image in chain.images() {
@@ -270,14 +273,14 @@ pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Brings a part of a file back to what it was at the checkpoint; what is the same already is not written, nor are pages that
+/// Brings a part of a file, whose pages `finder` finds, back to what it was at the checkpoint; what is the same already is not written, nor are pages that
 /// the checkpoint leaves out.
 ///
 /// # Errors
 /// When it cannot be read or written.
 pub fn put_back_file(
     chain: &Chain,
-    space: u64,
+    finder: &Finder,
     file: &File,
     range: std::ops::Range<u64>,
     left_out: &RangeSet,
@@ -288,7 +291,7 @@ pub fn put_back_file(
     let mut reader = PageReader::new(chain);
     let pages = RangeSet::from(range.start / PAGE..range.end.div_ceil(PAGE)).difference(left_out);
     for page in pages.iter().flatten() {
-        let was = match chain.lookup(space, page) {
+        let was = match finder.find(page) {
             Source::Stored { image, offset } => reader.get(image, offset, 1)?,
             Source::Zero | Source::Absent => &ZEROES,
         };

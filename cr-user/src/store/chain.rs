@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{Error, Resolve, Resolved, Result, Source, Store};
+use super::{Error, Finder, Resolve, Resolved, Result, Source, Store};
 use crate::image::{self, ArchivedExtent, Content, Image};
 
 /// The images that make up one checkpoint, newest first, each validated.
@@ -74,7 +74,7 @@ impl Chain {
         self.images.iter().flat_map(Image::space_ids).collect()
     }
 
-    /// Where the contents of one page are.
+    /// Where the contents of one page are. Of many pages, ask a [`finder`](Self::finder).
     pub fn lookup(&self, space: u64, page: u64) -> Source {
         let contents = self.images.iter().enumerate().find_map(|(image, reader)| {
             let content = reader.lookup(space, page)?;
@@ -87,6 +87,11 @@ impl Chain {
     /// absent, as are those in runs that say so.
     pub fn resolve(&self, space: u64) -> Resolve<'_> {
         Resolve::new(self.images.iter().map(|image| image.extents(space)))
+    }
+
+    /// What finds pages of a space in no order.
+    pub fn finder(&self, space: u64) -> Finder {
+        Finder::new(self.resolve(space))
     }
 
     /// Ranges of pages of a space that have contents, stored or zero: first page and how many, ascending, joined.

@@ -14,6 +14,7 @@
 mod chain;
 pub mod compact;
 mod error;
+mod finder;
 mod marker;
 mod pages;
 pub mod prune;
@@ -30,6 +31,7 @@ use marker::Marked;
 
 pub use chain::Chain;
 pub use error::{Error, Result};
+pub use finder::Finder;
 pub use marker::MARKER;
 pub use pages::PageReader;
 pub use resolve::{Resolve, Resolved, Source};

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::compactor::{Automatic, Compactor};
 use super::protocol::{Compaction, Done, Less, Response};
 use super::{Cut, Started};
+use crate::bucket::Gate;
 use crate::checkpoint::{self, Activity, Job, Only, Report};
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
@@ -113,6 +114,7 @@ pub(super) struct Begun {
 
 impl Engine {
     /// Starts the thread, which begins by getting hold of the job. Without `compaction`, one checkpoint is to be expected and no more.
+    /// The gate is shut while a checkpoint is taken.
     ///
     /// # Errors
     /// When the kernel makes no thread.
@@ -121,6 +123,7 @@ impl Engine {
         writer: StoreWriter,
         options: checkpoint::Options,
         compaction: Option<Automatic>,
+        gate: Gate,
     ) -> Result<Self> {
         let stays = compaction.is_some();
         let (orders, work) = mpsc::channel::<Order>();
@@ -155,7 +158,9 @@ impl Engine {
                     Order::Compact { bandwidth, reply } => compactor.ask(bandwidth, &writer, reply),
                     Order::Checkpoint { how, reply } => {
                         let kill = how.kill;
+                        let shut = gate.shut();
                         let mut outcome = held.checkpoint(&writer, &how.options(&options));
+                        drop(shut);
                         match &mut outcome {
                             Ok(_) if kill => held.kill(),
                             Ok(landed) => landed.compacted = compactor.take_news(),

@@ -4,6 +4,7 @@ use super::engine::{Engine, How, Origin};
 use super::journal::{Journal, Planned, Trigger};
 use super::signals::Signals;
 use super::{event_loop, protocol};
+use crate::bucket::Gate;
 use crate::checkpoint::{self, Report};
 use crate::describe::Checkpoint;
 use crate::error::Result;
@@ -18,7 +19,7 @@ pub(super) fn checkpoint(
 ) -> Result<Checkpoint> {
     let store = writer.store().clone();
     let mut journal = Journal::open(store.dir());
-    let engine = Engine::start(Origin::Process(pid), writer, options.clone(), None)?;
+    let engine = Engine::start(Origin::Process(pid), writer, options.clone(), None, Gate::default())?;
     let taken = event_loop()?.block_on(take(engine, kill, &store));
     match taken {
         Ok(report) => {

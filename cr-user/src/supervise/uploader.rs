@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::journal::{Journal, Upload as Line};
 use super::protocol::{Failure, Uploads};
-use crate::bucket::{self, Mirror, Passed, Progress, Upload};
+use crate::bucket::{self, Gate, Mirror, Passed, Progress, Upload};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::task;
@@ -89,15 +89,16 @@ pub(super) struct Uploader {
 }
 
 impl Uploader {
-    /// Starts the thread.
+    /// Starts the thread, which rests while the gate is shut.
     ///
     /// # Errors
     /// When the kernel makes no thread.
-    pub(super) fn start(upload: &Upload, store: &Store, word: &Word) -> Result<Self> {
+    pub(super) fn start(upload: &Upload, store: &Store, gate: &Gate, word: &Word) -> Result<Self> {
         let (end, ends) = mpsc::channel();
         let mut work = Work {
             upload: upload.clone(),
             store: store.clone(),
+            gate: gate.clone(),
             journal: Journal::open(store.dir()),
             mirror: None,
             word: word.clone(),
@@ -121,6 +122,7 @@ impl Uploader {
 struct Work {
     upload: Upload,
     store: Store,
+    gate: Gate,
     journal: Journal,
     mirror: Option<Mirror>,
     word: Word,
@@ -161,7 +163,7 @@ impl Work {
 
     fn pass(&mut self) -> bucket::Result<Passed> {
         if self.mirror.is_none() {
-            self.mirror = Mirror::open(&self.store, &self.upload)?;
+            self.mirror = Mirror::open(&self.store, &self.upload, &self.gate)?;
         }
         // One who has uploaded what an earlier command left ends by and by.
         self.mirror.as_mut().map_or_else(|| Ok(Passed::default()), Mirror::pass)

@@ -126,8 +126,11 @@ fn compare(chain: &Chain, model: &Model, what: &str) {
 pub fn compare_contents(chain: &Chain, model: &Model, what: &str) {
     for space in SPACES {
         let expected = |page| model.get(&(space, page)).copied().unwrap_or(Page::Absent);
+        let finder = chain.finder(space);
         for page in 0..PAGES + 70 {
-            assert_eq!(contents(chain, chain.lookup(space, page)), expected(page), "{what}: page {page}");
+            let source = chain.lookup(space, page);
+            assert_eq!(contents(chain, source), expected(page), "{what}: page {page}");
+            assert_eq!(finder.find(page), source, "{what}: page {page}");
         }
         let with_contents = chain.content_pages(space).flat_map(|(first, pages)| first..first + pages);
         let expected = (0..PAGES + 70).filter(|page| expected(*page) != Page::Absent);
