@@ -291,8 +291,8 @@ mod tests {
         Failure { code: 124, message: message.to_owned() }
     }
 
-    fn compaction(state: CompactionState) -> Option<Compaction> {
-        Some(Compaction { from: Some(16), state, age_ms: 4000 })
+    fn compaction(state: CompactionState) -> Compaction {
+        Compaction { from: Some(16), state, age_ms: 4000 }
     }
 
     #[test]
@@ -367,7 +367,7 @@ mod tests {
             (CompactionState::Failed { error: failure("no room") }, "compacted not 16, tried 4.0 s ago: no room"),
         ];
         for (state, words) in states {
-            let view = with(compaction(state), None);
+            let view = with(Some(compaction(state)), None);
             assert!(view.line().ends_with(words) && view.screen(80).contains(&words.to_owned()), "{}", view.line());
         }
         let all = [
