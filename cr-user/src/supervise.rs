@@ -47,7 +47,7 @@ use crate::sys::clone;
 use background::Side;
 use control::Socket;
 use engine::{Engine, Origin};
-use uploader::Uploader;
+use uploader::{Uploader, Word};
 
 pub use background::LOG;
 pub use client::{checkpoint, compact, prune, status};
@@ -56,7 +56,7 @@ pub use control::SOCKET;
 pub use find::store_of;
 pub use journal::JOURNAL;
 pub use launch::Command;
-pub use protocol::{Status, Taken};
+pub use protocol::{Compaction, CompactionState, Status, Taken, Uploads};
 
 /// How a job is supervised.
 #[derive(Clone, Debug)]
@@ -275,13 +275,15 @@ fn supervise(
     let gate = Gate::default();
     let engine = Engine::start(origin, writer, config.checkpoints.clone(), Some(config.compaction), gate.clone())?;
     let mut uploader = None;
+    let word = Word::default();
     let begun = |begun: &Started| {
         // Not before: a process that is being restored begins with all that we have open.
-        let started_uploader = config.bucket.as_ref().map(|bucket| Uploader::start(bucket, &store, &gate)).transpose();
-        uploader = started_uploader.inspect_err(|e| log::error!("nothing is uploaded: {e}")).ok().flatten();
+        let bucket = config.bucket.as_ref();
+        let started_uploader = bucket.map(|bucket| Uploader::start(bucket, &store, &gate, &word)).transpose();
+        uploader = started_uploader.inspect_err(|e| word.complain(&e.into())).ok().flatten();
         started(begun);
     };
-    let outcome = event_loop()?.block_on(watch::watch(config, &store, engine, socket, begun));
+    let outcome = event_loop()?.block_on(watch::watch(config, &store, engine, socket, &word, begun));
     uploader.into_iter().for_each(Uploader::finish);
     outcome
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -305,6 +306,86 @@ fn a_bucket_that_cannot_be_reached_holds_nobody_up() {
     assert!(finished.code == Some(124) && finished.stderr.contains("holds checkpoints up to 1"), "{finished}");
     server.start();
     job.restore();
+    job.finish();
+}
+
+#[test]
+fn a_watch_tells_how_far_behind_the_bucket_is() {
+    let Some(server) = Server::started() else { skip!("no s3s-fs; `cargo xtask setup` builds it") };
+    let bucket = server.prefix("watched");
+    let mut job = start(&bucket, &[]);
+    let (pid, spool) = (job.pid().to_string(), job.store());
+    let watched = |args: &[&str]| run(cr().args(["watch", &pid, "--once"]).args(args));
+    let uploads = || watched(&["--json"]).json()["uploads"].clone();
+    let behind = |newest: Value, waiting: u64| {
+        let uploads = uploads();
+        uploads["newest"] == newest && uploads["waiting"] == waiting && uploads["to"] == bucket.url.as_str()
+    };
+    assert!(behind(Value::Null, 0), "{}", uploads());
+    job.checkpoint();
+    assert!(behind(1.into(), 0) && uploads()["error"].is_null(), "{}", uploads());
+
+    // Asked by its directory, the controller answers at once.
+    server.kill();
+    run(cr().args(["checkpoint", &pid, "--store"]).arg(&spool)).expect(0);
+    wait_until("the trouble is told", || behind(1.into(), 1) && !uploads()["error"].is_null());
+    let trouble = uploads()["error"].clone();
+    let why = trouble["message"].as_str().expect("a message").to_owned();
+    assert!(trouble["code"] == 124 && why.contains("Check the network"), "{trouble}");
+    let line = watched(&[]).stdout;
+    assert!(line.contains(&format!("newest 1, 1 waiting, to {}: ", bucket.url)) && line.contains(&why), "{line}");
+    server.start();
+    wait_until("it has caught up", || behind(2.into(), 0) && uploads()["error"].is_null());
+    assert!(watched(&[]).stdout.contains(&format!("newest 2, 0 waiting, to {}\n", bucket.url)));
+
+    // A controller that has the directory alone uploads nothing.
+    job.kill_controller();
+    run(cr().args(["attach", &pid, "--detach", "--store"]).arg(&spool)).expect(0);
+    run(cr().args(["checkpoint", &pid, "--store"]).arg(&spool)).expect(0);
+    assert!(behind(2.into(), 1), "{}", uploads());
+    assert!(watched(&[]).stdout.contains("nobody uploads: the controller was started with --store /"));
+    job.finish();
+}
+
+/// After a restore the spool has the pages that it needed. That is no damage; but damage is.
+#[test]
+fn a_spool_that_lacks_pages_says_so() {
+    let Some(server) = Server::started() else { skip!("no s3s-fs; `cargo xtask setup` builds it") };
+    let bucket = server.prefix("lacking");
+    let mut job = start(&bucket, &[]);
+    for _ in 0..3 {
+        job.checkpoint();
+        rewrite(&job);
+    }
+    let spool = job.store();
+    let verify = |args: &[&str]| run(cr().args(["verify", "--store"]).arg(&spool).args(args));
+    let whole = verify(&["--json"]).json();
+    assert!(whole["ok"] == true && whole["bucket"] == bucket.url.as_str(), "{whole}");
+    lose_the_node(&mut job);
+    job.restore();
+    job.checkpoint();
+    let lacking = verify(&["--json"]);
+    let report: Value = serde_json::from_str(&lacking.stdout).expect("JSON");
+    assert!(lacking.code == Some(123) && report["ok"] == false, "{lacking}");
+    assert_eq!(
+        (&report["problems"], &report["incomplete"], &report["newest_intact"]),
+        (&Value::Array(Vec::new()), &serde_json::json!([1, 2]), &Value::from(4)),
+        "{lacking}"
+    );
+    let said = verify(&[]);
+    let words = ["4 checkpoints, 2 of them whole here", "the newest is 4", "lacks pages of checkpoints 1, 2 "];
+    said.refuses(123, &words).refuses(123, &[&format!("cr verify --store {}", bucket.url)]);
+    job.verify();
+
+    // A page that is there.
+    let image = spool.join("00000001.cr");
+    let bytes = fs::read(&image).expect("the image");
+    let at = 4096 + bytes[4096..].iter().position(|byte| *byte != 0).expect("a page");
+    let file = fs::File::options().write(true).open(&image).expect("the image");
+    file.write_all_at(&[bytes[at] ^ 0x10], at as u64).expect("damage");
+    verify(&[]).refuses(122, &["checkpoint 1: ", "00000001.cr"]);
+    file.write_all_at(&bytes[at..=at], at as u64).expect("no damage");
+    verify(&["--json"]).expect(123);
     job.finish();
 }
 

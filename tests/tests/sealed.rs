@@ -190,6 +190,36 @@ fn a_passphrase_does_as_well() {
     job.finish();
 }
 
+/// What is offered in place of a damaged checkpoint is a line that works: with the key.
+#[test]
+fn another_checkpoint_is_offered_with_the_key() {
+    let mut job = Job::start("writer", &GUEST);
+    let key = key_of(&job);
+    keygen("--key-file", &key);
+    for _ in 0..2 {
+        run(with(&mut job.checkpoint_command(), &key)).expect(0);
+        job.advance(3);
+    }
+    job.kill();
+    let image = job.store().join("00000002.cr");
+    let mut bytes = fs::read(&image).expect("the image");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&image, &bytes).expect("damage");
+    let offered = |finished: &Finished| {
+        let said = finished.refuses(122, &["the newest intact checkpoint is 1"]).stderr.clone();
+        let line = said.split_once("this restores it: ").unwrap_or_else(|| panic!("no offer\n{finished}")).1;
+        line.lines().next().expect("a line").to_owned()
+    };
+    let restored = offered(&run(with(&mut job.cr("restore"), &key)));
+    let resumed = offered(&run(with(&mut job.cr("run"), &key).args(["--resume", "--", "true", "--id"])));
+    assert_eq!(restored, resumed);
+    assert!(restored.ends_with(&format!(" --key-file {} --id 1", key.display())), "{restored}");
+    run(Command::new("sh").args(["-c", &format!("{resumed} --detach")])).expect(0);
+    job.advance(3);
+    job.finish();
+}
+
 /// `cr` where root trusts the keys in a file of ours; its own file system for configuration is not touched.
 fn where_root_trusts(keys: &Path, job: &Job, args: &[&str]) -> Finished {
     let line = "cat \"$0\" > \"$1/keys\" && mount -t tmpfs none /etc && mkdir /etc/cr && cp \"$1/keys\" /etc/cr/trusted-keys && shift && exec \"$@\"";

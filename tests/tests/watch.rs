@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cr_tests::{Job, cr, run, skip, wait_until};
+use cr_tests::{Job, JobOptions, cr, run, skip, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -71,6 +71,51 @@ fn shows_a_running_job_once() {
         );
         assert!(shown["scans"].as_str().is_some_and(|scans| !scans.is_empty()), "{shown}");
     }
+    job.finish();
+}
+
+/// One that fails, one that is slow enough to be seen under way, and its end.
+#[test]
+fn compactions_are_shown() {
+    let options = JobOptions {
+        args: ["--mib", "6", "--rate", "5"].map(str::to_owned).to_vec(),
+        controller: Some("1h".into()),
+        controller_args: ["--compact-after", "2", "--compact-bandwidth", "1M/s"].map(str::to_owned).to_vec(),
+        env: vec![("CR_FAULT".into(), "compact.copy:error:1".into())],
+        ..JobOptions::default()
+    };
+    let mut job = Job::start_with("writer", &options);
+    let pid = job.pid().to_string();
+    let shown = || run(&mut watch(&[&pid, "--once", "--json"])).json()["compaction"].clone();
+    job.checkpoint();
+    assert_eq!(shown(), Value::Null);
+    job.advance(2);
+    job.checkpoint();
+    wait_until("it has failed", || shown()["state"] == "failed");
+    let failed = shown();
+    assert!(failed["from"] == 2 && failed["error"]["code"] == 125 && number(&failed["age_ms"]) < 60e3, "{failed}");
+    let line = run(&mut watch(&[&pid, "--once"])).stdout;
+    let why = failed["error"]["message"].as_str().expect("a message").replace('\n', " ");
+    assert!(line.contains("compacted not 2, tried ") && line.contains(&why), "{line}");
+
+    // Not at once: the controller waits until as many images have come again.
+    job.advance(2);
+    job.checkpoint();
+    job.advance(2);
+    job.checkpoint();
+    wait_until("one is under way", || shown()["state"] == "under_way");
+    let under_way = shown();
+    assert!(under_way["from"] == 4 && number(&under_way["left_pages"]) > 0.0, "{under_way}");
+    let line = run(&mut watch(&[&pid, "--once"])).stdout;
+    assert!(line.contains("compacted 4 under way for ") && line.contains(" MiB left"), "{line}");
+    wait_until("it is done", || shown()["state"] == "done");
+    let done = shown();
+    let image = job.store().join("00000005.cr");
+    let size = fs::metadata(image).expect("the full image").len();
+    assert_eq!((&done["from"], &done["id"], &done["stored_bytes"]), (&4.into(), &5.into(), &size.into()), "{done}");
+    assert!(number(&done["total_ms"]) > 3000.0 && number(&done["age_ms"]) < 60e3, "{done}");
+    let line = run(&mut watch(&[&pid, "--once"])).stdout;
+    assert!(line.contains("compacted 4 into 5, "), "{line}");
     job.finish();
 }
 

@@ -277,11 +277,40 @@ pub fn settle(store: &Store, upload: &Upload) -> Result<Settled> {
     }
 }
 
-/// The checkpoints of a spool that are not in its bucket yet.
-///
-/// # Errors
-/// When the spool cannot be read.
-pub fn only_local(store: &Store, to: &Location) -> Result<Vec<u64>> {
-    let state = State::read(store.dir(), &to.to_string())?;
-    Ok(store.ids()?.into_iter().filter(|id| !state.uploaded.contains_key(id)).collect())
+/// How far a bucket is behind its spool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The bucket.
+    pub url: String,
+    /// The newest checkpoint of the spool that is in the bucket.
+    pub newest: Option<u64>,
+    /// Those that are not, ascending.
+    pub waiting: Vec<u64>,
+    /// Why nothing can be uploaded at the moment, with its exit code.
+    pub error: Option<(u8, String)>,
+}
+
+impl Progress {
+    /// What a spool knows of its bucket; none if the store is no spool.
+    ///
+    /// # Errors
+    /// When the spool cannot be read.
+    pub fn of(store: &Store) -> Result<Option<Self>> {
+        State::read_any(store.dir())?.map(|state| Self::with(store, state)).transpose()
+    }
+
+    /// The same of the spool of this bucket, also before anything was uploaded.
+    ///
+    /// # Errors
+    /// When the spool cannot be read, or is another bucket's.
+    pub fn to(store: &Store, to: &Location) -> Result<Self> {
+        Self::with(store, State::read(store.dir(), &to.to_string())?)
+    }
+
+    fn with(store: &Store, state: State) -> Result<Self> {
+        let (there, waiting): (Vec<u64>, Vec<u64>) =
+            store.ids()?.into_iter().partition(|id| state.uploaded.contains_key(id));
+        let error = state.error.map(|Trouble { code, message }| (code, message));
+        Ok(Self { url: state.url, newest: there.last().copied(), waiting, error })
+    }
 }

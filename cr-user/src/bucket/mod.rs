@@ -25,8 +25,8 @@ pub use error::{Error, Result};
 pub use fetch::{Fetched, Need, fetch};
 pub use gate::{Gate, Shut};
 pub use location::{Location, default_spool};
-pub use mirror::{Mirror, Passed, Settled, contact, only_local, settle};
-pub use state::STATE;
+pub use mirror::{Mirror, Passed, Progress, Settled, contact, settle};
+pub use state::{STATE, partial};
 
 /// Where a store's images go, and how fast.
 #[derive(Clone, Debug)]

@@ -48,21 +48,25 @@ pub(super) struct Trouble {
 impl State {
     /// Reads that of a spool; an empty one if it has none.
     pub(super) fn read(spool: &Path, url: &str) -> Result<Self> {
-        let path = spool.join(STATE);
         let url = url.trim_end_matches('/');
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Self { url: url.to_owned(), ..Self::default() });
-            }
-            Err(source) => return Err(Error::io(&path, "read", source)),
-        };
-        let state: Self =
-            serde_json::from_slice(&text).map_err(|why| Error::BadState { path, why: why.to_string() })?;
-        if state.url != url {
-            return Err(Error::OtherBucket { spool: spool.to_owned(), found: state.url, url: url.to_owned() });
+        match Self::read_any(spool)? {
+            None => Ok(Self { url: url.to_owned(), ..Self::default() }),
+            Some(state) if state.url == url => Ok(state),
+            Some(state) => Err(Error::OtherBucket { spool: spool.to_owned(), found: state.url, url: url.to_owned() }),
         }
-        Ok(state)
+    }
+
+    /// Reads that of a spool, whichever bucket's it is; none if it has none.
+    pub(super) fn read_any(spool: &Path) -> Result<Option<Self>> {
+        let path = spool.join(STATE);
+        match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(state) => Ok(Some(state)),
+                Err(why) => Err(Error::BadState { path, why: why.to_string() }),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::io(&path, "read", source)),
+        }
     }
 
     /// Writes it, so that after a crash it is this or the one before.
@@ -79,6 +83,14 @@ impl State {
         };
         write().map_err(|source| Error::io(&path, "write", source))
     }
+}
+
+/// Of a spool: its bucket's URL, and the checkpoints that came from there, of which it may lack pages. None if the directory is no spool.
+///
+/// # Errors
+/// When the spool cannot be read.
+pub fn partial(spool: &Path) -> Result<Option<(String, BTreeSet<u64>)>> {
+    Ok(State::read_any(spool)?.map(|state| (state.url, state.partial)))
 }
 
 /// The right to upload from a spool, as long as this lives.

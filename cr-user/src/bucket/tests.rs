@@ -1,5 +1,6 @@
 //! Against a bucket in memory, each of whose operations can be made to fail.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -290,6 +291,30 @@ fn an_interrupted_upload_goes_on_where_it_stopped() {
     assert!(after.error.is_none() && after.under_way.is_none() && after.uploaded.len() == 4, "{after:?}");
 }
 
+/// Validation of a spool that lacks pages finds exactly those checkpoints that cannot be restored from it; and real damage all the same.
+fn expect_incomplete(spool: &Store) {
+    let (url, partial) = super::partial(spool.dir()).unwrap().expect("it is a spool");
+    assert_eq!(url, URL);
+    let verify = || spool.verify_partial(2, &|_| None, &partial).unwrap();
+    let report = verify();
+    let lacks = |id: &u64| Chain::open(spool, Some(*id)).unwrap().verify_pages(1).is_err();
+    let lacking: Vec<u64> = report.checkpoints.iter().copied().filter(lacks).collect();
+    assert!(report.problems.is_empty() && !report.is_ok() && lacking.contains(&1), "{report:?}");
+    assert_eq!((report.incomplete, report.newest_intact), (lacking, Some(4)));
+    assert_eq!(spool.newest_intact_with(1, &|_| None, &partial).unwrap().newest_intact, Some(4));
+
+    let path = spool.image_path(1);
+    let good = fs::read(&path).unwrap();
+    let is_there = |byte: &u8| *byte != 0;
+    let at = PAGE_SIZE + good[PAGE_SIZE..].iter().position(is_there).expect("some pages are there");
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[good[at] ^ 0x80], at as u64).unwrap();
+    let report = verify();
+    assert_eq!(report.problems.first().map(|problem| problem.id), Some(1), "{report:?}");
+    assert_eq!((report.incomplete, report.newest_intact), (Vec::new(), None), "all build on it");
+    file.write_all_at(&good[at..=at], at as u64).unwrap();
+}
+
 #[test]
 fn a_restore_fetches_what_it_needs_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
@@ -306,6 +331,7 @@ fn a_restore_fetches_what_it_needs_and_no_more() {
     assert_eq!(there.job(), store.job());
     Chain::open(&there, None).unwrap().verify_pages(1).expect("the newest is whole");
     assert!(Chain::open(&there, Some(1)).unwrap().verify_pages(1).is_err(), "nobody asked for all of the first");
+    expect_incomplete(&there);
     // An older one, on top of that; then all.
     fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(Some(2)), &Keys::default()).unwrap();
     Chain::open(&there, Some(2)).unwrap().verify_pages(1).expect("the second is whole");
@@ -315,6 +341,7 @@ fn a_restore_fetches_what_it_needs_and_no_more() {
     }
     let again = fetch_from(&bucket.remote, &away, &[KIND], Need::Checkpoint(None), &Keys::default()).unwrap();
     assert_eq!(again.bytes, 0, "all is here");
+    assert_eq!(super::partial(&away).unwrap(), Some((URL.to_owned(), BTreeSet::new())));
 
     // The chain goes on there.
     let writer = there.lock().unwrap();
@@ -385,4 +412,5 @@ fn a_sealed_store_in_a_bucket_needs_its_key() {
     let chain = Chain::open(&there, None).unwrap();
     chain.verify_pages(1).expect("the newest is whole");
     assert!(chain.newest().is_sealed());
+    expect_incomplete(&there);
 }

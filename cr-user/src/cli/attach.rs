@@ -56,7 +56,7 @@ impl Execute for Args {
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
         let pid = self.pid;
-        let place = self.supervision.store.place()?;
+        let place = self.supervision.store.place_to_make()?;
         place.begin()?;
         let outcome = supervise::attach(&self.supervision.config(&place)?, pid, self.detach, |_| ())?;
         match outcome {

@@ -71,7 +71,7 @@ impl Execute for Args {
     }
 
     fn execute(&self, output: Output) -> cr::Result<u8> {
-        let place = self.store.place()?;
+        let place = self.store.place_to_make()?;
         let keys = Keys { signer: self.taking.sign.signer()?, ..place.keys.clone() };
         let progress = Progress::start(format!("taking a checkpoint of pid {}", self.pid));
         let only = (!self.only.is_empty()).then(|| Only { pids: self.only.clone(), single: self.single });

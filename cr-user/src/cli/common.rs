@@ -38,12 +38,23 @@ pub(super) struct StoreArg {
 impl StoreArg {
     /// The store, to be looked at; of one in a bucket what is needed is fetched.
     pub(super) fn open(&self, need: Need) -> cr::Result<Opened> {
-        Opened::of(&self.store, need, &self.secret.keys(&self.store)?)
+        Opened::of(&self.store, need, &self.secret.keys(&self.store, || false)?)
     }
 
-    /// The store, to be written to.
+    /// The store, which must be there, to be written to.
     pub(super) fn place(&self) -> cr::Result<Place> {
-        Place::of(&self.store, self.spool.as_deref(), self.secret.keys(&self.store)?)
+        Ok(self.place_without_keys()?.with(self.secret.keys(&self.store, || false)?))
+    }
+
+    /// The store, to be written to, and made if it is not there.
+    pub(super) fn place_to_make(&self) -> cr::Result<Place> {
+        let place = self.place_without_keys()?;
+        let keys = self.secret.keys(&self.store, || !place.is_there())?;
+        Ok(place.with(keys))
+    }
+
+    fn place_without_keys(&self) -> cr::Result<Place> {
+        Place::of(&self.store, self.spool.as_deref(), Keys::default())
     }
 }
 

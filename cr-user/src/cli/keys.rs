@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use cr::bucket::Location;
 use cr::seal::{Keys, Secret, Signer, Trust};
-use cr::store::MARKER;
 
 /// What opens a sealed store.
 #[derive(Debug, Args)]
@@ -19,22 +17,19 @@ pub(super) struct SecretArg {
     #[arg(long, value_name = "FILE", conflicts_with = "passphrase")]
     passphrase_file: Option<PathBuf>,
 
-    /// … with a passphrase that is asked for at the terminal.
+    /// … with a passphrase that is asked for at the terminal; twice if the store is made.
     #[arg(long)]
     passphrase: bool,
 }
 
 impl SecretArg {
-    /// The keys to a store, with nothing about signatures.
-    pub(super) fn keys(&self, store: &Path) -> cr::Result<Keys> {
+    /// The keys to a store, with nothing about signatures. `is_made`: whether the store is only being made, with this key. A passphrase is
+    /// asked for twice then: nobody could open a store whose passphrase was mistyped.
+    pub(super) fn keys(&self, store: &Path, is_made: impl FnOnce() -> bool) -> cr::Result<Keys> {
         let secret = match (&self.key_file, &self.passphrase_file) {
             (Some(path), _) => Some(Secret::from_key_file(path)?),
             (None, Some(path)) => Some(Secret::from_passphrase_file(path)?),
-            (None, None) if self.passphrase => {
-                // Of a bucket it is not known yet whether there is something.
-                let is_new = Location::of(store)?.is_none() && !store.join(MARKER).exists();
-                Some(Secret::ask(store, is_new)?)
-            }
+            (None, None) if self.passphrase => Some(Secret::ask(store, is_made())?),
             (None, None) => None,
         };
         Ok(Keys { secret: secret.map(Arc::new), ..Keys::default() })

@@ -51,12 +51,13 @@ Examples:
 Exit codes:
     0  done
     2  wrong usage
-  119  keys: the store is sealed and its key is missing or wrong, a key file is not to be used, or nobody who is trusted has signed
-       the checkpoint; nothing was changed
+  119  keys: the store is sealed and its key is missing or wrong, a key file is not to be used, a new passphrase was not typed
+       the same twice, or nobody who is trusted has signed the checkpoint; nothing was changed
   120  the job holds something that could not be restored: named, and nothing was changed
   121  no such job, process or memory, or not one that may be checkpointed (init, a kernel thread, another user's, cr itself)
   122  the store: not one of ours, of a newer format, damaged, or in use
-  123  the checkpoint cannot be restored here and now (a pid is taken, a file changed, the CPU lacks a feature)
+  123  the checkpoint cannot be restored here and now (a pid is taken, a file changed, the CPU lacks a feature; from verify: the
+       spool of a bucket lacks pages)
   124  input or output failed (a full disk, say): the older checkpoints are intact
   125  anything else that went wrong in cr
   run, attach and restore pass on the job's own exit code: 128 and the signal's number if a signal ended it;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use cr::bucket::{self, Fetched, Location, Need, Upload};
 use cr::object;
 use cr::seal::Keys;
-use cr::store::{self, Store};
+use cr::store::{self, MARKER, Store};
 
 use super::output::bytes;
 
@@ -26,6 +26,17 @@ impl Place {
         let Some(bucket) = Location::of(store)? else { return Ok(Self { dir: store.to_owned(), bucket: None, keys }) };
         let dir = spool.map_or_else(|| bucket::default_spool(&bucket), |spool| Ok(spool.to_owned()))?;
         Ok(Self { dir, bucket: Some(bucket), keys })
+    }
+
+    /// The same with other keys.
+    pub(super) fn with(self, keys: Keys) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// Whether there is a store already. A bucket that cannot be reached is taken to hold none.
+    pub(super) fn is_there(&self) -> bool {
+        let in_bucket = || self.bucket.as_ref().is_some_and(|to| matches!(bucket::contact(to, None), Ok(Some(_))));
+        self.dir.join(MARKER).exists() || in_bucket()
     }
 
     /// The store on this machine.

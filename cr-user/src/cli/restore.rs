@@ -125,7 +125,7 @@ impl Execute for Args {
         finish();
         // Of a bucket only what was asked for is here: `cr verify` reads the rest.
         let offer = |error| match place.bucket {
-            None => intact::offer(error, &config, self.id, intact::command_with_id),
+            None => intact::offer(error, &config, self.id),
             Some(_) => error,
         };
         let outcome = outcome.map_err(offer)?;

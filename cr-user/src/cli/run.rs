@@ -68,7 +68,7 @@ impl Execute for Args {
     fn execute(&self, _: Output) -> cr::Result<u8> {
         let (program, args) = self.command.split_first().expect("clap requires one");
         let command = Command { program: program.clone(), args: args.to_vec() };
-        let place = self.supervision.store.place()?;
+        let place = self.supervision.store.place_to_make()?;
         let mut config = self.supervision.config(&place)?;
         config.keys.trust = self.trust.trust()?;
         if self.resume {
@@ -77,11 +77,8 @@ impl Execute for Args {
             place.begin()?;
         }
         let outcome = supervise::run(&config, &command, self.resume, tell_cuts);
-        let restore = |id| format!("cr restore --store {} --id {id}", intact::quoted(config.store.as_os_str()));
-        let offer = |error| {
-            if self.resume && place.bucket.is_none() { intact::offer(error, &config, None, restore) } else { error }
-        };
-        let outcome = outcome.map_err(offer)?;
+        let offers = self.resume && place.bucket.is_none();
+        let outcome = outcome.map_err(|error| if offers { intact::offer(error, &config, None) } else { error })?;
         Ok(exit_code(&outcome))
     }
 }

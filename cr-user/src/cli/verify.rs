@@ -1,6 +1,6 @@
 //! `cr verify`: full validation without restoring.
 
-use cr::bucket::Need;
+use cr::bucket::{self, Need};
 use serde_json::json;
 
 use super::common::StoreArg;
@@ -17,9 +17,11 @@ Says which checkpoints cannot be restored and why, and which is the newest that 
 const AFTER: &str = "\
 Examples:
   cr verify --store ckpt
-  cr verify --store ckpt --json    {\"ok\", \"checkpoints\", \"problems\": [{\"id\", \"what\"}], \"newest_intact\"}
+  cr verify --store ckpt --json    {\"ok\", \"checkpoints\", \"problems\": [{\"id\", \"what\"}], \"incomplete\", \"bucket\", \"newest_intact\"}
+  cr verify --store s3://ckpt/job42    all that is in the bucket
 
-Exit codes: 0 every checkpoint can be restored from; 122 some cannot, or it is no store";
+Exit codes: 0 every checkpoint can be restored from; 122 some cannot, or it is no store; 123 nothing is damaged, but this is the spool \
+of a bucket, which lacks pages (of the checkpoints that \"incomplete\" lists) that are there";
 
 /// Check all checkpoints of a store in full, without restoring.
 #[derive(Debug, clap::Args)]
@@ -34,6 +36,7 @@ pub(super) struct Args {
 }
 
 const DAMAGED: u8 = 122;
+const NOT_HERE: u8 = 123;
 
 impl Execute for Args {
     fn json(&self) -> bool {
@@ -45,7 +48,8 @@ impl Execute for Args {
         store.need_key()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let progress = Progress::start(format!("verifying {}", self.store.store.display()));
-        let report = store.verify_with(threads, &cr::integrity::judge);
+        let (bucket, partial) = bucket::partial(store.dir())?.unzip();
+        let report = store.verify_partial(threads, &cr::integrity::judge, &partial.unwrap_or_default());
         progress.finish();
         let report = report?;
         if output.json {
@@ -54,6 +58,8 @@ impl Execute for Args {
                 "ok": report.is_ok(),
                 "checkpoints": report.checkpoints.len(),
                 "problems": problems.collect::<Vec<_>>(),
+                "incomplete": report.incomplete,
+                "bucket": bucket,
                 "newest_intact": report.newest_intact,
             }));
         } else {
@@ -65,13 +71,40 @@ impl Execute for Args {
                 1 => "1 checkpoint".to_owned(),
                 n => format!("{n} checkpoints"),
             };
+            let whole = report.checkpoints.len() - report.incomplete.len();
             output.print(&match (report.problems.len(), report.newest_intact) {
-                (0, None) => all,
+                (0, None) if report.incomplete.is_empty() => all,
+                (0, None) => format!("{all}, of which none is whole here"),
+                (0, Some(newest)) if whole < report.checkpoints.len() => {
+                    format!("{all}, {whole} of them whole here, and intact; the newest is {newest}")
+                }
                 (0, Some(newest)) => format!("{all}, all intact; the newest is {newest}"),
                 (bad, Some(newest)) => format!("{all}, {bad} of them not usable; the newest intact one is {newest}"),
                 (bad, None) => format!("{all}, {bad} of them not usable, and none that is"),
             });
+            if let Some(url) = bucket.filter(|_| !report.incomplete.is_empty()) {
+                output.print(&format!(
+                    "This is the spool of {url}, and lacks pages of {} that no restore here has needed; what is here of them is intact. \
+                     This checks all of it, in the bucket: cr verify --store {url}",
+                    in_words(&report.incomplete)
+                ));
+            }
         }
-        Ok(if report.is_ok() { 0 } else { DAMAGED })
+        Ok(match report {
+            _ if report.is_ok() => 0,
+            _ if report.problems.is_empty() => NOT_HERE,
+            _ => DAMAGED,
+        })
+    }
+}
+
+/// Checkpoints, by their numbers.
+fn in_words(ids: &[u64]) -> String {
+    /// More are not listed.
+    const MOST: usize = 8;
+    match ids {
+        [id] => format!("checkpoint {id}"),
+        [first, .., last] if ids.len() > MOST => format!("{} checkpoints, from {first} to {last},", ids.len()),
+        ids => format!("checkpoints {}", ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     }
 }

@@ -2,6 +2,7 @@
 
 mod screen;
 mod view;
+mod wrap;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ each. What is written again before the next checkpoint raises no fault, nor do p
   next      when the next checkpoint is due; with `--interval auto` also the numbers behind the interval (docs/policy.md)
   scans     how it is found out what was written: full (all page tables are asked), or narrow (only where writes were noted)
   lost      writes, forks and the like that were not noted: the next checkpoint then asks about everything
+  compacted the checkpoint of which one full image is being made, or was last, and how long ago
+  uploads   where the store is the spool of a bucket: the newest checkpoint that is there, how many are not yet, and why if nothing \
+gets there at the moment
 
 On a terminal the view is redrawn in place, and Ctrl-C ends it (never the job). In a pipe it is a line a sample.";
 
@@ -37,7 +41,8 @@ Examples:
   cr watch 4711 --once --json | jq .frozen_ms
 
 With --json: an object a line, {\"at\", \"pid\", \"store\", \"busy\", \"age_ms\", \"written_mib_s\", \"faults_s\", \"hot_mib\", \
-\"lost\", \"scans\", \"frozen_ms\", \"last\", \"taken\", \"failed\", \"interval_ms\", \"next_ms\", \"auto\"}; what is not known is null.
+\"lost\", \"scans\", \"frozen_ms\", \"last\", \"taken\", \"failed\", \"interval_ms\", \"next_ms\", \"auto\", \"compaction\", \"uploads\"}; what is \
+not known is null. docs/policy.md explains each.
 
 Exit codes: 0 shown, or the job has ended meanwhile; 121 no such process, or no controller holds it; 122 it is no store";
 

@@ -432,6 +432,17 @@ impl Image {
         super::verify::verify_runs(std::slice::from_ref(self), vec![all], threads)
     }
 
+    /// The same of an image of which the file may lack pages, as one that was fetched from a bucket: gives the slots that it lacks.
+    pub(crate) fn verify_pages_there(&self, threads: usize) -> Result<Vec<Range<u64>>> {
+        let absent = super::verify::absent_slots(self)?;
+        let starts = std::iter::once(0).chain(absent.iter().map(|range| range.end));
+        let ends = absent.iter().map(|range| range.start).chain([self.footer.slots]);
+        let there = starts.zip(ends).filter(|(start, end)| start < end);
+        let runs = there.map(|(slot, end)| super::verify::Run { image: 0, slot, pages: end - slot }).collect();
+        super::verify::verify_runs(std::slice::from_ref(self), runs, threads)?;
+        Ok(absent)
+    }
+
     /// Where in the file the bytes of a slot are: where pages are in blocks, those of its block.
     pub(super) fn place_of(&self, slot: u64) -> u64 {
         if self.is_packed() {

@@ -1,11 +1,13 @@
 //! Compares stored pages with their checksums, on several threads.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::page::page_checksum;
-use super::{Error, Image, PAGE_SIZE, Result};
+use super::{BLOCK_PAGES, Error, Image, PAGE_SIZE, Result};
 
 /// How many pages a thread reads at a time.
 const CHUNK_PAGES: u64 = 64;
@@ -59,6 +61,35 @@ pub(crate) fn verify_runs(images: &[Image], runs: Vec<Run>, threads: usize) -> R
             place: images[image].describe_slot(bad.first_slot),
         }),
     }
+}
+
+/// Slots of which the file holds nothing but zeroes, though they are not pages of zeroes: they were never put there. Ascending, joined.
+/// Where pages are in blocks, those of a block go together.
+pub(super) fn absent_slots(image: &Image) -> Result<Vec<Range<u64>>> {
+    let file = image.open_file()?;
+    let zeroes = page_checksum(&[0; PAGE_SIZE]);
+    let at_once = if image.is_packed() { BLOCK_PAGES } else { 1 };
+    let mut absent: Vec<Range<u64>> = Vec::new();
+    let mut bytes = Vec::new();
+    for slot in (0..image.slots()).step_by(at_once as usize) {
+        let slots = slot..image.slots().min(slot + at_once);
+        let places = image.places(slot, slots.end - slot);
+        let mut is_absent = !places.is_empty() && slots.clone().any(|slot| image.checksum(slot) != zeroes);
+        for place in places {
+            if !is_absent {
+                break;
+            }
+            bytes.resize((place.end - place.start) as usize, 0);
+            file.read_exact_at(&mut bytes, place.start).map_err(|source| Error::io(image.path(), "read", source))?;
+            is_absent = bytes.iter().all(|byte| *byte == 0);
+        }
+        match absent.last_mut().filter(|_| is_absent) {
+            Some(last) if last.end == slots.start => last.end = slots.end,
+            _ if is_absent => absent.push(slots),
+            _ => (),
+        }
+    }
+    Ok(absent)
 }
 
 /// The slots of all runs, each once: many extents may name the same ones, and what is to be read must not be more than there is.

@@ -122,6 +122,16 @@ impl Chain {
         places
     }
 
+    /// Whether a page that this checkpoint consists of is among those slots, by number of the image, ascending.
+    pub(super) fn needs(&self, absent: &BTreeMap<u64, Vec<Range<u64>>>) -> bool {
+        let lacks = |&image::Run { image, slot, pages }: &image::Run| {
+            let ranges = absent.get(&self.images[image].id()).map_or(&[][..], Vec::as_slice);
+            let next = ranges.partition_point(|range| range.end <= slot);
+            ranges.get(next).is_some_and(|range| range.start < slot + pages)
+        };
+        !absent.is_empty() && self.stored_runs().iter().any(lacks)
+    }
+
     fn stored_runs(&self) -> Vec<image::Run> {
         let mut runs = Vec::new();
         for space in self.space_ids() {

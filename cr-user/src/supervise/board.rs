@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::protocol::{Response, Taken};
+use super::engine::Seen;
+use super::protocol::{Compaction, Response, Taken};
 use crate::checkpoint::Activity;
 use crate::describe::Checkpoint;
 
@@ -18,6 +19,7 @@ pub(super) struct Board {
     /// Those who wait for what the engine says.
     curious: Vec<oneshot::Sender<Response>>,
     activity: Option<(Activity, Instant)>,
+    compaction: Option<(Compaction, Instant)>,
     /// The last checkpoints, and when they were durable.
     past: VecDeque<(Taken, Instant)>,
 }
@@ -36,6 +38,12 @@ impl Board {
     /// The engine has said what the job is doing.
     pub(super) fn saw(&mut self, activity: Activity) {
         self.activity = Some((activity, Instant::now()));
+    }
+
+    /// The engine has answered a question.
+    pub(super) fn heard(&mut self, seen: Seen) {
+        seen.activity.into_iter().for_each(|activity| self.saw(activity));
+        self.compaction = seen.compaction.map(|compaction| (compaction, Instant::now()));
     }
 
     /// A checkpoint is durable.
@@ -58,6 +66,12 @@ impl Board {
     /// What the job was doing, and how many milliseconds ago.
     pub(super) fn activity(&self) -> Option<(Activity, u64)> {
         self.activity.as_ref().map(|(activity, at)| (activity.clone(), since(*at)))
+    }
+
+    /// What the engine compacts, or has compacted last.
+    pub(super) fn compaction(&self) -> Option<Compaction> {
+        let (compaction, at) = self.compaction.as_ref()?;
+        Some(Compaction { age_ms: compaction.age_ms + since(*at), ..compaction.clone() })
     }
 
     /// The last checkpoints, the newest last.

@@ -7,7 +7,7 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::oneshot;
 
 use super::journal::{Journal, Trigger};
-use super::protocol::{Done, Failure, Response};
+use super::protocol::{self, CompactionState, Done, Failure, Response};
 use crate::checkpoint::{Job, Report};
 use crate::compact::{self, Compaction, Conclusion, Options, Pace};
 use crate::error::{Error, Result};
@@ -49,6 +49,8 @@ pub(super) struct Compactor {
     not_before: u32,
     /// Bytes of the full image that was published last, until that is told.
     news: Option<u64>,
+    /// The last one that has ended, and when.
+    last: Option<(Option<u64>, CompactionState, Instant)>,
     journal: Journal,
 }
 
@@ -57,6 +59,7 @@ struct Running {
     compaction: Compaction,
     trigger: Trigger,
     pace: Pace,
+    began: Instant,
     /// When the next slice is in its turn.
     resume: Instant,
     /// How often there were newer checkpoints when all pages had been copied.
@@ -69,12 +72,24 @@ impl Compactor {
     /// `dir` is the store's directory.
     pub(super) fn new(automatic: Automatic, dir: &Path) -> Self {
         let journal = Journal::open(dir);
-        Self { automatic, length: None, running: None, not_before: 0, news: None, journal }
+        Self { automatic, length: None, running: None, not_before: 0, news: None, last: None, journal }
     }
 
     /// How long until there is something to do; none if there is nothing.
     pub(super) fn pause(&self) -> Option<Duration> {
         self.running.as_ref().map(|running| running.resume.saturating_duration_since(Instant::now()))
+    }
+
+    /// What is being compacted, or was last.
+    pub(super) fn seen(&self) -> Option<protocol::Compaction> {
+        let (from, state, since) = match (&self.running, &self.last) {
+            (Some(Running { compaction, began, .. }), _) => {
+                (Some(compaction.from()), CompactionState::UnderWay { left_pages: compaction.left() }, *began)
+            }
+            (None, Some((from, state, ended))) => (*from, state.clone(), *ended),
+            (None, None) => return None,
+        };
+        Some(protocol::Compaction { from, state, age_ms: since.elapsed().as_millis() as u64 })
     }
 
     /// Bytes of the full image that was made since this was last asked.
@@ -94,7 +109,7 @@ impl Compactor {
         match Compaction::begin(writer, &options) {
             Ok(Some(compaction)) => self.start(compaction, Trigger::Request, bandwidth, vec![reply]),
             Ok(None) => drop(reply.send(answer(compact::nothing_to_do(writer)))),
-            Err(error) => self.fail(Trigger::Request, vec![reply], error),
+            Err(error) => self.fail(Trigger::Request, newest(writer), vec![reply], error),
         }
     }
 
@@ -114,7 +129,7 @@ impl Compactor {
             && let Some(because) = self.because()
             && let Err(error) = self.begin(because, writer)
         {
-            self.failed(&error);
+            self.failed(newest(writer), &error);
         }
     }
 
@@ -123,8 +138,9 @@ impl Compactor {
         if let Some(running) = self.running.take() {
             log::info!("the disk is full: gave up a compaction");
             let full = Error::system("compacting", nix::errno::Errno::ENOSPC);
+            let from = running.compaction.from();
             drop(running.compaction);
-            self.fail(running.trigger, running.replies, full);
+            self.fail(running.trigger, Some(from), running.replies, full);
         }
     }
 
@@ -132,11 +148,12 @@ impl Compactor {
     pub(super) fn work(&mut self, writer: &StoreWriter, job: Option<&mut Job>) {
         let Some(mut running) = self.running.take_if(|running| running.resume <= Instant::now()) else { return };
         loop {
+            let from = running.compaction.from();
             match at_idle_priority(|| running.compaction.step(SLICE)) {
                 Err(error) => {
                     // Whoever hears of it finds nothing left behind.
                     drop(running.compaction);
-                    return self.fail(running.trigger, running.replies, error);
+                    return self.fail(running.trigger, Some(from), running.replies, error);
                 }
                 // Concluded at once: were it put off, a checkpoint might come first, time and again.
                 Ok(_) if running.compaction.left() == 0 => {}
@@ -164,6 +181,9 @@ impl Compactor {
                     let (id, images) = (report.id, report.images);
                     log::info!("checkpoint {id} is checkpoint {} compacted ({images} images)", from.id);
                     self.journal.note_compaction(running.trigger, Ok(&report));
+                    let (stored_bytes, total_ms) = (report.stored_bytes, report.total_ms);
+                    let done = CompactionState::Done { id, stored_bytes, total_ms };
+                    self.last = Some((Some(from.id), done, Instant::now()));
                     if job.is_some_and(|job| job.builds_on_instead(from, image, &spaces)) {
                         self.length = Some(Length::full(report.stored_pages));
                         self.news = Some(report.stored_bytes);
@@ -171,7 +191,7 @@ impl Compactor {
                     }
                     return answer_all(running.replies, || Ok(report.clone()));
                 }
-                Err(error) => return self.fail(running.trigger, running.replies, error),
+                Err(error) => return self.fail(running.trigger, Some(from), running.replies, error),
             }
         }
     }
@@ -217,14 +237,15 @@ impl Compactor {
         bandwidth: Option<u64>,
         replies: Vec<oneshot::Sender<Response>>,
     ) {
-        let (pace, resume) = (Pace::new(bandwidth), Instant::now());
-        self.running = Some(Running { compaction, trigger, pace, resume, behind: 0, replies });
+        let (pace, began) = (Pace::new(bandwidth), Instant::now());
+        self.running = Some(Running { compaction, trigger, pace, began, resume: began, behind: 0, replies });
     }
 
-    fn fail(&mut self, trigger: Trigger, replies: Vec<oneshot::Sender<Response>>, error: Error) {
+    /// `from`: the checkpoint that was to be compacted.
+    fn fail(&mut self, trigger: Trigger, from: Option<u64>, replies: Vec<oneshot::Sender<Response>>, error: Error) {
         match trigger {
-            Trigger::Chain => self.failed(&error),
-            _ => self.journal.note_compaction(trigger, Err(&Failure::from(&error))),
+            Trigger::Chain => self.failed(from, &error),
+            _ => self.note_failure(trigger, from, &error),
         }
         let response = answer(Err(error));
         for reply in replies {
@@ -233,11 +254,17 @@ impl Compactor {
     }
 
     /// It could not be compacted, which nobody had asked for: says so, and tries again when as many images have come again.
-    fn failed(&mut self, error: &Error) {
-        self.journal.note_compaction(Trigger::Chain, Err(&Failure::from(error)));
+    fn failed(&mut self, from: Option<u64>, error: &Error) {
+        self.note_failure(Trigger::Chain, from, error);
         log::warn!("the chain of checkpoints stays as long as it is, for the time being: {error}");
         let images = self.length.as_ref().map_or(0, Length::images);
         self.not_before = images + self.automatic.after;
+    }
+
+    fn note_failure(&mut self, trigger: Trigger, from: Option<u64>, error: &Error) {
+        let failure = Failure::from(error);
+        self.journal.note_compaction(trigger, Err(&failure));
+        self.last = Some((from, CompactionState::Failed { error: failure }, Instant::now()));
     }
 }
 
@@ -252,6 +279,11 @@ fn answer(done: Result<compact::Report>) -> Response {
         Ok(report) => Response::ok(Done::Compacted(report)),
         Err(error) => Response::error(error.exit_code(), error.to_string()),
     }
+}
+
+/// What there is to compact.
+fn newest(writer: &StoreWriter) -> Option<u64> {
+    writer.store().newest_id().ok().flatten()
 }
 
 /// The length of the chain of the newest checkpoint.

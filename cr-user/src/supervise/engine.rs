@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
 use super::compactor::{Automatic, Compactor};
-use super::protocol::{Done, Less, Response};
+use super::protocol::{Compaction, Done, Less, Response};
 use super::{Cut, Started};
 use crate::bucket::Gate;
 use crate::checkpoint::{self, Activity, Job, Only, Report};
@@ -53,8 +53,8 @@ enum Order {
     Prune { rules: Rules, dry_run: bool, reply: oneshot::Sender<Response> },
     /// Make one image of the newest checkpoint and all that it builds on.
     Compact { bandwidth: Option<u64>, reply: oneshot::Sender<Response> },
-    /// Say what the job is doing.
-    Look { reply: oneshot::Sender<Option<Activity>> },
+    /// Say what the job is doing, and what is being compacted.
+    Look { reply: oneshot::Sender<Seen> },
 }
 
 /// How a checkpoint is taken, besides as they all are.
@@ -78,6 +78,15 @@ pub(super) struct Landed {
     pub(super) activity: Activity,
     /// Bytes of the full image that was made of the chain since the checkpoint before.
     pub(super) compacted: Option<u64>,
+}
+
+/// What the engine knows.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// What the job is doing; none where it is not held yet.
+    pub(super) activity: Option<Activity>,
+    /// What is being compacted, or was last.
+    pub(super) compaction: Option<Compaction>,
 }
 
 /// The thread, as its employer sees it.
@@ -139,7 +148,10 @@ impl Engine {
             let mut compactor = Compactor::new(compaction.unwrap_or(Automatic::NEVER), writer.store().dir());
             while let Some(order) = next_order(&work, &mut compactor, &mut held, &writer) {
                 match order {
-                    Order::Look { reply } => drop(reply.send(held.job.as_ref().map(Job::activity))),
+                    Order::Look { reply } => {
+                        let activity = held.job.as_ref().map(Job::activity);
+                        let _ = reply.send(Seen { activity, compaction: compactor.seen() });
+                    }
                     Order::Prune { rules, dry_run, reply } => {
                         drop(reply.send(held.prune(&writer, &rules, dry_run)));
                     }
@@ -205,7 +217,7 @@ impl Engine {
         let _ = self.orders.send(Order::Compact { bandwidth, reply });
     }
 
-    /// Asks what the job is doing. The answer comes once all that was ordered before is done.
+    /// Asks what the engine knows. The answer comes once all that was ordered before is done.
     pub(super) fn look(&self) -> Look {
         let (reply, answer) = oneshot::channel();
         let _ = self.orders.send(Order::Look { reply });
@@ -234,12 +246,12 @@ impl Flight {
 
 /// A question under way.
 #[derive(Debug)]
-pub(super) struct Look(oneshot::Receiver<Option<Activity>>);
+pub(super) struct Look(oneshot::Receiver<Seen>);
 
 impl Look {
-    /// What the job is doing; none where it is not held yet. Nothing is lost when this is dropped before it is ready.
-    pub(super) async fn seen(&mut self) -> Option<Activity> {
-        (&mut self.0).await.ok().flatten()
+    /// The answer. Nothing is lost when this is dropped before it is ready.
+    pub(super) async fn seen(&mut self) -> Seen {
+        (&mut self.0).await.unwrap_or_default()
     }
 }
 

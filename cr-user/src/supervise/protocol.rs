@@ -163,6 +163,62 @@ pub struct Status {
     /// How old that is, in milliseconds: more than 0 while a checkpoint is under way, when nobody asks.
     #[serde(default)]
     pub activity_age_ms: u64,
+    /// How far the bucket is behind; none where the store is not the spool of one.
+    #[serde(default)]
+    pub uploads: Option<Uploads>,
+    /// What this controller compacts, or has compacted last; none before it has begun to.
+    #[serde(default)]
+    pub compaction: Option<Compaction>,
+}
+
+/// How far a bucket is behind its spool. The names are those of the documented JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uploads {
+    /// The bucket's URL.
+    pub to: String,
+    /// The newest checkpoint that is there.
+    pub newest: Option<u64>,
+    /// How many checkpoints are not there yet.
+    pub waiting: u64,
+    /// Why nothing is uploaded at the moment.
+    pub error: Option<Failure>,
+}
+
+/// A compaction. The names are those of the documented JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compaction {
+    /// The checkpoint that it makes one image of.
+    pub from: Option<u64>,
+    /// How far it is.
+    #[serde(flatten)]
+    pub state: CompactionState,
+    /// How long ago that began, in milliseconds: it, if it is under way; else its end.
+    pub age_ms: u64,
+}
+
+/// How far a compaction is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CompactionState {
+    /// Pages are being copied.
+    UnderWay {
+        /// How many are left.
+        left_pages: u64,
+    },
+    /// It has come to an end.
+    Done {
+        /// The full image that came of it.
+        id: u64,
+        /// Bytes of its file.
+        stored_bytes: u64,
+        /// How long it took, in milliseconds.
+        total_ms: u64,
+    },
+    /// Nothing came of it.
+    Failed {
+        /// Why.
+        error: Failure,
+    },
 }
 
 /// A checkpoint that a controller has taken.
@@ -309,7 +365,25 @@ mod tests {
             }],
             activity: Some(Activity { write_faults: Some(9), ..Activity::default() }),
             activity_age_ms: 0,
+            uploads: Some(Uploads {
+                to: "s3://ckpt/job".into(),
+                newest: Some(2),
+                waiting: 1,
+                error: Some(Failure { code: 124, message: "no network".into() }),
+            }),
+            compaction: None,
         };
+        let compactions = [
+            CompactionState::UnderWay { left_pages: 7 },
+            CompactionState::Done { id: 3, stored_bytes: 9, total_ms: 5 },
+            CompactionState::Failed { error: Failure { code: 124, message: "no room".into() } },
+        ];
+        let compactions = compactions.map(|state| Compaction { from: Some(2), state, age_ms: 4 });
+        assert_eq!(
+            serde_json::to_string(&compactions[1]).unwrap(),
+            r#"{"from":2,"state":"done","id":3,"stored_bytes":9,"total_ms":5,"age_ms":4}"#
+        );
+        let statuses = compactions.map(|compaction| Status { compaction: Some(compaction), ..status.clone() });
         let kept = Fate {
             id: 2,
             parent: None,
@@ -333,8 +407,9 @@ mod tests {
         let full = Report { compacted_from: None, images: 1, ..compacted.clone() };
         let done =
             [Done::Status(Box::new(status)), Done::Pruned(pruned), Done::Compacted(compacted), Done::Compacted(full)];
-        let done = done.map(Response::ok);
-        for response in done.into_iter().chain([Response::error(121, "gone")]) {
+        let statuses = statuses.map(|status| Done::Status(Box::new(status)));
+        let done = done.into_iter().chain(statuses).map(Response::ok);
+        for response in done.chain([Response::error(121, "gone")]) {
             let line = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), response, "{line}");
         }
@@ -347,5 +422,6 @@ mod tests {
             panic!("not taken for a status")
         };
         assert_eq!((status.pid, status.activity, status.last), (7, None, Vec::new()));
+        assert_eq!((status.uploads, status.compaction), (None, None));
     }
 }

@@ -1,12 +1,13 @@
 //! The thread that uploads what the engine publishes. Nobody waits for it but the end.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::journal::{Journal, Upload as Line};
-use super::protocol::Failure;
-use crate::bucket::{self, Gate, Mirror, Passed, Upload};
+use super::protocol::{Failure, Uploads};
+use crate::bucket::{self, Gate, Mirror, Passed, Progress, Upload};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::task;
@@ -22,6 +23,64 @@ const NICE: i32 = 5;
 /// Class "best effort" of `ioprio_set(2)`, and in it the last: it must get on also where the disk is never idle.
 const IO_PRIORITY: i32 = 2 << 13 | 7;
 
+/// The trouble that the thread has, if it has any, for whoever asks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Word(Arc<Mutex<Option<Failure>>>);
+
+impl Word {
+    /// Takes note of trouble. False: it was known.
+    fn note(&self, failure: &Failure) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = known.as_ref() != Some(failure);
+        *known = Some(failure.clone());
+        is_new
+    }
+
+    /// There is no thread, and so nothing is ever uploaded.
+    pub(super) fn complain(&self, failure: &Failure) {
+        log::error!("nothing is uploaded: {}", failure.message);
+        self.note(failure);
+    }
+
+    /// All is well; gives the trouble that there was.
+    fn take(&self) -> Option<Failure> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn get(&self) -> Option<Failure> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How far the bucket is behind the store; none if the store is not the spool of one. `upload` is what the controller was told.
+pub(super) fn progress(store: &Store, upload: Option<&Upload>, word: &Word) -> Option<Uploads> {
+    let found = match upload {
+        Some(upload) => Progress::to(store, &upload.to).map(Some),
+        None => Progress::of(store),
+    };
+    let broken = |error: bucket::Error| Failure { code: error.exit_code(), message: error.to_string() };
+    let (to, newest, waiting, error) = match (found, upload) {
+        (Ok(None), _) | (Err(_), None) => return None,
+        (Ok(Some(found)), Some(_)) => {
+            let error = word.get().or(found.error.map(|(code, message)| Failure { code, message }));
+            (found.url, found.newest, found.waiting.len() as u64, error)
+        }
+        (Ok(Some(found)), None) => {
+            let message = format!(
+                "nobody uploads: the controller was started with --store {}, and not with the bucket's URL",
+                store.dir().display()
+            );
+            (found.url, found.newest, found.waiting.len() as u64, Some(Failure { code: 2, message }))
+        }
+        (Err(error), Some(upload)) => {
+            // Of none it is known that it is there.
+            let all = store.ids().map_or(0, |ids| ids.len() as u64);
+            (upload.to.to_string(), None, all, word.get().or_else(|| Some(broken(error))))
+        }
+    };
+    Some(Uploads { to, newest, waiting, error })
+}
+
 /// The thread, as its employer sees it.
 #[derive(Debug)]
 pub(super) struct Uploader {
@@ -34,7 +93,7 @@ impl Uploader {
     ///
     /// # Errors
     /// When the kernel makes no thread.
-    pub(super) fn start(upload: &Upload, store: &Store, gate: &Gate) -> Result<Self> {
+    pub(super) fn start(upload: &Upload, store: &Store, gate: &Gate, word: &Word) -> Result<Self> {
         let (end, ends) = mpsc::channel();
         let mut work = Work {
             upload: upload.clone(),
@@ -42,7 +101,7 @@ impl Uploader {
             gate: gate.clone(),
             journal: Journal::open(store.dir()),
             mirror: None,
-            trouble: None,
+            word: word.clone(),
         };
         let thread = thread::Builder::new()
             .name("cr-upload".to_owned())
@@ -66,8 +125,7 @@ struct Work {
     gate: Gate,
     journal: Journal,
     mirror: Option<Mirror>,
-    /// What was said of it last.
-    trouble: Option<String>,
+    word: Word,
 }
 
 impl Work {
@@ -112,7 +170,7 @@ impl Work {
     }
 
     fn tell(&mut self, passed: &Passed) {
-        if self.trouble.take().is_some() {
+        if self.word.take().is_some() {
             log::warn!("{} can be used again", self.upload.to);
         }
         for &(id, bytes, took) in &passed.uploaded {
@@ -127,18 +185,17 @@ impl Work {
 
     /// Once for each trouble, however long it lasts.
     fn complain(&mut self, error: &bucket::Error) {
-        let message = error.to_string();
-        if self.trouble.as_ref() == Some(&message) {
+        let failure = Failure { code: error.exit_code(), message: error.to_string() };
+        if !self.word.note(&failure) {
             return;
         }
         let then = if error.passes() { "it is tried again" } else { "nothing more is uploaded" };
-        log::warn!("{message}. The job and its checkpoints in {} go on; {then}", self.store.dir().display());
-        self.journal.note_upload(&Line::Error(&Failure { code: error.exit_code(), message: message.clone() }));
-        self.trouble = Some(message);
+        log::warn!("{}. The job and its checkpoints in {} go on; {then}", failure.message, self.store.dir().display());
+        self.journal.note_upload(&Line::Error(&failure));
     }
 
     fn give_up(&self) {
-        let left = bucket::only_local(&self.store, &self.upload.to).unwrap_or_default();
+        let left = Progress::to(&self.store, &self.upload.to).map(|progress| progress.waiting).unwrap_or_default();
         let ids: Vec<String> = left.iter().map(ToString::to_string).collect();
         log::error!(
             "of the checkpoints in {}, not in {}: {}. The next `cr` that writes there uploads them",

@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::board::Board;
 use super::control::{Asked, Server, Socket};
-use super::engine::{Engine, Flight, How, Landed, Look, Origin};
+use super::engine::{Engine, Flight, How, Landed, Look, Origin, Seen};
 use super::journal::{Journal, Planned, Trigger};
 use super::plan::Plan;
 use super::protocol::{Command, Done, Failure, Less, Response, Status};
 use super::signals::{Meaning, Received, Signals};
+use super::uploader::{self, Word};
 use super::{Config, Outcome, Started, exit};
-use crate::checkpoint::Activity;
 use crate::describe::Checkpoint;
 use crate::error::{Error, Result};
 use crate::object::files::caller::Lent;
@@ -35,6 +35,7 @@ pub(super) async fn watch(
     store: &Store,
     mut engine: Engine,
     socket: Socket,
+    uploader: &Word,
     started: impl FnOnce(&Started),
 ) -> Result<Outcome> {
     let signals = Signals::new()?;
@@ -58,7 +59,7 @@ pub(super) async fn watch(
     started(&begun.started);
 
     let plan = Plan::begin(config.cadence, store, origin);
-    let mut desk = Desk::new(config, store, engine, plan, pid);
+    let mut desk = Desk::new(config, store, engine, plan, pid, uploader);
     desk.lent = begun.lent;
     loop {
         let due = desk.plan.due();
@@ -122,14 +123,16 @@ struct Wish {
 enum News {
     /// What became of the checkpoint under way.
     Landed(Box<Result<Landed>>),
-    /// What the job is doing.
-    Seen(Option<Activity>),
+    /// What it knows.
+    Seen(Seen),
 }
 
 /// What the controller knows, has in hand, and has to do.
 struct Desk<'c> {
     config: &'c Config,
     store: &'c Store,
+    /// What the thread that uploads has to say.
+    uploader: &'c Word,
     engine: Engine,
     journal: Journal,
     plan: Plan,
@@ -156,10 +159,11 @@ struct Desk<'c> {
 }
 
 impl<'c> Desk<'c> {
-    fn new(config: &'c Config, store: &'c Store, engine: Engine, plan: Plan, pid: i32) -> Self {
+    fn new(config: &'c Config, store: &'c Store, engine: Engine, plan: Plan, pid: i32, uploader: &'c Word) -> Self {
         Self {
             config,
             store,
+            uploader,
             is_ours: !matches!(engine.origin, Origin::Process(_)),
             engine,
             journal: Journal::open(store.dir()),
@@ -233,6 +237,8 @@ impl<'c> Desk<'c> {
             last: self.board.last(),
             activity,
             activity_age_ms: activity_age_ms.unwrap_or_default(),
+            uploads: uploader::progress(self.store, self.config.bucket.as_ref(), self.uploader),
+            compaction: self.board.compaction(),
         })))
     }
 
@@ -266,11 +272,9 @@ impl<'c> Desk<'c> {
     fn hear(&mut self, news: News) {
         match news {
             News::Landed(outcome) => self.landed(&outcome),
-            News::Seen(activity) => {
+            News::Seen(seen) => {
                 self.look = None;
-                if let Some(activity) = activity {
-                    self.board.saw(activity);
-                }
+                self.board.heard(seen);
                 let status = self.status();
                 self.board.answer(&status);
             }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use cr::policy::{Bound, Reasons};
-use cr::supervise::{Status, Taken};
+use cr::supervise::{Compaction, CompactionState, Status, Taken, Uploads};
 use serde::Serialize;
 
+use super::wrap::wrapped;
 use crate::cli::output::bytes;
 
 /// Bytes in a page.
@@ -67,6 +68,8 @@ pub(super) struct View {
     interval_ms: Option<u64>,
     next_ms: Option<u64>,
     auto: Option<Reasons>,
+    compaction: Option<Compaction>,
+    uploads: Option<Uploads>,
 }
 
 impl View {
@@ -92,6 +95,8 @@ impl View {
             interval_ms: status.interval_ms,
             next_ms: status.next_ms,
             auto: status.auto,
+            compaction: status.compaction,
+            uploads: status.uploads,
         }
     }
 
@@ -103,8 +108,9 @@ impl View {
     /// In one line of text.
     pub(super) fn line(&self) -> String {
         let mark = if self.age_ms > 0 { format!(" (of {} ago)", seconds(self.age_ms)) } else { String::new() };
-        format!(
-            "{} pid {} written {}, {}{mark}, hot {}, frozen {}, last {}, next {}, scans {}, lost {}",
+        let uploads = self.uploads.as_ref().map_or(String::new(), |uploads| format!(", uploads {}", in_words(uploads)));
+        let line = format!(
+            "{} pid {} written {}, {}{mark}, hot {}, frozen {}, last {}, next {}, scans {}, lost {}, compacted {}{uploads}",
             self.at,
             self.pid,
             self.written(),
@@ -115,7 +121,10 @@ impl View {
             self.next(),
             self.scans.as_deref().unwrap_or("?"),
             self.lost(),
-        )
+            self.compacted(),
+        );
+        // Sentences about trouble may have several lines.
+        line.replace(char::is_control, " ")
     }
 
     /// In some lines of at most so many columns.
@@ -139,7 +148,12 @@ impl View {
         lines.extend(self.auto.as_ref().map(|auto| format!("because   {}", because(auto))));
         lines.push(format!("scans     {}", self.scans.as_deref().unwrap_or("not known yet")));
         lines.push(format!("lost      {}", self.lost()));
-        lines.into_iter().map(|line| line.chars().take(columns).collect()).collect()
+        let mut lines: Vec<String> = lines.into_iter().map(|line| line.chars().take(columns).collect()).collect();
+        // What has gone wrong is told whole, and last: nothing else is to give way to it.
+        lines.extend(wrapped(&format!("compacted {}", self.compacted()), columns));
+        let uploads = self.uploads.as_ref().map(|uploads| format!("uploads   {}", in_words(uploads)));
+        lines.extend(uploads.iter().flat_map(|uploads| wrapped(uploads, columns)));
+        lines
     }
 
     fn written(&self) -> String {
@@ -171,6 +185,20 @@ impl View {
         format!("{} {}, {size}, {age} ago, took {:.0} ms", last.id, last.kind.name(), last.total_ms)
     }
 
+    fn compacted(&self) -> String {
+        let Some(Compaction { from, state, age_ms }) = &self.compaction else { return "none yet".to_owned() };
+        let (from, age) = (from.map_or("?".to_owned(), |from| from.to_string()), seconds(*age_ms));
+        match state {
+            CompactionState::UnderWay { left_pages } => {
+                format!("{from} under way for {age}, {} left", bytes(left_pages * PAGE))
+            }
+            CompactionState::Done { id, stored_bytes, total_ms } => {
+                format!("{from} into {id}, {}, {age} ago, took {total_ms} ms", bytes(*stored_bytes))
+            }
+            CompactionState::Failed { error } => format!("not {from}, tried {age} ago: {}", error.message),
+        }
+    }
+
     fn next(&self) -> String {
         let Some(interval) = self.interval_ms else { return "when it is asked for".to_owned() };
         let kind = if self.auto.is_some() { "auto" } else { "fixed" };
@@ -198,6 +226,13 @@ fn because(auto: &Reasons) -> String {
     )
 }
 
+/// How far the bucket is behind.
+fn in_words(Uploads { to, newest, waiting, error }: &Uploads) -> String {
+    let newest = newest.map_or("none there yet".to_owned(), |newest| format!("newest {newest}"));
+    let trouble = error.as_ref().map_or(String::new(), |error| format!(": {}", error.message));
+    format!("{newest}, {waiting} waiting, to {to}{trouble}")
+}
+
 /// Milliseconds for people.
 fn seconds(ms: u64) -> String {
     if ms < 60_000 {
@@ -220,6 +255,7 @@ mod tests {
     use cr::checkpoint::Activity;
     use cr::describe::Kind;
     use cr::policy::{Auto, Sample};
+    use cr::supervise::protocol::Failure;
 
     use super::*;
 
@@ -246,7 +282,17 @@ mod tests {
             last: (1..=8).map(taken).collect(),
             activity: Some(activity),
             activity_age_ms: age,
+            uploads: None,
+            compaction: None,
         }
+    }
+
+    fn failure(message: &str) -> Failure {
+        Failure { code: 124, message: message.to_owned() }
+    }
+
+    fn compaction(state: CompactionState) -> Compaction {
+        Compaction { from: Some(16), state, age_ms: 4000 }
     }
 
     #[test]
@@ -301,6 +347,39 @@ mod tests {
         let shown = View { auto: Some(auto.reasons()), ..view }.screen(200).join("\n");
         assert!(shown.contains("costs 3.0 ms (frozen 2.0 + faults 1.0), durable after 30 ms, mean of 1"), "{shown}");
         assert!(shown.contains("every 10.0 s (auto)") && shown.contains("▂▃▄▅▅▆▇█"), "{shown}");
+    }
+
+    #[test]
+    fn compactions_and_uploads_are_told() {
+        let with = |compaction, uploads| {
+            let status = Status { compaction, uploads, ..status(0, false, 0) };
+            View::of(Path::new("ckpt"), status, None)
+        };
+        let up = |newest, waiting, error| Uploads { to: "s3://ckpt/job".into(), newest, waiting, error };
+        let nothing = with(None, None);
+        assert!(nothing.line().ends_with("compacted none yet"), "{}", nothing.line());
+        let states = [
+            (CompactionState::UnderWay { left_pages: 512 }, "compacted 16 under way for 4.0 s, 2.0 MiB left"),
+            (
+                CompactionState::Done { id: 17, stored_bytes: 3 << 20, total_ms: 1500 },
+                "compacted 16 into 17, 3.0 MiB, 4.0 s ago, took 1500 ms",
+            ),
+            (CompactionState::Failed { error: failure("no room") }, "compacted not 16, tried 4.0 s ago: no room"),
+        ];
+        for (state, words) in states {
+            let view = with(Some(compaction(state)), None);
+            assert!(view.line().ends_with(words) && view.screen(80).contains(&words.to_owned()), "{}", view.line());
+        }
+        let all = [
+            (up(Some(5), 0, None), "newest 5, 0 waiting, to s3://ckpt/job"),
+            (up(None, 2, None), "none there yet, 2 waiting, to s3://ckpt/job"),
+            (up(Some(5), 1, Some(failure("it is\ndown"))), "newest 5, 1 waiting, to s3://ckpt/job: it is down"),
+        ];
+        for (uploads, words) in all {
+            let view = with(None, Some(uploads));
+            assert!(view.line().ends_with(words), "{}", view.line());
+            assert_eq!(view.screen(80).last(), Some(&format!("uploads   {words}")));
+        }
     }
 
     #[test]
