@@ -23,6 +23,7 @@ mod model;
 mod narrow;
 mod parallel;
 mod part;
+mod place;
 mod precopy;
 mod preflight;
 mod prior;
@@ -421,12 +422,9 @@ impl Job {
 
     /// Reads the mappings in words before the frozen window, where their number may cost time.
     fn learn_mappings(&mut self) {
-        let Some(watch) = &mut self.watch else { return };
-        let look = watch.look();
-        for pid in self.members.iter().map(|m| m.pid) {
-            // Should it fail, they are read again in the frozen window, which will say why.
-            watch.refresh(pid, &look);
-        }
+        let pids: Vec<i32> = self.members.iter().map(|m| m.pid).collect();
+        // Should it fail, they are read again in the frozen window, which will say why.
+        self.watch.iter_mut().for_each(|watch| watch.refresh(&pids));
     }
 
     /// The mappings of a process, with their flags. `/proc/PID/smaps` takes time for each page that exists: where an

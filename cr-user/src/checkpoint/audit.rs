@@ -1,4 +1,4 @@
-//! Looks at all page tables, to see that the narrow questions leave nothing out.
+//! Looks at all page tables, to see that the narrow questions leave nothing out; and at the mappings, where they are remembered.
 //!
 //! Every so many checkpoints a look at a running process compares what was written with what was noted. `CR_AUDIT=pages` makes each
 //! checkpoint look at everything in the frozen window besides, and fail where that makes a difference: for tests.
@@ -6,14 +6,15 @@
 use std::fs::File;
 
 use crate::checkpoint::gone;
-use crate::checkpoint::look::{self, Place};
+use crate::checkpoint::look;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::narrow::Scope;
+use crate::checkpoint::place::Place;
 use crate::checkpoint::watch::Watch;
 use crate::error::{Error, Result};
 use crate::object::is_audited;
 use crate::object::memory::mapping::Mapping;
-use crate::procfs;
+use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 use crate::track::oracle;
@@ -49,6 +50,22 @@ pub fn missed(member: &Member, watch: &mut Watch) -> Result<Option<RangeSet>> {
     watch.gather_ahead();
     let asked = watch.noted(member.pid).and_then(narrow);
     Ok(asked.map(|asked| RangeSet::from_unsorted(written).difference(&asked)))
+}
+
+/// With `CR_AUDIT=state`: the mappings that are remembered of a process that stands still, against those that it has.
+///
+/// # Errors
+/// When there is a difference.
+pub fn compare_mappings(pid: i32, remembered: &[Vma]) -> Result<()> {
+    if !is_audited("state") {
+        return Ok(());
+    }
+    let now = procfs::smaps(pid).map_err(|_| gone(pid, "an audit of its mappings"))?;
+    let differs = (0..now.len().max(remembered.len())).find(|index| now.get(*index) != remembered.get(*index));
+    let Some(index) = differs else { return Ok(()) };
+    let what = format!("{:x?} are remembered, and there are {:x?}", remembered.get(index), now.get(index));
+    let why = std::io::Error::other("its mappings changed unnoticed (CR_AUDIT)");
+    Err(Error::system(format!("auditing the mappings of pid {pid}: {what}"), why))
 }
 
 /// After a narrow look at a process that stands still: a look at everything. `own` and the guards of the mappings are what the

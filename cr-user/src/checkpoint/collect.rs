@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::checkpoint::aio;
+use crate::checkpoint::audit;
 use crate::checkpoint::connections::{self, Parting};
 use crate::checkpoint::datagrams;
 use crate::checkpoint::ipc;
@@ -126,7 +127,9 @@ impl State {
         let lost = datagrams::read_hidden(&job.members, &mut state.files, &mut job.watch, job.datagrams)?;
         job.notes.extend(lost);
         for member in job.members.iter().filter(|m| m.has_own_memory()) {
-            state.vmas.push((member.pid, job.mappings_now(member.pid, &look)?));
+            let vmas = job.mappings_now(member.pid, &look)?;
+            audit::compare_mappings(member.pid, &vmas)?;
+            state.vmas.push((member.pid, vmas));
         }
         phases.end("mappings");
         state.parting =

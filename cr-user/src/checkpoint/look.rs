@@ -11,43 +11,12 @@ use crate::checkpoint::history::History;
 use crate::checkpoint::member::Member;
 use crate::checkpoint::narrow::{Noted, Question, Scope, Settled, tables};
 use crate::checkpoint::parallel::on_all_cpus;
+use crate::checkpoint::place::Place;
 use crate::error::{Error, Result};
-use crate::object::memory::mapping::Mapping;
 use crate::procfs::{self, Vma};
 use crate::ranges::RangeSet;
 use crate::sys::PAGE;
 use crate::track::oracle::{self, Backing, Written};
-
-/// A mapping, as far as its page tables go.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    start: u64,
-    end: u64,
-    /// Untouched pages of it read as zero.
-    anonymous: bool,
-    writable: bool,
-}
-
-impl Place {
-    /// Of a mapping that is described.
-    pub fn of(mapping: &Mapping) -> Self {
-        let writable = mapping.prot & libc::PROT_WRITE != 0;
-        Self { start: mapping.start, end: mapping.end, anonymous: mapping.is_anonymous(), writable }
-    }
-
-    /// Of a mapping in which a process has content of its own; none for others.
-    pub fn of_vma(vma: &Vma) -> Option<Self> {
-        let anonymous = vma.inode == 0 || vma.name.starts_with("/anon_hugepage");
-        let writable = vma.prot & libc::PROT_WRITE != 0;
-        let is_private = !vma.shared && !vma.name.starts_with("[v");
-        is_private.then_some(Self { start: vma.start, end: vma.end, anonymous, writable })
-    }
-
-    /// Its pages.
-    pub fn pages(&self) -> Range<u64> {
-        self.start / PAGE..self.end / PAGE
-    }
-}
 
 /// What page tables say.
 #[derive(Debug, Default)]
@@ -60,8 +29,8 @@ pub struct Found {
     pub taken: Vec<Range<u64>>,
     /// The mapping is not under tracking: anything may have been written.
     pub untracked: bool,
-    /// The mapping was put under tracking just now.
-    pub is_new: bool,
+    /// Pages that were put under tracking just now: the mapping's and what had to go with it.
+    pub tracked: Vec<Range<u64>>,
     /// Why not all was found, as when the process is gone. What was taken is owed all the same.
     pub failed: Option<Error>,
 }
@@ -164,8 +133,10 @@ fn written(member: &Member, place: &Place, windows: &RangeSet, found: &mut Found
             // Which pages were protected before it failed is not known.
             found.taken.push(part.clone());
         }
-        if matches!(answer, Ok(Written::Untracked)) && oracle.register(place.start, place.end).is_ok() {
-            found.is_new = true;
+        if matches!(answer, Ok(Written::Untracked))
+            && let Some(pages) = place.track(oracle)
+        {
+            found.tracked.push(pages);
             answer = ask();
         }
         match answer {
@@ -259,12 +230,13 @@ fn look_over(member: &mut Member, vmas: &[Vma], hint: Option<&Question>, before:
     const TRIES: usize = 3;
     let pagemap = oracle::pagemap_of(member.pid)?;
     let (mut taken, mut own, mut guards, mut whole) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for place in vmas.iter().filter_map(Place::of_vma) {
+    for place in (0..vmas.len()).filter_map(|index| Place::in_motion(vmas, index)) {
         for _ in 0..TRIES {
             let seen = look_at(member, &pagemap, &place, hint, before);
             taken.extend(seen.taken);
-            if seen.is_new {
-                before.forget(place.pages());
+            if !seen.tracked.is_empty() {
+                // What has come into a hole meanwhile is tracked, and not known.
+                seen.tracked.into_iter().for_each(|pages| before.forget(pages));
                 continue;
             }
             own.extend(seen.own);
@@ -288,12 +260,12 @@ struct Sight {
     guards: Vec<Range<u64>>,
     /// It was looked at to the end.
     all: bool,
-    /// It was put under tracking meanwhile.
-    is_new: bool,
+    /// What was put under tracking meanwhile.
+    tracked: Vec<Range<u64>>,
 }
 
 fn look_at(member: &Member, pagemap: &File, place: &Place, hint: Option<&Question>, before: &Settled) -> Sight {
-    let mut sight = Sight { taken: Vec::new(), own: Vec::new(), guards: Vec::new(), all: true, is_new: false };
+    let mut sight = Sight { taken: Vec::new(), own: Vec::new(), guards: Vec::new(), all: true, tracked: Vec::new() };
     let (parts, unasked) = parts(before, place, hint);
     for gap in unasked {
         sight.own.extend(before.own.within(gap.clone()));
@@ -303,7 +275,7 @@ fn look_at(member: &Member, pagemap: &File, place: &Place, hint: Option<&Questio
         // A mapping that is gone meanwhile is not there in the frozen window either; of what is left of it, all is owed.
         let found = take(member, pagemap, &ask);
         sight.taken.extend(found.taken);
-        sight.is_new |= found.is_new;
+        sight.tracked.extend(found.tracked);
         if found.untracked || found.failed.is_some() {
             sight.all = false;
             continue;

@@ -161,12 +161,10 @@ impl Watch {
         Some(Noted { space, followed, record })
     }
 
-    /// Reads mappings in words, and remembers them if nothing changed meanwhile.
+    /// Reads mappings, also in words, and remembers them: they are worth nothing if anything changed meanwhile.
     fn learn(&mut self, pid: i32) {
-        let before = self.hints.vmas(pid).ok();
+        let records = self.hints.vmas(pid).ok();
         let vmas = procfs::smaps(pid).map(Arc::new).ok();
-        let after = self.hints.vmas(pid).ok();
-        let records = before.filter(|b| after.as_ref().is_some_and(|a| same(a, b)));
         match records.zip(vmas) {
             Some((records, vmas)) => drop(self.known.insert(pid, Known { state: None, records, vmas })),
             None => drop(self.known.remove(&pid)),
@@ -181,14 +179,38 @@ impl Watch {
         same.then(|| Arc::clone(&known.vmas))
     }
 
-    /// Makes sure that the mappings are remembered as they are now; what cannot be read is not. `look` was before.
-    pub fn refresh(&mut self, pid: i32, look: &Look) {
-        if self.recall(pid, look).is_none() {
-            self.learn(pid);
-        }
-        if let Some(known) = self.known.get_mut(&pid) {
-            // Was it before the last change, then it never comes true again.
-            known.state = look.mappings_state(pid);
+    /// Makes sure that the mappings of processes that run are remembered as they are now; those are not that change meanwhile.
+    ///
+    /// That they are the same before and after they were read in words does not tell that they were so when they were read: a program
+    /// goes through the same mappings time and again. So it takes the kernel's count of changes.
+    pub fn refresh(&mut self, pids: &[i32]) {
+        /// Those that change all the time are read in the frozen window.
+        const TRIES: usize = 3;
+        for _ in 0..TRIES {
+            let before = self.look();
+            let (known, unknown): (Vec<i32>, Vec<i32>) =
+                pids.iter().partition(|pid| self.recall(**pid, &before).is_some());
+            for pid in &unknown {
+                self.learn(*pid);
+            }
+            let after = if unknown.is_empty() { Look::default() } else { self.look() };
+            let is_sure = |pid: &i32| {
+                let state = before.mappings_state(*pid);
+                state.is_some() && state == after.mappings_state(*pid)
+            };
+            let (sure, doubtful): (Vec<i32>, Vec<i32>) = unknown.into_iter().partition(is_sure);
+            for pid in known.iter().chain(&sure) {
+                if let Some(known) = self.known.get_mut(pid) {
+                    // Was it before the last change, then it never comes true again.
+                    known.state = before.mappings_state(*pid);
+                }
+            }
+            if doubtful.is_empty() {
+                break;
+            }
+            for pid in doubtful {
+                self.known.remove(&pid);
+            }
         }
     }
 }

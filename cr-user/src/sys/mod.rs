@@ -19,6 +19,7 @@ pub mod pagemap;
 pub mod parked;
 pub mod probe;
 pub mod process;
+pub mod procmap;
 pub mod ptrace;
 pub mod reflink;
 pub mod socket;

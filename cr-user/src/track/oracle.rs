@@ -79,7 +79,12 @@ impl Oracle {
         Ok(Self { pid, uffd, pagemap: pagemap_of(pid)? })
     }
 
-    /// Puts a mapping under tracking. Whole mappings only.
+    /// Whose address space it watches.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Puts all mappings in a range under tracking.
     ///
     /// # Errors
     /// `EBUSY` when the job tracks it by a userfaultfd of its own, `EINVAL` for what cannot be tracked, `ESRCH` when the
