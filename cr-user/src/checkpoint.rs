@@ -158,7 +158,8 @@ impl Job {
     /// # Errors
     /// [`Error::Refused`] when the job holds what could not be restored, and whatever fails on the way.
     pub fn checkpoint(&mut self, writer: &StoreWriter, options: &Options) -> Result<Report> {
-        const TRIES: usize = 5;
+        /// Where processes are killed all the time, each may fail.
+        const TRIES: usize = 20;
         const PATIENCE: Duration = Duration::from_secs(1);
         self.datagrams = options.udp.unwrap_or_default();
         let kept = self.external.len();
@@ -191,7 +192,7 @@ impl Job {
 
     /// How it is gone about once more, if what failed may have failed because of what became of a process.
     fn pace_of_another_try(&self) -> Option<Pace> {
-        let is_ending = |m: &Member| m.pid != self.pid() && (m.has_ended() || procfs::is_ending(m.pid));
+        let is_ending = |m: &Member| m.pid != self.pid() && m.is_ending();
         // One that ends has no program any more, either.
         if self.lost_in_window || self.members.iter().any(is_ending) {
             return Some(Pace::Thorough);
@@ -413,7 +414,7 @@ impl Job {
             let noted = self.watch.as_ref().and_then(|w| w.noted(member.pid));
             match look::estimate(member, noted.as_ref()) {
                 // It is not there in the frozen window either.
-                Err(_) if member.has_ended() && member.pid != root => {}
+                Err(_) if member.is_ending() && member.pid != root => {}
                 other => count += other?,
             }
         }
@@ -467,7 +468,7 @@ impl Job {
         }
         self.members.iter_mut().filter(|m| Self::wants_oracle(m)).try_for_each(|member| {
             // One that ends in the middle is not there in the frozen window either.
-            member.find_gadgets().or_else(|e| if member.has_ended() { Ok(()) } else { Err(e) })
+            member.find_gadgets().or_else(|e| if member.is_ending() { Ok(()) } else { Err(e) })
         })?;
         // Less is left to gather while it stands still.
         self.watch.iter_mut().for_each(Watch::gather_ahead);

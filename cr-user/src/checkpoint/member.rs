@@ -147,6 +147,11 @@ impl Member {
         !self.sharing.memory
     }
 
+    /// Whether the process has ended, or is about to: what it had may be gone already.
+    pub fn is_ending(&self) -> bool {
+        self.has_ended() || procfs::is_ending(self.pid)
+    }
+
     /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -103,7 +103,7 @@ fn rounds(
         let known = content.get(&member.space()).cloned().unwrap_or_default();
         match precopy_one(member, begin, watch.as_mut(), arena, &known, leave_out, sink, prior.filter(|_| *doubt)) {
             // It is not there in the frozen window either.
-            Err(_) if member.has_ended() => {}
+            Err(_) if member.is_ending() => {}
             other => other?,
         }
     }
