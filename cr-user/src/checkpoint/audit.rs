@@ -1,7 +1,8 @@
 //! Looks at all page tables, to see that the narrow questions leave nothing out; and at the mappings, where they are remembered.
 //!
 //! Every so many checkpoints a look at a running process compares what was written with what was noted. `CR_AUDIT=pages` makes each
-//! checkpoint look at everything in the frozen window besides, and fail where that makes a difference: for tests.
+//! checkpoint look at everything in the frozen window besides, and fail where that makes a difference: for tests. `CR_AUDIT=state` does
+//! so with the mappings.
 
 use std::fs::File;
 

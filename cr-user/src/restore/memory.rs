@@ -273,8 +273,8 @@ pub fn fill_object(chain: &Chain, space: u64, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Brings a part of a file, whose pages `finder` finds, back to what it was at the checkpoint; what is the same already is not written, nor are pages that
-/// the checkpoint leaves out.
+/// Brings a part of a file, whose pages `finder` finds, back to what it was at the checkpoint; what is the same already is not
+/// written, nor are pages that the checkpoint leaves out.
 ///
 /// # Errors
 /// When it cannot be read or written.
